@@ -1,0 +1,8 @@
+"""Knowledge distillation for Detectron2."""
+
+from .distiller import Distiller
+from .knowledge import Knowledge, Targets
+from .teacher import Teacher
+
+__version__ = "0.1.0"
+__all__ = ["Distiller", "Knowledge", "Targets", "Teacher"]

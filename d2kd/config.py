@@ -1,0 +1,139 @@
+"""Checks of a LazyConfig that find mistakes before the first iteration."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import LazyConfig
+from detectron2.data import DatasetCatalog
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from .engine import instantiate_target
+
+__all__ = ["check_config", "load_config"]
+
+# Of `train`, beside the fields of Detectron2's configs/common/train.py.
+TRAIN_FIELDS = dict(
+    seed=-1,
+    accumulate=1,
+    clip_grad_norm=0.0,
+    teacher_proof=dict(images=0, min_ap=0.0),
+)
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Load a LazyConfig, fill in the fields of `train` that d2kd adds, and apply overrides.
+
+    Raises:
+        ValueError: an override names a field that is not there.
+    """
+    cfg = LazyConfig.load(path)
+    if "train" not in cfg:
+        raise ValueError(f"{path}: expected a `train` section, found {', '.join(cfg)}")
+    for key, value in TRAIN_FIELDS.items():
+        cfg.train.setdefault(key, value)
+    for key, value in dict(enabled=False, dtype="float16").items():
+        cfg.train.setdefault("amp", {}).setdefault(key, value)
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        _check_key(cfg, key)
+    return LazyConfig.apply_overrides(cfg, list(overrides))
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Find unknown fields, unknown or empty datasets and impossible devices.
+
+    Raises:
+        ValueError: with the field, what was expected, what was found and the nearest names.
+    """
+    for path, node in _nodes(cfg):
+        if "_target_" in node:
+            _check_fields(path, node)
+    for path, names in _dataset_names(cfg.get("dataloader", {})):
+        for name in [names] if isinstance(names, str) else names:
+            if name not in DatasetCatalog.list():
+                raise ValueError(
+                    f"{path}: expected a registered dataset, found {name!r}."
+                    f"{_nearest(name, DatasetCatalog.list())} Register it in the config or with "
+                    f"detectron2.data.datasets.register_coco_instances."
+                )
+    device = str(cfg.train.get("device", "cuda"))
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"train.device: expected a device of this machine, found {device!r} but no GPU. "
+            f"Add train.device=cpu to the command."
+        )
+    amp = cfg.train.amp
+    if amp.enabled and amp.dtype not in ("float16", "bfloat16"):
+        raise ValueError(f"train.amp.dtype: expected float16 or bfloat16, found {amp.dtype!r}")
+
+
+def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(cfg, DictConfig):
+        yield path, cfg
+        for key in cfg:
+            yield from _nodes(OmegaConf.select(cfg, str(key)), f"{path}.{key}".lstrip("."))
+    elif isinstance(cfg, ListConfig):
+        for i, item in enumerate(cfg):
+            yield from _nodes(item, f"{path}[{i}]")
+
+
+def _fields(node: DictConfig) -> list[str] | None:
+    """Names of the arguments of a node's target; None where it takes any."""
+    target = instantiate_target(node)
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return [p.name for p in parameters]
+
+
+def _check_fields(path: str, node: DictConfig) -> None:
+    fields = _fields(node)
+    if fields is None:
+        return
+    target = instantiate_target(node)
+    for key in node:
+        if key != "_target_" and key not in fields:
+            raise ValueError(
+                f"{path}.{key}: expected a field of {target.__name__} ({', '.join(fields)}), found "
+                f"{key!r}.{_nearest(key, fields)}"
+            )
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        parent_path = ".".join(parts[:i])
+        parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
+        if not isinstance(parent, DictConfig):
+            return  # a list index, or Detectron2's own message for a value
+        if part in parent:
+            continue
+        fields = list(parent)
+        if "_target_" in parent:
+            fields = _fields(parent)
+            if fields is None or part in fields:
+                return
+        raise ValueError(
+            f"override {key}: expected a field of {parent_path or 'the config'} "
+            f"({', '.join(str(f) for f in fields)}), found {part!r}.{_nearest(part, fields)}"
+        )
+
+
+def _dataset_names(cfg) -> Iterator[tuple[str, str | Sequence[str]]]:
+    for path, node in _nodes(cfg):
+        for key in ("names", "dataset_name"):
+            value = node.get(key) if isinstance(node, DictConfig) else None
+            if isinstance(value, (str, ListConfig, list, tuple)):
+                yield f"dataloader.{path}.{key}", value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3)
+    return f" Did you mean {' or '.join(near)}?" if near else ""

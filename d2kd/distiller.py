@@ -1,0 +1,179 @@
+"""The meta-architecture that trains a student with a frozen teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from .inherit import inherit_weights
+from .knowledge import Knowledge, Targets
+from .methods import Methods
+from .readers import read
+from .teacher import Teacher, check_format
+
+__all__ = ["Distiller"]
+
+logger = logging.getLogger(__name__)
+
+
+class Distiller(nn.Module):
+    """The student with one more child, `distillation`.
+
+    The student's own children, parameters and buffers are this module's, under the student's own
+    names. Whatever goes by names (checkpoints, weight decay, layer-wise learning rates, freezing,
+    EMA) works as for the plain student, and a checkpoint loads into the plain student's config.
+    In training it gives the student's losses and one more for each method; in evaluation it is
+    the student. Without methods it is the student in training too.
+
+    Args:
+        student: any detector that `d2kd.readers.read` knows.
+        teacher: a `Teacher`; None only without methods.
+        methods: the distillation methods by name.
+        inherit: start the student from all of the teacher's tensors outside its bottom-up
+            backbone that fit by name and shape (FGD and PGD do; see `inherit`).
+        same_classes: refuse a teacher with another number of classes than the student's.
+        input_format: channel order of the images that the data loader gives, "BGR" or "RGB".
+            Default: the student's `input_format` where it has one, else "BGR".
+        log_period: steps between two records of the methods' terms and ratios.
+
+    Raises:
+        TypeError: a detector that no reader knows.
+        ValueError: student, teacher and methods do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: nn.Module,
+        teacher: Teacher | None = None,
+        methods: Methods | None = None,
+        inherit: bool = False,
+        same_classes: bool = True,
+        input_format: str | None = None,
+        log_period: int = 20,
+    ):
+        super().__init__()
+        self._reader = read(student)
+        if methods and teacher is None:
+            raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
+        if inherit and teacher is None:
+            raise ValueError("Distiller: inherit=True needs a teacher, found none")
+        if "distillation" in student._modules:
+            raise ValueError("Distiller: the student has a child named 'distillation' already")
+        # Not a child: its children are. The dicts are shared, so that moving, casting or
+        # loading this module does the same to the student.
+        self.__dict__["student"] = student
+        self._parameters = student._parameters
+        self._buffers = student._buffers
+        self._non_persistent_buffers_set = student._non_persistent_buffers_set
+        self._modules.update(student._modules)
+        self.distillation = methods if methods is not None else Methods()
+
+        self.teacher = teacher
+        self.input_format = check_format(input_format, student)
+        self.log_period = log_period
+        self._needs = frozenset().union(*(m.needs for m in self.distillation.values()))
+        if teacher is not None:
+            classes = self._reader.num_classes, teacher.reader.num_classes
+            if same_classes and classes[0] != classes[1]:
+                raise ValueError(
+                    f"student ({self._reader.name}) and teacher ({teacher.reader.name}): expected "
+                    f"the same number of classes, found {classes[0]} and {classes[1]}. Set "
+                    f"num_classes alike, or Distiller(same_classes=False) to distil features only."
+                )
+        for method in self.distillation.values():
+            method.setup(self._reader, teacher.reader)
+        self._inherits = inherit
+        self.inherit()
+
+    def train(self, mode: bool = True) -> Distiller:
+        super().train(mode)
+        self.student.train(mode)
+        return self
+
+    def inherit(self) -> None:
+        """Copy what fits of the teacher's neck and head into the student, if `inherit` is set.
+
+        Call it again after loading any other initial weights, which would overwrite the copies;
+        `train_net.py` does.
+        """
+        if self._inherits:
+            report = inherit_weights(self._reader, self.teacher.reader)
+            logger.info("Inherited from the teacher: %s", report)
+
+    def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
+        """
+        Args:
+            batched_inputs: Detectron2's list of dicts, one for each image.
+
+        Returns:
+            in training, loss name -> scalar: the student's losses and, for each method,
+            `loss_distill_<name>`; else the student's output.
+        """
+        if not self.training or not self.distillation:
+            return self.student(batched_inputs)
+        with self._reader.listen(self._needs) as seen:
+            losses = self.student(batched_inputs)
+        device = next(iter(losses.values())).device
+        teacher = self.teacher.to(device)(
+            batched_inputs,
+            input_format=self.input_format,
+            padded_size=seen.padded_size,
+            needs=self._needs,
+        )
+        targets = Targets.from_inputs(batched_inputs, device)
+        # Squared sums and softmax over whole maps overflow or round off in half precision.
+        with torch.autocast(device.type, enabled=False):
+            terms = {
+                name: method(_in_fp32(seen), _in_fp32(teacher), targets)
+                for name, method in self.distillation.items()
+            }
+            added = {
+                f"loss_distill_{name}": self.distillation[name].weight * sum(values.values())
+                for name, values in terms.items()
+            }
+        self._record(losses, terms, added)
+        return {**losses, **added}
+
+    @torch.no_grad()
+    def _record(
+        self,
+        losses: dict[str, Tensor],
+        terms: dict[str, dict[str, Tensor]],
+        added: dict[str, Tensor],
+    ) -> None:
+        """Put each term and each method's ratio to the task's loss into Detectron2's storage.
+
+        Only every `log_period` steps: reading a number makes a GPU wait.
+        """
+        try:
+            storage = get_event_storage()
+        except AssertionError:  # outside a trainer
+            return
+        if storage.iter % self.log_period:
+            return
+        task = float(sum(losses.values()))
+        for name, values in terms.items():
+            raw = {term: float(value) for term, value in values.items()}
+            weighted = float(added[f"loss_distill_{name}"])
+            storage.put_scalars(
+                smoothing_hint=False,
+                **{f"distill/{name}/{term}": value for term, value in raw.items()},
+                **{
+                    f"distill/{name}/raw": sum(raw.values()),
+                    f"distill/{name}/weighted": weighted,
+                    f"distill/{name}/ratio": weighted / max(task, 1e-12),
+                },
+            )
+
+
+def _in_fp32(seen: Knowledge) -> Knowledge:
+    return Knowledge(
+        seen.padded_size,
+        {level: x.float() for level, x in seen.features.items()},
+        {level: x.float() for level, x in seen.logits.items()},
+    )

@@ -1,0 +1,245 @@
+"""Training steps, exact resuming and process groups, on top of Detectron2's engine."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from detectron2.config import instantiate
+from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import TrainingSampler
+from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import launch as detectron2_launch
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["Segments", "TrainLoader", "Trainer", "launch"]
+
+
+class Trainer(SimpleTrainer):
+    """`SimpleTrainer` with mixed precision on any device, accumulation and gradient clipping.
+
+    Args:
+        model, optimizer: see `SimpleTrainer`. The batches come from `Segments`.
+        amp_dtype: autocast precision, torch.bfloat16 or torch.float16 (with loss scaling); None
+            for fp32.
+        accumulate: batches whose mean gradient makes one step.
+        clip_grad_norm: largest L2 norm of the whole gradient; 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp_dtype: torch.dtype | None = None,
+        accumulate: int = 1,
+        clip_grad_norm: float = 0.0,
+    ):
+        super().__init__(model, [], optimizer)
+        if accumulate < 1:
+            raise ValueError(f"train.accumulate: expected at least 1, found {accumulate}")
+        if clip_grad_norm < 0:
+            raise ValueError(f"train.clip_grad_norm: expected >= 0, found {clip_grad_norm}")
+        self.amp_dtype = amp_dtype
+        self.accumulate = accumulate
+        self.clip_grad_norm = clip_grad_norm
+        self._device = next(model.parameters()).device.type
+        self._batches: Iterator = iter(())
+        scaler = getattr(torch.amp, "GradScaler", None)  # torch < 2.3 has CUDA's only
+        enabled = amp_dtype == torch.float16
+        self._scaler = (
+            scaler(self._device, enabled=enabled)
+            if scaler
+            else torch.cuda.amp.GradScaler(enabled=enabled)
+        )
+
+    def set_loader(self, data_loader: Iterable) -> None:
+        """Take all further batches from this loader."""
+        self.data_loader = data_loader
+        self._batches = iter(data_loader)
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model was left in evaluation mode"
+        data_time = 0.0
+        mean: dict[str, torch.Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for i in range(self.accumulate):
+            start = time.perf_counter()
+            data = next(self._batches)
+            data_time += time.perf_counter() - start
+            with self._gradient_sync(last=i == self.accumulate - 1):
+                with torch.autocast(
+                    self._device, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+                ):
+                    losses = self.model(data)
+                total = sum(losses.values()) / self.accumulate
+                self._scaler.scale(total).backward()
+            for name, loss in losses.items():
+                mean[name] = mean.get(name, 0) + loss.detach() / self.accumulate
+        if hasattr(self, "after_backward"):  # Detectron2 0.6 has no such hook
+            self.after_backward()
+        self._write_metrics(mean, data_time)
+        if self.clip_grad_norm:
+            self._scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
+        # Ranks exchange gradients once a step, with the last batch.
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.model.no_sync()
+
+    def state_dict(self) -> dict:
+        state = super().state_dict()
+        state["normalizers"] = _normalizers(self.model)
+        if self._scaler.is_enabled():
+            state["grad_scaler"] = self._scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        _set_normalizers(self.model, state_dict.get("normalizers", {}))
+        if self._scaler.is_enabled() and "grad_scaler" in state_dict:
+            self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+# Detectron2's dense detectors divide their losses by a running mean of the number of positives,
+# which is a plain attribute: no checkpoint of Detectron2's holds it.
+def _detector(model: nn.Module) -> nn.Module:
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    return getattr(model, "student", model)
+
+
+def _normalizers(model: nn.Module) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in vars(_detector(model)).items()
+        if name.endswith("loss_normalizer") and isinstance(value, (int, float, torch.Tensor))
+    }
+
+
+def _set_normalizers(model: nn.Module, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        setattr(_detector(model), name, value)
+
+
+class Segments(HookBase):
+    """Makes resuming exact, whatever loader and augmentation the config names.
+
+    Training runs in segments of `period` steps, from one checkpoint to the next. Each begins with
+    random states that follow from (seed, step, rank) and with a fresh loader at its place in
+    the epoch. A run that stops and resumes at a checkpoint thus sees what it would have seen.
+
+    Args:
+        loader: step -> data loader that starts there.
+        period: steps between checkpoints.
+        seed: of the whole run; negative for a random one, which checkpoints then remember.
+    """
+
+    def __init__(self, loader: Callable[[int, int], Iterable], period: int, seed: int = -1):
+        self.loader = loader
+        self.period = period
+        self.seed = seed if seed >= 0 else comm.shared_random_seed()
+
+    def before_step(self) -> None:
+        step = self.trainer.iter
+        if step != self.trainer.start_iter and step % self.period:
+            return
+        seed_all_rng((self.seed * 1_000_003 + step * 1_009 + comm.get_rank()) % 2**31)
+        self.trainer.set_loader(self.loader(step, self.seed))
+        # A checkpoint keeps the first rank's normalisers only; so go on with these in any case.
+        _set_normalizers(self.trainer.model, comm.all_gather(_normalizers(self.trainer.model))[0])
+
+    def state_dict(self) -> dict:
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.seed = state_dict["seed"]
+
+
+class _Sampler(TrainingSampler):
+    """Detectron2's `TrainingSampler` from a place in its stream on."""
+
+    def __init__(self, size: int, seed: int, start: int):
+        super().__init__(size, seed=seed)
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        first = self._start + self._rank
+        yield from itertools.islice(self._infinite_indices(), first, None, self._world_size)
+
+
+class TrainLoader:
+    """Builds `dataloader.train` of a config so that it starts at any step.
+
+    A plain `build_detection_train_loader` gets a sampler that starts at the step's place in the
+    epoch; a loader with a sampler or target of its own is built anew as it is.
+
+    Args:
+        node: the LazyConfig node.
+        accumulate: batches in one step.
+    """
+
+    def __init__(self, node, accumulate: int = 1):
+        self._node = node
+        self._accumulate = accumulate
+        self._dataset = None
+
+    def __call__(self, step: int, seed: int) -> Iterable:
+        node = self._node
+        plain = instantiate_target(node) is build_detection_train_loader
+        if not plain or node.get("sampler") is not None:
+            return instantiate(node)
+        if self._dataset is None:
+            self._dataset = instantiate(node.dataset)
+        if isinstance(self._dataset, torch.utils.data.IterableDataset):
+            return instantiate(node)
+        rest = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
+        rest["sampler"] = _Sampler(
+            len(self._dataset), seed, step * self._accumulate * node.total_batch_size
+        )
+        return build_detection_train_loader(dataset=self._dataset, **rest)
+
+
+def instantiate_target(node) -> object:
+    """The function or class that a LazyConfig node names."""
+    target = node["_target_"]
+    if isinstance(target, str):
+        from detectron2.utils.registry import locate
+
+        return locate(target)
+    return target
+
+
+def launch(main: Callable, args) -> None:
+    """Run `main(args)` in each process: those that torchrun started, or Detectron2's own."""
+    if "RANK" not in os.environ or "LOCAL_WORLD_SIZE" not in os.environ:
+        detectron2_launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        comm.synchronize()
+        main(args)
+    finally:
+        torch.distributed.destroy_process_group()

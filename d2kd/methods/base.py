@@ -1,0 +1,207 @@
+"""What a distillation method is, and the part that all feature methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from ..knowledge import Knowledge, Targets
+from ..readers import Reader
+
+__all__ = ["FeatureMethod", "LevelPair", "Method", "Methods", "pair_levels"]
+
+
+class Method(nn.Module):
+    """Turns what student and teacher show about a batch into losses.
+
+    It is a module so that adapters and context blocks train, and are saved, with the student.
+
+    Args:
+        weight: multiplies all of the method's losses, on top of their published coefficients.
+    """
+
+    needs: frozenset[str] = frozenset()
+    """The fields of `Knowledge` that the method reads, of both networks."""
+
+    def __init__(self, *, weight: float = 1.0):
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"{type(self).__name__}.weight: expected >= 0, found {weight}")
+        self.weight = float(weight)
+
+    def setup(self, student: Reader, teacher: Reader) -> None:
+        """Check that the method fits both detectors and make its parameters.
+
+        Called once, when the distiller is built.
+
+        Raises:
+            ValueError: the method and the detectors do not fit; the message says where.
+        """
+        for role, reader in (("student", student), ("teacher", teacher)):
+            lacking = sorted(self.needs - reader.offers)
+            if lacking:
+                raise ValueError(
+                    f"{type(self).__name__} needs {', '.join(lacking)} of the {role}, expected a "
+                    f"dense detector (RetinaNet, FCOS, ...), found {reader.name}, which offers "
+                    f"{', '.join(sorted(reader.offers))} only. Use a feature method such as FGD."
+                )
+
+    def forward(
+        self, student: Knowledge, teacher: Knowledge, targets: Targets
+    ) -> dict[str, Tensor]:
+        """
+        Returns:
+            term name -> scalar loss with its published coefficient, without `weight`.
+        """
+        raise NotImplementedError
+
+
+class Methods(nn.ModuleDict):
+    """Named methods. A keyword each, so that a config can say `methods.fgd.weight=2`."""
+
+    def __init__(self, **methods: Method):
+        super().__init__(methods)
+
+
+class LevelPair(NamedTuple):
+    """One level of the student and the level of the teacher that it learns from."""
+
+    student: str
+    teacher: str
+    student_shape: ShapeSpec
+    teacher_shape: ShapeSpec
+
+
+def pair_levels(
+    levels: Sequence[str] | Mapping[str, str] | None,
+    student: Reader,
+    teacher: Reader,
+    who: str,
+) -> list[LevelPair]:
+    """Decide which level learns from which.
+
+    Args:
+        levels: names that both detectors use; or student name -> teacher name; or None for all
+            levels of the student whose stride the teacher has too.
+        who: names the method in messages.
+
+    Raises:
+        ValueError: a detector has no level of that name, or no stride is shared.
+    """
+    if levels is None:
+        by_stride = {shape.stride: name for name, shape in teacher.shapes.items()}
+        names = {
+            name: by_stride[shape.stride]
+            for name, shape in student.shapes.items()
+            if shape.stride in by_stride
+        }
+        if not names:
+            raise ValueError(
+                f"{who}: student and teacher share no stride, found {_strides(student)} and "
+                f"{_strides(teacher)}. Give {who}.levels as a table of student to teacher levels."
+            )
+    else:
+        names = dict(levels) if isinstance(levels, Mapping) else {name: name for name in levels}
+        if not names:
+            raise ValueError(f"{who}.levels: expected at least one level name, found none")
+    for name, role, reader in (
+        *((s, "student", student) for s in names),
+        *((t, "teacher", teacher) for t in names.values()),
+    ):
+        if name not in reader.shapes:
+            raise ValueError(
+                f"{who}.levels: expected levels of the {role} ({reader.name}), which has "
+                f"{_strides(reader)}, found {name!r}."
+            )
+    return [LevelPair(s, t, student.shapes[s], teacher.shapes[t]) for s, t in names.items()]
+
+
+def _strides(reader: Reader) -> str:
+    return ", ".join(f"{name} (stride {shape.stride})" for name, shape in reader.shapes.items())
+
+
+class FeatureMethod(Method):
+    """A method on pyramid maps, in the three stages of UET (arXiv 2406.06999, section 3).
+
+    Uncertainty: `uncertainty` changes the teacher's map, or nothing does. Extraction and transfer:
+    the subclass's `compare`, called once a level.
+
+    Args:
+        levels: see `pair_levels`.
+        uncertainty: module from teacher map to teacher map, such as `MCDropout`.
+        weight: see `Method`.
+    """
+
+    needs = frozenset({"features"})
+
+    def __init__(
+        self,
+        *,
+        levels: Sequence[str] | Mapping[str, str] | None = None,
+        uncertainty: nn.Module | None = None,
+        weight: float = 1.0,
+    ):
+        super().__init__(weight=weight)
+        self.levels = levels
+        self.uncertainty = uncertainty or nn.Identity()
+        self.adapters = nn.ModuleDict()
+        self.pairs: list[LevelPair] = []
+
+    def setup(self, student: Reader, teacher: Reader) -> None:
+        super().setup(student, teacher)
+        self.pairs = pair_levels(self.levels, student, teacher, type(self).__name__)
+        for pair in self.pairs:
+            widths = pair.student_shape.channels, pair.teacher_shape.channels
+            self.adapters[pair.student] = (
+                nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, kernel_size=1)
+            )
+            self.setup_level(pair)
+
+    def setup_level(self, pair: LevelPair) -> None:
+        """Make the parameters that the method keeps for one pair of levels, if any."""
+
+    def forward(
+        self, student: Knowledge, teacher: Knowledge, targets: Targets
+    ) -> dict[str, Tensor]:
+        total: dict[str, Tensor] = {}
+        for pair in self.pairs:
+            s, t = self.align(pair, student, teacher)
+            for term, value in self.compare(pair, s, self.uncertainty(t), targets).items():
+                total[term] = total[term] + value if term in total else value
+        return total
+
+    def align(
+        self, pair: LevelPair, student: Knowledge, teacher: Knowledge
+    ) -> tuple[Tensor, Tensor]:
+        """Bring both maps of a pair to the teacher's width and grid, over the student's frame.
+
+        Returns:
+            student's and teacher's map, both (N, C_teacher, H, W).
+        """
+        s = self.adapters[pair.student](student.features[pair.student])
+        t = teacher.features[pair.teacher]
+        # A teacher with another size divisibility sees more padding; cut off the cells beyond
+        # the student's frame. Both grids start at the same corner, so that nothing shifts.
+        stride = pair.teacher_shape.stride
+        rows, columns = (-(-side // stride) for side in student.padded_size)
+        t = t[..., :rows, :columns]
+        if s.shape[-2:] != t.shape[-2:]:
+            s = F.interpolate(s, size=t.shape[-2:], mode="bilinear", align_corners=False)
+        return s, t
+
+    def compare(
+        self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        """Extraction and transfer at one level.
+
+        Args:
+            student, teacher: (N, C, H, W), fp32; the teacher's carries no gradient.
+
+        Returns:
+            term name -> scalar; terms are summed over levels.
+        """
+        raise NotImplementedError

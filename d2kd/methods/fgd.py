@@ -1,0 +1,189 @@
+"""Focal and Global Distillation (FGD, CVPR 2022, arXiv 2111.11837)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..knowledge import Targets
+from .base import FeatureMethod, LevelPair
+
+__all__ = ["FGD", "GlobalContext", "attention", "box_masks"]
+
+
+class FGD(FeatureMethod):
+    """Focal distillation (foreground and background apart, by the teacher's attention) and global
+    distillation (relations between pixels, by context blocks).
+
+    The defaults are the released weights for RetinaNet; others are in configs/common/fgd.py.
+    Two departures from the released code, both deliberate: boxes are mapped to cells by the
+    level's stride in the padded frame (the release divides by the unpadded image, so that masks
+    drift on padded images), and masks are built without a loop over boxes.
+
+    Args:
+        tau: temperature of both attentions.
+        alpha, beta: weights of the squared difference on foreground and background.
+        gamma: weight of the difference between attentions.
+        lambd: weight of the relation term (the paper's lambda).
+        levels, uncertainty, weight: see `FeatureMethod`.
+    """
+
+    def __init__(
+        self,
+        *,
+        tau: float = 0.5,
+        alpha: float = 1e-3,
+        beta: float = 5e-4,
+        gamma: float = 5e-4,
+        lambd: float = 5e-6,
+        levels: Sequence[str] | Mapping[str, str] | None = None,
+        uncertainty: nn.Module | None = None,
+        weight: float = 1.0,
+    ):
+        super().__init__(levels=levels, uncertainty=uncertainty, weight=weight)
+        if tau <= 0:
+            raise ValueError(f"FGD.tau: expected > 0, found {tau}")
+        self.tau = tau
+        self.alpha, self.beta, self.gamma, self.lambd = alpha, beta, gamma, lambd
+        self.student_context = nn.ModuleDict()
+        self.teacher_context = nn.ModuleDict()
+
+    def setup_level(self, pair: LevelPair) -> None:
+        # Both blocks train; only the teacher network is frozen (released code).
+        channels = pair.teacher_shape.channels
+        self.student_context[pair.student] = GlobalContext(channels)
+        self.teacher_context[pair.student] = GlobalContext(channels)
+
+    def compare(
+        self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        foreground, background = box_masks(
+            targets.boxes, targets.valid, teacher.shape[-2:], 1 / pair.teacher_shape.stride
+        )
+        return {
+            **self.focal(student, teacher, foreground, background),
+            "relation": self.lambd * self.relation(pair.student, student, teacher),
+        }
+
+    def focal(
+        self, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor
+    ) -> dict[str, Tensor]:
+        """Equations 8 and 9: L_fea (foreground, background) and L_at.
+
+        Args:
+            student, teacher: (N, C, H, W).
+            foreground, background: (N, H, W), from `box_masks`.
+        """
+        n = student.shape[0]
+        spatial_s, channel_s = attention(student, self.tau)
+        spatial_t, channel_t = attention(teacher, self.tau)
+        # The teacher's attention weights both; the student's is compared with it, no more.
+        error = torch.einsum("nchw,nc->nhw", (teacher - student).square(), channel_t) * spatial_t
+        difference = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
+        return {
+            "foreground": self.alpha * (foreground * error).sum() / n,
+            "background": self.beta * (background * error).sum() / n,
+            "attention": self.gamma * difference / n,
+        }
+
+    def relation(self, level: str, student: Tensor, teacher: Tensor) -> Tensor:
+        """Equation 11: squared difference of both maps after their context blocks."""
+        s = self.student_context[level](student)
+        t = self.teacher_context[level](teacher)
+        return (s - t).square().sum() / student.shape[0]
+
+
+def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """Spatial and channel attention, equations 3 to 6.
+
+    Args:
+        features: (N, C, H, W).
+
+    Returns:
+        (N, H, W) that sums to H*W and (N, C) that sums to C, for each image.
+    """
+    n, c, h, w = features.shape
+    magnitude = features.abs()
+    spatial = (magnitude.mean(1).flatten(1) / tau).softmax(1) * (h * w)
+    channel = (magnitude.mean((2, 3)) / tau).softmax(1) * c
+    return spatial.view(n, h, w), channel
+
+
+@torch.no_grad()
+def box_masks(
+    boxes: Tensor,
+    valid: Tensor,
+    size: Sequence[int],
+    cells_per_pixel: float | Tensor,
+    chunk: int = 32,
+) -> tuple[Tensor, Tensor]:
+    """Scale-normalised foreground and background masks, equations 1, 2 and 7.
+
+    A cell of a box weighs 1 / (number of cells of the box); where boxes overlap, the smallest
+    wins. Background cells of an image share a weight of 1. Near corners are rounded down and far
+    ones up, both inclusive, as released: no box is smaller than a cell. The number of cells is
+    that of the whole box, also where it leaves the image.
+
+    Args:
+        boxes: (N, G, 4) x1y1x2y2 in pixels.
+        valid: (N, G) bool.
+        size: H and W of the level, in cells.
+        cells_per_pixel: 1 / stride; or (N, 2), along x and y, for each image.
+        chunk: boxes that are laid on the grid at once, which bounds memory.
+
+    Returns:
+        foreground and background, (N, H, W) each.
+    """
+    n, g = valid.shape
+    h, w = size
+    scale = torch.as_tensor(cells_per_pixel, dtype=boxes.dtype, device=boxes.device)
+    scale = scale.expand(n, 2)[:, None]
+    low, high = (boxes[..., :2] * scale).floor(), (boxes[..., 2:] * scale).ceil()
+    value = valid / (high - low + 1).clamp(min=1).prod(-1)
+    x, y = (torch.arange(k, device=boxes.device) for k in (w, h))
+    columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])  # (N, G, W)
+    rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])  # (N, G, H)
+    rows = rows * value[..., None]
+    foreground = boxes.new_zeros(n, h, w)
+    for i in range(0, g, chunk):
+        covered = rows[:, i : i + chunk, :, None] * columns[:, i : i + chunk, None, :]
+        foreground = torch.maximum(foreground, covered.amax(1))
+    background = (foreground == 0).to(foreground.dtype)
+    background = background / background.sum((1, 2), keepdim=True).clamp(min=1)
+    return foreground, background
+
+
+class GlobalContext(nn.Module):
+    """R(F) = F + W2 ReLU(LN(W1 sum_j softmax_j(key(F))_j F_j)), equation 10 (a GCNet block).
+
+    W2 starts at zero, so that R is the identity at first.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        hidden = max(channels // 2, 1)
+        self.key = nn.Conv2d(channels, 1, kernel_size=1)
+        self.transform = nn.Sequential(
+            nn.Conv2d(channels, hidden, kernel_size=1),
+            nn.LayerNorm([hidden, 1, 1]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, kernel_size=1),
+        )
+        nn.init.kaiming_normal_(self.key.weight, mode="fan_in")
+        nn.init.zeros_(self.key.bias)
+        nn.init.zeros_(self.transform[-1].weight)
+        nn.init.zeros_(self.transform[-1].bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """
+        Args:
+            features: (N, C, H, W).
+
+        Returns:
+            (N, C, H, W).
+        """
+        weights = self.key(features).flatten(2).softmax(2)  # (N, 1, HW)
+        context = torch.bmm(features.flatten(2), weights.transpose(1, 2))  # (N, C, 1)
+        return features + self.transform(context.unsqueeze(-1))

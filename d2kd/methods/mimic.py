@@ -1,0 +1,23 @@
+"""Plain feature mimicking (FitNets, arXiv 1412.6550, equation 3, on the pyramid)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..knowledge import Targets
+from .base import FeatureMethod, LevelPair
+
+__all__ = ["Mimic"]
+
+
+class Mimic(FeatureMethod):
+    """Mean squared error between the (adapted) student's and the teacher's maps, all positions.
+
+    A level's loss is the mean over images, channels and cells; levels are summed.
+    """
+
+    def compare(
+        self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        return {"mse": F.mse_loss(student, teacher)}

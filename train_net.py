@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Train and evaluate with a LazyConfig, with or without distillation.
+
+Detectron2's tools/lazyconfig_train_net.py with gradient clipping and accumulation, mixed precision
+on any device, torchrun, exact resuming, and what a distiller adds: inheritance, and evaluation of
+the teacher.
+"""
+
+import logging
+
+import torch
+from detectron2.config import instantiate
+from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
+from detectron2.engine.defaults import create_ddp_model
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from d2kd import Distiller
+from d2kd.checkpoint import Checkpointer
+from d2kd.config import check_config, load_config
+from d2kd.data import register_all
+from d2kd.engine import Segments, Trainer, TrainLoader, launch
+from d2kd.evaluation import evaluate, prove_teacher, teacher_of
+
+logger = logging.getLogger("d2kd")
+
+
+def do_train(args, cfg):
+    """
+    Args:
+        cfg: what Detectron2's lazyconfig_train_net.py asks for (model, optimizer, lr_multiplier,
+            dataloader.{train,test,evaluator}, train.*), and in `train`, all optional:
+            amp.dtype ("float16" or "bfloat16")
+            accumulate (int): batches in one step
+            clip_grad_norm (float): limit of the whole gradient's L2 norm, 0 for none
+            seed (int): negative for a random one
+            teacher_proof.{images,min_ap}: see `d2kd.evaluation.prove_teacher`
+    """
+    model = instantiate(cfg.model)
+    logger.info("Model:\n%s", model)
+    model.to(cfg.train.device)
+    prove_teacher(cfg, model)
+
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    distiller = model if isinstance(model, Distiller) else None
+    cpu = {} if cfg.train.device.startswith("cuda") else {"device_ids": None}
+    model = create_ddp_model(model, **cfg.train.ddp, **cpu)
+
+    amp, period = cfg.train.amp, cfg.train.checkpointer.period
+    trainer = Trainer(
+        model,
+        optimizer,
+        amp_dtype=getattr(torch, amp.dtype) if amp.enabled else None,
+        accumulate=cfg.train.accumulate,
+        clip_grad_norm=cfg.train.clip_grad_norm,
+    )
+    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            Segments(loader, period, cfg.train.seed),
+            hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
+            if comm.is_main_process()
+            else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+            hooks.PeriodicWriter(
+                default_writers(cfg.train.output_dir, cfg.train.max_iter),
+                period=cfg.train.log_period,
+            )
+            if comm.is_main_process()
+            else None,
+        ]
+    )
+    resuming = args.resume and checkpointer.has_checkpoint()
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    if distiller is not None and not resuming:
+        distiller.inherit()  # last, so that no initial checkpoint overwrites it
+    trainer.train(trainer.iter + 1 if resuming else 0, cfg.train.max_iter)
+
+
+def main(args):
+    register_all()
+    cfg = load_config(args.config_file, args.opts)
+    default_setup(cfg, args)
+    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
+    check_config(cfg)
+    if not (args.eval_only or args.eval_teacher):
+        do_train(args, cfg)
+        return
+    model = instantiate(cfg.model).to(cfg.train.device)
+    if args.eval_teacher:
+        evaluate(cfg, teacher_of(model))
+    if args.eval_only:
+        Checkpointer(model).load(cfg.train.init_checkpoint)
+        evaluate(cfg, model)
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(__doc__)
+    parser.add_argument("--eval-teacher", action="store_true", help="evaluate the teacher only")
+    launch(main, parser.parse_args())
