@@ -1,0 +1,14 @@
+"""Data sets that d2kd registers with Detectron2."""
+
+from __future__ import annotations
+
+
+def register_all(root: str | None = None) -> None:
+    """Register every data set of d2kd. Nothing is read, made or downloaded here.
+
+    Args:
+        root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.
+    """
+    from d2kd.data.demo import register_demo
+
+    register_demo(root)
