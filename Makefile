@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all a newcomer needs; both set up .venv first if that is not done.
+# PYTHON is the Python that .venv is made from: one that already has Detectron2, if you have such.
+PYTHON ?= python3
+READY := .venv/.ready
+
+.PHONY: help setup demo test lint clean distclean
+
+help:
+	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
+	@echo "make test       run the tests"
+	@echo "make lint       run ruff"
+	@echo "make setup      only make .venv; PYTHON=/path/to/python uses the Detectron2 that this Python has"
+	@echo "make clean      remove output/, build leftovers and caches"
+	@echo "make distclean  also remove .venv and datasets/demo"
+
+setup: $(READY)
+
+demo: $(READY)
+	.venv/bin/python tools/demo.py
+
+test: $(READY)
+	.venv/bin/python -m pytest -q
+
+lint: $(READY)
+	.venv/bin/python -m ruff check
+
+# The stamp holds the checkout's path: a .venv that was moved, or whose Python is gone, is set up again.
+ifneq ($(shell test -x .venv/bin/python && cat $(READY) 2>/dev/null),$(CURDIR))
+.PHONY: $(READY)
+endif
+$(READY): setup.py tools/bootstrap.py
+	@$(PYTHON) tools/bootstrap.py
+
+clean:
+	rm -rf output build dist d2kd.egg-info .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv datasets/demo

@@ -1,0 +1,53 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="d2kd",
+    version="0.1.0",
+    description="Knowledge distillation for Detectron2",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["d2kd", "d2kd.*"]),
+    # Not in this list:
+    # - detectron2: no package index has it under its name; it is installed from its repository.
+    # - OpenCV: Detectron2 works with any of opencv-python, -headless and -contrib, and two of them
+    #   in one place break each other. tools/bootstrap.py brings one where there is none.
+    # - setuptools<81, for the pkg_resources that Detectron2 imports: required here, it would
+    #   downgrade that of users who are well without. tools/bootstrap.py asks for it.
+    install_requires=[
+        "torch>=1.13",  # the first with torch.load(weights_only=...)
+        "torchvision>=0.14",  # the pair of torch 1.13
+        "numpy>=1.21",  # the first with files for Python 3.10
+        "scipy>=1.7.2",  # likewise
+        "pillow>=8.4",  # likewise
+        "matplotlib>=3.5",  # likewise
+        # Detectron2's own minimum versions
+        "fvcore>=0.1.5",
+        "iopath>=0.1.7",
+        "pycocotools>=2.0.2",
+        "omegaconf>=2.1,<2.4",
+        "hydra-core>=1.1",
+        "yacs>=0.1.8",
+        "termcolor>=1.1",
+        "tqdm>=4.29.1",
+        "tabulate",
+        "cloudpickle",
+        "tensorboard",
+        "packaging",
+    ],
+    extras_require={
+        "demo": ["scikit-learn>=1.0", "scikit-image>=0.19"],  # ship digits and photographs
+        "dev": ["pytest>=7", "ruff>=0.4"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    ],
+)
