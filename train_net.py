@@ -86,7 +86,9 @@ def main(args):
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
-    check_config(cfg)
+    if comm.is_main_process():
+        check_config(cfg)  # which also makes the demo's data, once, where a config names them
+    comm.synchronize()
     if not (args.eval_only or args.eval_teacher):
         do_train(args, cfg)
         return

@@ -56,10 +56,15 @@ def check_config(cfg: DictConfig) -> None:
         for name in [names] if isinstance(names, str) else names:
             if name not in DatasetCatalog.list():
                 raise ValueError(
-                    f"{path}: expected a registered dataset, found {name!r}."
+                    f"dataloader.{path}: expected a registered dataset, found {name!r}."
                     f"{_nearest(name, DatasetCatalog.list())} Register it in the config or with "
                     f"detectron2.data.datasets.register_coco_instances."
                 )
+    # The training set is read before the first step anyway; the test set only after an hour.
+    for path, names in _dataset_names(cfg.get("dataloader", {}).get("test", {})):
+        for name in [names] if isinstance(names, str) else names:
+            if not DatasetCatalog.get(name):
+                raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
     device = str(cfg.train.get("device", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -131,7 +136,7 @@ def _dataset_names(cfg) -> Iterator[tuple[str, str | Sequence[str]]]:
         for key in ("names", "dataset_name"):
             value = node.get(key) if isinstance(node, DictConfig) else None
             if isinstance(value, (str, ListConfig, list, tuple)):
-                yield f"dataloader.{path}.{key}", value
+                yield f"{path}.{key}".lstrip("."), value
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

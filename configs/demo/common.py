@@ -1,0 +1,114 @@
+"""What all models of the demo share: data, optimiser, schedule. Detectron2 only, no d2kd."""
+
+import detectron2.data.transforms as T
+import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import CosineParamScheduler
+
+optimizer = model_zoo.get_config("common/optim.py").AdamW
+train = model_zoo.get_config("common/train.py").train
+
+_augmentations = [
+    L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
+    L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
+]
+dataloader = dict(
+    train=L(build_detection_train_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="demo_train"),
+        mapper=L(DatasetMapper)(is_train=True, augmentations=_augmentations, image_format="RGB"),
+        total_batch_size=16,
+        aspect_ratio_grouping=False,
+        num_workers=0,
+    ),
+    test=L(build_detection_test_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="demo_val", filter_empty=False),
+        mapper=L(DatasetMapper)(is_train=False, augmentations=[], image_format="RGB"),
+        batch_size=16,
+        num_workers=0,
+    ),
+    evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.names}"),
+)
+
+optimizer.lr = 2e-3
+optimizer.weight_decay = 0.05
+
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+    warmup_length=0.1,
+    warmup_method="linear",
+    warmup_factor=0.05,
+)
+
+train.device = "cuda" if torch.cuda.is_available() else "cpu"
+train.seed = 1
+
+
+def retinanet(blocks, width, neck, convs):
+    """A RetinaNet on strides 4, 8, 16 with a ResNet of basic blocks.
+
+    Args:
+        blocks: number of blocks in each of three stages.
+        width: channels of the first stage; each stage doubles them.
+        neck: channels of the pyramid and of the head.
+        convs: convolutions in each tower of the head.
+    """
+    stages = [
+        L(ResNet.make_stage)(
+            block_class=BasicBlock,
+            num_blocks=n,
+            stride_per_block=[1 if i == 0 else 2] + [1] * (n - 1),
+            in_channels=width * 2 ** max(i - 1, 0),
+            out_channels=width * 2**i,
+            norm="BN",
+        )
+        for i, n in enumerate(blocks)
+    ]
+    names = [f"res{i}" for i in range(2, 2 + len(blocks))]
+    return L(RetinaNet)(
+        backbone=L(FPN)(
+            bottom_up=L(ResNet)(
+                stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
+                stages=stages,
+                out_features=names,
+            ),
+            in_features=names,
+            out_channels=neck,
+            norm="BN",
+        ),
+        head=L(RetinaNetHead)(
+            input_shape=[ShapeSpec(channels=neck)] * len(blocks),
+            num_classes="${..num_classes}",
+            conv_dims=[neck] * convs,
+            prior_prob=0.01,
+            num_anchors=1,
+        ),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[16], [28], [44]], aspect_ratios=[1.0], strides=[4, 8, 16], offset=0.5
+        ),
+        box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
+        anchor_matcher=L(Matcher)(
+            thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
+        ),
+        num_classes=10,
+        head_in_features=["p2", "p3", "p4"],
+        pixel_mean=[110.0, 110.0, 110.0],
+        pixel_std=[60.0, 60.0, 60.0],
+        input_format="RGB",
+    )

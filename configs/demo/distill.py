@@ -1,0 +1,24 @@
+"""The demo's student, distilled from the demo's teacher: the same data, schedule and seed."""
+
+import os
+
+from detectron2.config import LazyCall as L
+
+from d2kd import Distiller, Teacher
+from d2kd.methods import FGD, Methods
+
+from .student import dataloader, lr_multiplier, optimizer, train
+from .student import model as student
+
+_here = os.path.dirname(__file__)
+
+model = L(Distiller)(
+    student=student,
+    teacher=L(Teacher)(
+        model=os.path.join(_here, "teacher.py"), weights=os.path.join(_here, "teacher.pth")
+    ),
+    methods=L(Methods)(fgd=L(FGD)(alpha=2e-2, beta=1e-2, gamma=5e-4, lambd=5e-6)),
+    inherit=True,
+)
+
+train.output_dir = "output/demo/distilled"

@@ -1,0 +1,415 @@
+"""Pictures of what detectors find and of what their teacher looks at.
+
+Boxes are x1y1x2y2 in pixels of the image. Shapes: D detections and G true boxes of one image,
+(H, W) cells of a pyramid level, (h, w) pixels of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BoxMode, Instances
+from torch import Tensor, nn
+
+from .methods.fgd import attention, box_masks
+from .readers import read
+
+__all__ = [
+    "Column",
+    "Detections",
+    "Truth",
+    "best_threshold",
+    "choose_images",
+    "compose_sheet",
+    "draw_detections",
+    "draw_heat",
+    "key_regions",
+    "match",
+    "spatial_attention",
+    "upsample",
+]
+
+# Told apart by people of any colour vision, and seen on any photograph with a dark casing.
+CORRECT, WRONG, MISSED = "#19d3f3", "#ff6b2c", "#ffffff"
+_CASING = "#111111"
+_INK, _FAINT = "#1a1a1a", "#5f6368"
+
+
+class Detections(NamedTuple):
+    """What a detector found in one image: boxes (D, 4), classes (D,), scores (D,)."""
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+    @classmethod
+    def of(cls, instances: Instances) -> Detections:
+        """From the `Instances` of a Detectron2 detector."""
+        instances = instances.to("cpu")
+        return cls(
+            instances.pred_boxes.tensor.numpy(),
+            instances.pred_classes.numpy(),
+            instances.scores.numpy(),
+        )
+
+    def above(self, threshold: float) -> Detections:
+        """Those whose score is at least `threshold`."""
+        keep = self.scores >= threshold
+        return Detections(self.boxes[keep], self.classes[keep], self.scores[keep])
+
+
+class Truth(NamedTuple):
+    """What is in one image: boxes (G, 4), classes (G,)."""
+
+    boxes: np.ndarray
+    classes: np.ndarray
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Truth:
+        """From one of the dicts of Detectron2's `DatasetCatalog`; crowds are left out."""
+        found = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in found]
+        return cls(
+            np.array(boxes, dtype=float).reshape(-1, 4),
+            np.array([a["category_id"] for a in found], dtype=int),
+        )
+
+
+class Match(NamedTuple):
+    """Which detections are correct (D,) and which true boxes are found (G,), both bool."""
+
+    correct: np.ndarray
+    found: np.ndarray
+
+    @property
+    def errors(self) -> int:
+        """Wrong detections plus missed objects."""
+        return int((~self.correct).sum() + (~self.found).sum())
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of (D, 4) and (G, 4): (D, G)."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = (high - low).clip(min=0).prod(-1)
+    area_a, area_b = ((x[:, 2:] - x[:, :2]).prod(-1) for x in (a, b))
+    return both / np.maximum(area_a[:, None] + area_b - both, 1e-9)
+
+
+def match(detections: Detections, truth: Truth, iou: float = 0.5) -> Match:
+    """Give each true box to at most one detection of its class, as COCO does.
+
+    The highest score chooses first, and takes the free box that it overlaps most.
+
+    Args:
+        iou: the least intersection over union that counts.
+    """
+    overlap = _iou(detections.boxes, truth.boxes)
+    overlap[detections.classes[:, None] != truth.classes] = 0
+    correct = np.zeros(len(detections.boxes), dtype=bool)
+    found = np.zeros(len(truth.boxes), dtype=bool)
+    for i in np.argsort(-detections.scores, kind="stable"):
+        free = np.where(found, 0, overlap[i])
+        if free.size and free.max() >= iou:
+            found[free.argmax()] = correct[i] = True
+    return Match(correct, found)
+
+
+def best_threshold(detections: Sequence[Detections], truths: Sequence[Truth]) -> float:
+    """The score from which a detector's F1 over these images is highest.
+
+    Detectors differ in how sure they are; each is shown at its own best.
+    """
+    scores = np.concatenate([d.scores for d in detections]) if detections else np.zeros(0)
+    if not len(scores):
+        return 0.5
+    pairs = zip(detections, truths, strict=True)
+    correct = np.concatenate([match(d, t).correct for d, t in pairs])
+    order = np.argsort(-scores, kind="stable")
+    objects = sum(len(t.boxes) for t in truths)
+    f1 = 2 * correct[order].cumsum() / (np.arange(1, len(scores) + 1) + objects)
+    f1[:-1][np.diff(scores[order]) == 0] = 0  # equal scores are shown together or not at all
+    return float(scores[order][f1.argmax()])
+
+
+def choose_images(
+    truths: Mapping[Any, Truth],
+    alone: Mapping[Any, Detections],
+    distilled: Mapping[Any, Detections],
+    *,
+    differ: int = 3,
+    fail: int = 2,
+    least: int = 3,
+) -> tuple[list[Any], str]:
+    """Choose telling images by a rule that favours nobody.
+
+    Args:
+        truths, alone, distilled: image id -> true boxes, and detections of the two students.
+        differ: images where the students' numbers of errors differ most, either way.
+        fail: images where the distilled student makes most errors.
+        least: objects that an image must have.
+
+    Returns:
+        image ids, and the rule in words.
+    """
+    errors = {
+        i: [match(found[i], truth).errors for found in (alone, distilled)]
+        for i, truth in truths.items()
+        if len(truth.boxes) >= least
+    }
+    by_difference = sorted(errors, key=lambda i: (-abs(errors[i][0] - errors[i][1]), i))
+    chosen = by_difference[:differ]
+    by_failure = sorted(set(errors) - set(chosen), key=lambda i: (-errors[i][1], i))
+    rule = (
+        f"Rows are chosen by rule, among validation images with at least {least} objects: the "
+        f"{differ} where the two students' numbers of errors differ most, whichever is better; "
+        f"then the {fail} where the distilled student makes most errors."
+    )
+    return chosen + by_failure[:fail], rule
+
+
+@torch.no_grad()
+def _level(model: nn.Module, inputs: Mapping[str, Any], level: str | None) -> tuple[Tensor, int]:
+    """A detector's pyramid map (1, C, H, W) of one image, and its stride in pixels."""
+    reader = read(model)
+    level = level or next(iter(reader.shapes))
+    mode = model.training
+    model.eval()
+    try:
+        seen = reader.run(model.preprocess_image([inputs]).tensor, {"features"})
+    finally:
+        model.train(mode)
+    return seen.features[level].float(), reader.shapes[level].stride
+
+
+def spatial_attention(
+    model: nn.Module, inputs: Mapping[str, Any], *, level: str | None = None, tau: float = 0.5
+) -> np.ndarray:
+    """FGD's spatial attention of a detector over one image; its mean over cells is 1.
+
+    Args:
+        inputs: one of Detectron2's input dicts.
+        level: name of the pyramid level; default: the finest.
+        tau: temperature, as FGD's.
+
+    Returns:
+        (h, w), interpolated to the pixels of the input image.
+    """
+    features, stride = _level(model, inputs, level)
+    spatial, _ = attention(features, tau)
+    return upsample(spatial[0], stride, inputs["image"].shape[-2:])
+
+
+def key_regions(
+    model: nn.Module, inputs: Mapping[str, Any], truth: Truth, *, level: str | None = None
+) -> np.ndarray:
+    """FGD's foreground mask of one image: 1 / (number of cells of the box), 0 outside boxes.
+
+    Returns:
+        (h, w), each cell drawn as a square of its stride.
+    """
+    features, stride = _level(model, inputs, level)
+    boxes = torch.as_tensor(truth.boxes, dtype=torch.float32)[None]
+    valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
+    foreground, _ = box_masks(boxes, valid, features.shape[-2:], 1 / stride)
+    return upsample(foreground[0], stride, inputs["image"].shape[-2:], smooth=False)
+
+
+def upsample(
+    cells: Tensor, stride: int, size: Sequence[int], *, smooth: bool = True
+) -> np.ndarray:
+    """Lay cells over the image that they were computed from.
+
+    Cell (i, j) covers pixels [i * stride, (i + 1) * stride) x [j * stride, (j + 1) * stride).
+
+    Args:
+        cells: (H, W), of the padded input.
+        size: height and width of the image without padding, in pixels.
+        smooth: interpolate between the cells' centres; else each cell is a square.
+
+    Returns:
+        (h, w).
+    """
+    mode = {"mode": "bilinear", "align_corners": False} if smooth else {"mode": "nearest"}
+    pixels = F.interpolate(cells.float()[None, None].cpu(), scale_factor=float(stride), **mode)
+    return pixels[0, 0, : size[0], : size[1]].numpy()
+
+
+def _casing(width: float) -> list:
+    from matplotlib import patheffects
+
+    return [patheffects.Stroke(linewidth=width, foreground=_CASING), patheffects.Normal()]
+
+
+def _show(ax, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    ax.imshow(image, interpolation="bicubic", extent=(0, width, height, 0))
+    ax.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    for side in ax.spines.values():
+        side.set_visible(False)
+
+
+def _box(ax, box: np.ndarray, color: str, *, dashed: bool = False) -> None:
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = box
+    style = {"linestyle": (0, (3, 2)), "linewidth": 1.5} if dashed else {"linewidth": 1.8}
+    frame = Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, **style)
+    frame.set_path_effects(_casing(3.0))
+    ax.add_patch(frame)
+
+
+class _Labels:
+    """Writes labels at boxes of one picture so that none covers another."""
+
+    def __init__(self, ax, points: float = 8.5):
+        self.ax, self.points, self.taken = ax, points, []
+        frame = ax.get_window_extent()
+        self.width, self.height = ax.get_xlim()[1], ax.get_ylim()[0]
+        self.per_point = self.height / frame.height * ax.figure.dpi / 72  # pixels of the image
+
+    def put(self, box: np.ndarray, text: str, color: str) -> None:
+        em = self.points * self.per_point
+        w, h = (0.64 * len(text) + 0.35) * em, 1.3 * em
+        x1, y1, x2, y2 = box
+        places = [(x1, y1 - h), (x2 - w, y1 - h), (x1, y2), (x2 - w, y2), (x1, y1), (x2 - w, y1),
+                  (x2, y1), (x1 - w, y1), (x2, y2 - h), (x1 - w, y2 - h)]  # fmt: skip
+        places = [
+            (min(max(x, 0), self.width - w), min(max(y, 0), self.height - h)) for x, y in places
+        ]
+        covered = [sum(_shared((x, y, x + w, y + h), t) for t in self.taken) for x, y in places]
+        x, y = places[int(np.argmin(covered))]
+        self.taken.append((x, y, x + w, y + h))
+        from matplotlib.patches import Rectangle
+
+        self.ax.add_patch(Rectangle((x, y), w, h, color=color, linewidth=0, zorder=4))
+        style = {"ha": "center", "va": "center_baseline", "zorder": 5, "color": _INK}
+        self.ax.text(x + w / 2, y + h / 2, text, fontsize=self.points, weight="bold", **style)
+
+
+def _shared(a: Sequence[float], b: Sequence[float]) -> float:
+    """Area that two boxes share, in square pixels."""
+    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(w, 0) * max(h, 0)
+
+
+def draw_detections(
+    ax, image: np.ndarray, detections: Detections, truth: Truth, names: Sequence[str]
+) -> None:
+    """Draw an image with its correct and wrong detections and its missed objects.
+
+    Args:
+        ax: Matplotlib's axes.
+        image: (h, w, 3) uint8 RGB.
+        names: of the classes.
+    """
+    _show(ax, image)
+    result, labels = match(detections, truth), _Labels(ax)
+    for box in truth.boxes[~result.found]:
+        _box(ax, box, MISSED, dashed=True)
+    for i in np.argsort(detections.scores, kind="stable"):
+        _box(ax, detections.boxes[i], CORRECT if result.correct[i] else WRONG)
+    for i in np.argsort(-detections.scores, kind="stable"):
+        text = f"{names[detections.classes[i]]} {100 * detections.scores[i]:.0f}%"
+        labels.put(detections.boxes[i], text, CORRECT if result.correct[i] else WRONG)
+    for box, label in zip(truth.boxes[~result.found], truth.classes[~result.found], strict=True):
+        labels.put(box, f"{names[label]}?", MISSED)
+
+
+def draw_heat(
+    ax, image: np.ndarray, heat: np.ndarray, *, cmap: str = "inferno", floor: float = 0.0
+) -> None:
+    """Draw values over a grey image: the higher, the brighter and the less transparent.
+
+    Args:
+        heat: (h, w), >= 0.
+        floor: opacity of the lowest value, in [0, 1].
+    """
+    from matplotlib import colormaps
+
+    grey = image @ np.array([0.299, 0.587, 0.114]) / 255
+    low, high = heat.min(), heat.max()
+    scaled = (heat - low) / max(high - low, 1e-12)
+    opacity = (floor + (0.85 - floor) * np.minimum(1, 1.6 * scaled))[..., None]
+    mixed = (1 - opacity) * (0.75 * grey)[..., None] + opacity * colormaps[cmap](scaled)[..., :3]
+    _show(ax, mixed.clip(0, 1))
+
+
+class Column(NamedTuple):
+    """A column of a sheet: its heading, the line below that, and one drawing a row."""
+
+    title: str
+    subtitle: str
+    drawings: Sequence[Callable[[Any], None]]
+
+
+def compose_sheet(
+    path: str | Path,
+    columns: Sequence[Column],
+    *,
+    title: str,
+    subtitle: str,
+    caption: str,
+    width: int = 1800,
+) -> None:
+    """Write a PNG: a grid of drawings under headings, a legend and a caption.
+
+    Args:
+        caption: any length; it is broken into lines here.
+        width: of the PNG, in pixels; its height follows.
+    """
+    import textwrap
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dpi, margin, gap, head = 100, 36, 10, 182
+    side = (width - 2 * margin - gap * (len(columns) - 1)) / len(columns)
+    lines = textwrap.wrap(caption, int((width - 2 * margin) / 7.6))
+    rows = len(columns[0].drawings)
+    foot = 62 + 21 * len(lines)
+    height = head + rows * side + (rows - 1) * gap + foot
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
+    FigureCanvasAgg(figure)  # no window and no global state: nothing to close
+
+    def text(x: float, y: float, words: str, points: float, color: str = _INK, **style) -> None:
+        figure.text(x / width, 1 - y / height, words, size=points, color=color, va="top", **style)
+
+    text(margin, 26, title, 20, weight="bold")
+    text(margin, 64, subtitle, 12, _FAINT)
+    for i, column in enumerate(columns):
+        left = margin + i * (side + gap)
+        text(left, 112, column.title, 14, weight="bold")
+        text(left, 143, column.subtitle, 11, _FAINT)
+        for row, draw in enumerate(column.drawings):
+            bottom = height - head - row * (side + gap) - side
+            place = (left / width, bottom / height, side / width, side / height)
+            draw(figure.add_axes(place))
+    _legend(figure, margin / width, (foot - 14) / height)
+    text(margin, height - foot + 50, "\n".join(lines), 10.5, _FAINT, linespacing=1.45)
+    figure.savefig(path, format="png")
+
+
+def _legend(figure, x: float, y: float) -> None:
+    """Explain the three kinds of boxes; (x, y) is the legend's top left in the figure."""
+    from matplotlib.patches import Patch
+
+    kinds = [
+        (CORRECT, "-", "correct: right class, IoU ≥ 0.5"),
+        (WRONG, "-", "wrong: other class, wrong place or found twice"),
+        (MISSED, "--", "missed"),
+    ]
+    handles = [
+        Patch(facecolor="#8a8f94", edgecolor=color, linestyle=style, linewidth=1.8, label=label)
+        for color, style, label in kinds
+    ]
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(x, y), ncol=3, frameon=False,
+        fontsize=11, borderpad=0, borderaxespad=0, handlelength=1.6, handleheight=1.2,
+        columnspacing=2.2, labelcolor=_INK,
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+import pytest
+from detectron2.data import DatasetCatalog
+
+from d2kd.config import check_config, load_config
+
+STUDENT = "configs/demo/student.py"
+HERE = ["train.device=cpu"]
+
+
+@pytest.fixture
+def dataset():
+    """A registered data set with one image, under the name 'toy_images'; and an empty one."""
+    DatasetCatalog.register("toy_images", lambda: [{"image_id": 0}])
+    DatasetCatalog.register("toy_nothing", lambda: [])
+    yield "toy_images"
+    DatasetCatalog.remove("toy_images")
+    DatasetCatalog.remove("toy_nothing")
+
+
+def config(*overrides: str, train: str = "toy_images", test: str = "toy_images"):
+    names = [f"dataloader.train.dataset.names={train}", f"dataloader.test.dataset.names={test}"]
+    return load_config(STUDENT, [*HERE, *names, *overrides])
+
+
+def test_defaults_of_the_fields_that_d2kd_adds(dataset):
+    cfg = config()
+    assert cfg.train.accumulate == 1 and cfg.train.clip_grad_norm == 0
+    assert cfg.train.amp.dtype == "float16" and not cfg.train.amp.enabled
+    assert cfg.train.teacher_proof.images == 0
+    check_config(cfg)
+
+
+def test_overrides_reach_fields_and_unset_arguments(dataset):
+    cfg = config("train.max_iter=7", "model.test_score_thresh=0.3")  # the second was not set
+    assert cfg.train.max_iter == 7 and cfg.model.test_score_thresh == 0.3
+    check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("train.max_itr=7", r"override train.max_itr: .*found 'max_itr'. Did you mean max_iter"),
+        ("modl.num_classes=7", r"expected a field of the config .*Did you mean model"),
+        ("model.num_clases=7", r"field of model .*Did you mean num_classes"),
+    ],
+)
+def test_unknown_override_is_named(override, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(STUDENT, [override])
+
+
+def test_unknown_field_in_a_config_is_named(dataset):
+    cfg = config()
+    cfg.model.head.num_anchor = 1
+    with pytest.raises(ValueError, match=r"model.head.num_anchor: expected a field of Retina.*"):
+        check_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (dict(train="toy_imges"), r"dataloader.train.dataset.names: .*'toy_imges'. Did you mean toy"),
+        (dict(test="toy_imges"), r"dataloader.test.dataset.names: .*'toy_imges'. Did you mean toy"),
+        (dict(test="toy_nothing"), r"expected images, 'toy_nothing' has none"),
+    ],
+)
+def test_misspelt_and_empty_datasets_are_named(dataset, names, message):
+    with pytest.raises(ValueError, match=message):
+        check_config(config(**names))
+
+
+def test_missing_gpu_is_named(dataset, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="found 'cuda' but no GPU. Add train.device=cpu"):
+        check_config(config("train.device=cuda"))
+
+
+def test_unknown_precision_is_named(dataset):
+    with pytest.raises(ValueError, match="train.amp.dtype: expected float16 or bfloat16"):
+        check_config(config("train.amp.enabled=True", "train.amp.dtype=int8"))

@@ -1,0 +1,284 @@
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.evaluation import inference_context
+from torch import nn
+
+from d2kd import Distiller, Teacher
+from d2kd.methods import FGD, MCDropout, Methods, Mimic
+from tests import toys
+
+
+def distiller(
+    student: Callable[[], nn.Module] = toys.retinanet,
+    teacher: Callable[[], nn.Module] = lambda: toys.retinanet(width=6, channels=12),
+    **fields,
+) -> Distiller:
+    fields.setdefault("methods", Methods(fgd=FGD(uncertainty=MCDropout()), mimic=Mimic()))
+    return Distiller(student=student(), teacher=Teacher(teacher(), None), **fields)
+
+
+def train(model: nn.Module, batches: list, steps: int = 5) -> list[dict[str, float]]:
+    """SGD steps; the losses of each."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    model.train()
+    history = []
+    for i in range(steps):
+        losses = model(batches[i % len(batches)])
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({k: v.item() for k, v in losses.items()})
+    return history
+
+
+# ---- no methods, no difference
+
+
+@pytest.mark.parametrize("build", [toys.retinanet, toys.fcos, toys.rcnn])
+def test_without_methods_it_trains_bit_for_bit_like_the_student(build):
+    alone = build()
+    with_teacher = distiller(lambda: copy.deepcopy(alone), methods=Methods())
+    batches = [toys.batch(), [toys.image([], seed=9), toys.image(size=(50, 70), seed=8)]]
+    # Two bare students differ in the last bit of a bias (1e-20) when one is the first to run.
+    train(copy.deepcopy(alone), batches)
+    histories, states = [], []
+    for model in (alone, with_teacher):
+        torch.manual_seed(3)  # the R-CNN samples its proposals
+        histories.append(train(model, batches))
+        states.append(model.state_dict())
+    assert histories[0] == histories[1]
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+# ---- names, checkpoints, evaluation
+
+
+def test_names_are_the_students_and_the_teacher_is_nowhere():
+    model = distiller()
+    own = dict(toys.retinanet().named_parameters())
+    names = dict(model.named_parameters())
+    rest = set(names) - set(own)
+    assert set(own) < set(names)
+    assert rest and all(name.startswith("distillation.") for name in rest)
+    assert {k for k in model.state_dict() if not k.startswith("distillation.")} == set(
+        toys.retinanet().state_dict()
+    )
+    teachers = {id(p) for p in model.teacher.model.parameters()}
+    assert not teachers & {id(p) for p in model.parameters()}
+
+
+def test_moving_and_casting_reach_the_students_own_buffers():
+    model = distiller().to(torch.float64)
+    assert model.student.pixel_mean.dtype == torch.float64
+    assert model.pixel_mean is model.student.pixel_mean
+    assert model.student.backbone.fpn_output3.weight.dtype == torch.float64
+
+
+def test_a_copy_is_whole_and_apart():
+    model = distiller()
+    other = copy.deepcopy(model)
+    assert other.student.backbone is other.backbone is not model.backbone
+    train(other, [toys.batch()], steps=1)
+    assert other.head.cls_score.weight is other.student.head.cls_score.weight
+    assert not torch.equal(model.head.cls_score.weight, other.head.cls_score.weight)
+
+
+def test_evaluation_is_the_student():
+    model = distiller().eval()
+    inputs = toys.batch()
+    found, expected = model(inputs), model.student(inputs)
+    assert not model.student.training
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+        assert torch.equal(a["instances"].scores, b["instances"].scores)
+
+
+PLAIN = """
+import sys, torch
+from detectron2.checkpoint import DetectionCheckpointer
+from tests import toys
+model = toys.retinanet(test_score_thresh=0.0)
+DetectionCheckpointer(model).load(sys.argv[1])
+found = model.eval()(toys.batch())
+torch.save([(x["instances"].pred_boxes.tensor, x["instances"].scores) for x in found], sys.argv[2])
+assert not any(name.split(".")[0] == "d2kd" for name in sys.modules), "d2kd was imported"
+"""
+
+
+def test_checkpoint_gives_the_same_detections_without_d2kd(tmp_path):
+    from d2kd.checkpoint import Checkpointer
+
+    model = distiller(lambda: toys.retinanet(test_score_thresh=0.0))
+    train(model, [toys.batch()], steps=3)
+    Checkpointer(model, str(tmp_path)).save("model_final")
+    here = model.eval()(toys.batch())
+    out = tmp_path / "out.pt"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", PLAIN, str(tmp_path / "model_final.pth"), str(out)],
+        check=True,
+    )
+    for (boxes, scores), x in zip(torch.load(out), here, strict=True):
+        assert len(boxes) > 0
+        assert torch.equal(boxes, x["instances"].pred_boxes.tensor)
+        assert torch.equal(scores, x["instances"].scores)
+
+
+def test_teacher_is_untouched_by_training_and_evaluation():
+    model = distiller()
+    before = copy.deepcopy(model.teacher.model.state_dict())
+    train(model, [toys.batch()], steps=2)
+    with inference_context(model), torch.no_grad():
+        model(toys.batch())
+    train(model, [toys.batch()], steps=2)
+    after = model.teacher.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(m.training for m in model.teacher.model.modules())
+    assert all(p.grad is None for p in model.teacher.model.parameters())
+
+
+def test_nothing_of_a_step_is_kept():
+    model = distiller()
+    train(model, [toys.batch()], steps=1)
+    assert not any(m._forward_hooks for m in model.modules())
+    assert not any(
+        torch.is_tensor(v) and v.dim() == 4
+        for m in [model, model.student, *model.distillation.modules()]
+        for v in vars(m).values()
+    )
+
+
+# ---- pairs of detectors and unusual batches
+
+
+def test_mixed_pair_trains():
+    # Faster R-CNN teacher, RetinaNet student: other widths, statistics, channel order, padding.
+    def teacher():
+        model = toys.rcnn(channels=12)
+        model.input_format = "RGB"
+        model.backbone._size_divisibility = 64
+        return model
+
+    # Untrained, this teacher's batch norms let its maps grow to hundreds.
+    model = distiller(
+        teacher=teacher, methods=Methods(fgd=FGD(weight=1e-5), mimic=Mimic(weight=1e-4))
+    )
+    assert model.teacher.input_format == "RGB" and model.input_format == "BGR"
+    batch = [toys.image(size=(70, 90)), toys.image(size=(60, 100), seed=1)]
+    history = train(model, [batch], steps=8)
+    assert history[-1]["loss_distill_mimic"] < history[0]["loss_distill_mimic"]
+
+
+@pytest.mark.parametrize("student", [toys.fcos, lambda: toys.rcnn(mask=False)])
+def test_other_students_train(student):
+    model = distiller(student)
+    losses = model(toys.batch())
+    sum(losses.values()).backward()
+    assert torch.isfinite(losses["loss_distill_fgd"])
+    assert all(p.grad is not None for p in model.distillation.parameters())
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [toys.image([]), toys.image(seed=1)],
+        [toys.image([]), toys.image([], seed=1)],
+        [toys.image(size=(61, 83)), toys.image(size=(97, 45), seed=1)],
+        [toys.image()],
+        [toys.image([[3, 3, 4, 4], [-20, -20, -5, -5]])],
+    ],
+    ids=["an image without boxes", "no boxes", "odd sizes", "one image", "one pixel, off image"],
+)
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_unusual_batches_give_finite_losses_and_gradients(batch, dtype):
+    model = distiller()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+        losses = model(batch)
+    assert all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all(), name
+
+
+def test_methods_compute_in_fp32_under_autocast():
+    seen = []
+
+    class Spy(Mimic):
+        def compare(self, pair, student, teacher, targets):
+            seen.extend((student.dtype, teacher.dtype))
+            return super().compare(pair, student, teacher, targets)
+
+    model = distiller(methods=Methods(spy=Spy()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(toys.batch())
+    assert set(seen) == {torch.float32}
+
+
+def test_method_weight_scales_its_loss():
+    one, two = distiller(methods=Methods(m=Mimic())), None
+    two = copy.deepcopy(one)
+    two.distillation.m.weight = 2.0
+    losses = [model(toys.batch())["loss_distill_m"] for model in (one, two)]
+    torch.testing.assert_close(losses[1], 2 * losses[0])
+
+
+# ---- what is logged
+
+
+def test_terms_and_ratio_are_recorded(storage):
+    model = distiller(methods=Methods(m=Mimic(weight=3.0)))
+    losses = model(toys.batch())
+    latest = {k: v[0] for k, v in storage.latest().items()}
+    task = sum(float(v) for k, v in losses.items() if not k.startswith("loss_distill"))
+    weighted = float(losses["loss_distill_m"])
+    assert latest["distill/m/weighted"] == pytest.approx(weighted)
+    assert latest["distill/m/raw"] == latest["distill/m/mse"] == pytest.approx(weighted / 3)
+    assert latest["distill/m/ratio"] == pytest.approx(weighted / task)
+    storage.step()
+    storage.put_scalar("distill/m/ratio", -1.0, smoothing_hint=False)
+    model(toys.batch())  # not a step of log_period
+    assert storage.latest()["distill/m/ratio"][0] == -1.0
+
+
+# ---- mistakes are found when it is built
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(teacher=lambda: toys.retinanet(num_classes=5)), "number of classes, found 3 and 5"),
+        (dict(methods=Methods(fgd=FGD(levels=["p2"]))), r"levels of the student.* found 'p2'"),
+        (dict(teacher=lambda: toys.rcnn(channels=12), inherit=True), "inherit=True"),
+        (dict(input_format="HSV"), "expected 'BGR' or 'RGB', found 'HSV'"),
+    ],
+)
+def test_mistakes_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        distiller(**fields)
+
+
+def test_other_classes_can_be_asked_for():
+    model = distiller(teacher=lambda: toys.retinanet(num_classes=5), same_classes=False)
+    assert torch.isfinite(model(toys.batch())["loss_distill_fgd"])
+
+
+def test_methods_without_a_teacher_are_refused():
+    with pytest.raises(ValueError, match="methods mimic need a teacher"):
+        Distiller(student=toys.retinanet(), methods=Methods(mimic=Mimic()))
+
+
+def test_inheritance_happens_when_built():
+    model = distiller(teacher=lambda: toys.retinanet(width=6), inherit=True)
+    assert torch.equal(model.head.cls_score.weight, model.teacher.model.head.cls_score.weight)
+
+
+def test_it_trains_in_detectron2s_own_trainer():
+    model = distiller()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    SimpleTrainer(model, [toys.batch()] * 2, optimizer).train(0, 2)

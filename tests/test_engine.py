@@ -1,0 +1,144 @@
+import contextlib
+import itertools
+
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import build_detection_train_loader
+from detectron2.data.samplers import TrainingSampler
+from torch import nn
+
+from d2kd.engine import Segments, Trainer, TrainLoader, _Sampler
+from tests import toys
+
+
+class Line(nn.Module):
+    """loss = mean of w . x over the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(3))
+
+    def forward(self, batch):
+        self.dtype_seen = (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        return {"loss": (torch.stack(batch) @ self.w).mean()}
+
+
+def run(batches, lr=1.0, steps=1, model=None, **fields) -> Line:
+    model = model or Line()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=lr), **fields)
+    trainer.set_loader(batches)
+    trainer.train(0, steps)
+    return model
+
+
+def test_accumulated_batches_make_one_step_of_the_whole_batch():
+    samples = list(torch.randn(6, 3))
+    whole = run([samples])
+    parts = run([samples[:2], samples[2:4], samples[4:]], accumulate=3)
+    torch.testing.assert_close(parts.w, whole.w)
+    torch.testing.assert_close(whole.w.detach(), -torch.stack(samples).mean(0))
+
+
+def test_gradient_norm_is_clipped():
+    model = run([[torch.tensor([30.0, 0.0, 40.0])]], clip_grad_norm=5.0)
+    torch.testing.assert_close(model.w.detach(), torch.tensor([-3.0, 0.0, -4.0]), rtol=1e-4, atol=0)
+    model = run([[torch.tensor([0.3, 0.0, 0.4])]], clip_grad_norm=5.0)
+    torch.testing.assert_close(model.w.detach(), torch.tensor([-0.3, 0.0, -0.4]))
+
+
+def test_forward_runs_in_the_chosen_precision():
+    sample = [[torch.ones(3)]]
+    assert run(sample, amp_dtype=torch.bfloat16).dtype_seen == torch.bfloat16
+    assert run(sample).dtype_seen == torch.float32
+
+
+def test_a_run_without_amp_resumes_with_it_and_back():
+    plain = Trainer(Line(), torch.optim.SGD(Line().parameters(), lr=1.0))
+    model = Line()
+    amp = Trainer(
+        model, torch.optim.SGD(model.parameters(), lr=1.0), amp_dtype=torch.float16
+    )
+    assert "grad_scaler" in amp.state_dict() and "grad_scaler" not in plain.state_dict()
+    amp.load_state_dict(plain.state_dict())
+    plain.load_state_dict(amp.state_dict())
+
+
+def test_running_normalisers_of_dense_detectors_are_saved():
+    model = toys.retinanet()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.loss_normalizer = 42.5
+    state = trainer.state_dict()
+    model.loss_normalizer = 1.0
+    trainer.load_state_dict(state)
+    assert model.loss_normalizer == 42.5
+
+
+@pytest.mark.parametrize("start", [0, 3, 10, 27])
+def test_sampler_continues_detectron2s_stream(start):
+    whole = itertools.islice(iter(TrainingSampler(10, seed=5)), start + 12)
+    rest = itertools.islice(iter(_Sampler(10, seed=5, start=start)), 12)
+    assert list(whole)[start:] == list(rest)
+
+
+def test_loader_starts_at_the_steps_place():
+    dataset = list(range(10))
+    node = L(build_detection_train_loader)(
+        dataset=dataset, mapper=int, total_batch_size=2, aspect_ratio_grouping=False, num_workers=0
+    )
+    stream = [x for batch in itertools.islice(TrainLoader(node)(0, 5), 8) for x in batch]
+    rest = [x for batch in itertools.islice(TrainLoader(node)(3, 5), 5) for x in batch]
+    assert stream[6:] == rest
+    assert sorted(stream[:10]) == dataset  # an epoch sees every image once
+    accumulated = [x for b in itertools.islice(TrainLoader(node, 2)(2, 5), 4) for x in b]
+    assert stream[8:] == accumulated
+
+
+def test_each_segment_begins_with_a_seed_of_its_own():
+    drawn = {}
+
+    class Draw(Line):
+        def forward(self, batch):
+            drawn.setdefault(storage_step(), []).append(torch.rand(1).item())
+            return super().forward(batch)
+
+    def storage_step():
+        from detectron2.utils.events import get_event_storage
+
+        return get_event_storage().iter
+
+    def train(start):
+        model = Draw()
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        started = []
+
+        def loader(step, seed):
+            started.append(step)
+            return itertools.repeat([torch.ones(3)])
+
+        trainer.register_hooks([Segments(loader, period=3, seed=11)])
+        trainer.train(start, 7)
+        return started
+
+    assert train(0) == [0, 3, 6]
+    assert train(3) == [3, 6]
+    assert all(len(set(drawn[step])) == 1 for step in (3, 4, 5, 6))  # the same in both runs
+    assert len({v[0] for v in drawn.values()}) == 7
+
+
+def test_random_seed_is_remembered():
+    first, second = Segments(None, 3), Segments(None, 3)
+    second.load_state_dict(first.state_dict())
+    assert second.seed == first.seed
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(accumulate=0), "train.accumulate: expected at least 1, found 0"),
+        (dict(clip_grad_norm=-1.0), "train.clip_grad_norm: expected >= 0, found -1"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message), contextlib.suppress(StopIteration):
+        run([], **fields)

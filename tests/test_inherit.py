@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from d2kd.inherit import inherit_weights
+from d2kd.readers import read
+from tests import toys
+
+
+def test_neck_and_head_are_copied_and_the_bottom_up_network_is_not():
+    student, teacher = toys.retinanet(width=4), toys.retinanet(width=6)
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    report = inherit_weights(read(student), read(teacher))
+    taken = teacher.state_dict()
+    copied = 0
+    for name, tensor in student.state_dict().items():
+        # Lateral convolutions and p6 read the narrower backbone: other shapes.
+        fits = name in taken and taken[name].shape == tensor.shape
+        if fits and not name.startswith("backbone.bottom_up."):
+            assert torch.equal(tensor, taken[name]), name
+            copied += 1
+        else:
+            assert torch.equal(tensor, before[name]), name
+    assert copied > 0 and report.startswith(f"{copied} of ")
+    assert "backbone.fpn_lateral3.weight" in report
+
+
+def test_nothing_that_fits_is_an_error():
+    with pytest.raises(ValueError, match=r"inherit=True: expected tensors .* found none of"):
+        inherit_weights(read(toys.rcnn(channels=8)), read(toys.fcos(channels=12, num_classes=4)))

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from detectron2.config import LazyConfig, get_cfg
+
+from d2kd import Teacher
+from tests import toys
+
+NO_PADDING = dict(input_format="BGR", padded_size=(0, 0))
+
+
+def test_features_are_the_detectors_own():
+    model = toys.retinanet().eval()
+    inputs = toys.batch(size=(64, 96))
+    with torch.no_grad():
+        expected = model.backbone(model.preprocess_image(inputs).tensor)
+    seen = Teacher(model, None)(inputs, **NO_PADDING)
+    assert all(torch.equal(seen.features[k], expected[k]) for k in expected)
+    assert not seen.logits and not seen.features["p3"].requires_grad
+
+
+def test_it_is_frozen_and_in_evaluation_mode():
+    teacher = Teacher(toys.retinanet().train(), None)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert not any(m.training for m in teacher.model.modules())
+
+
+def test_other_channel_order_is_turned():
+    model = toys.retinanet(input_format="RGB")
+    inputs = toys.batch()
+    turned = [{**x, "image": x["image"].flip(0)} for x in inputs]
+    teacher = Teacher(model, None)
+    from_bgr = teacher(inputs, **NO_PADDING)
+    from_rgb = teacher(turned, input_format="RGB", padded_size=(0, 0))
+    assert torch.equal(from_bgr.features["p3"], from_rgb.features["p3"])
+    untouched = Teacher(model, None, input_format="BGR")(inputs, **NO_PADDING)
+    assert not torch.equal(untouched.features["p3"], from_bgr.features["p3"])
+
+
+def test_it_normalises_with_its_own_statistics():
+    model = toys.retinanet(pixel_mean=[1.0, 2.0, 3.0], pixel_std=[4.0, 5.0, 6.0]).eval()
+    inputs = [toys.image(size=(128, 128))]
+    pixels = (inputs[0]["image"] - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor(
+        [4.0, 5, 6]
+    ).view(3, 1, 1)
+    with torch.no_grad():
+        expected = model.backbone(pixels[None])["p3"]
+    torch.testing.assert_close(Teacher(model, None)(inputs, **NO_PADDING).features["p3"], expected)
+
+
+@pytest.mark.parametrize("size, expected", [((64, 64), (64, 64)), ((65, 130), (96, 160))])
+def test_it_pads_to_the_students_size_in_its_own_multiples(size, expected):
+    # The toy's neck asks for multiples of 32.
+    seen = Teacher(toys.retinanet(), None)(
+        toys.batch(size=(40, 50)), input_format="BGR", padded_size=size
+    )
+    assert seen.padded_size == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_its_precision_is_its_own(dtype):
+    teacher = Teacher(toys.retinanet(), None, dtype=dtype)
+    found = teacher(toys.batch(), **NO_PADDING).features["p3"].dtype
+    assert found == (torch.bfloat16 if dtype else torch.float32)
+
+
+def test_building_it_does_not_move_the_random_state(tmp_path):
+    LazyConfig.save(LazyConfig.load("configs/demo/student.py"), str(tmp_path / "student.yaml"))
+    state = torch.get_rng_state()
+    Teacher("configs/demo/student.py", None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_it_builds_from_a_zoo_name_and_a_yaml_file(tmp_path):
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE = "RetinaNet"
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RETINANET.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+    cfg.MODEL.FPN.OUT_CHANNELS = 16
+    cfg.INPUT.FORMAT = "RGB"
+    (tmp_path / "teacher.yaml").write_text(cfg.dump())
+    teacher = Teacher(str(tmp_path / "teacher.yaml"), None)
+    assert teacher.reader.name == "RetinaNet" and teacher.input_format == "RGB"
+    zoo = Teacher("COCO-Detection/retinanet_R_50_FPN_1x.yaml", None)
+    assert zoo.reader.num_classes == 80 and zoo.input_format == "BGR"
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: Teacher("no/such.yaml", None), FileNotFoundError, r"found 'no/such.yaml'"),
+        (lambda: Teacher(toys.fcos(), "zoo"), FileNotFoundError, r"weights='zoo'.* found 'FCOS'"),
+        (lambda: Teacher(toys.fcos(), None, dtype="int8"), ValueError, r"Teacher.dtype.*'int8'"),
+        (lambda: Teacher(toys.fcos(), None, input_format="YUV"), ValueError, r"FCOS.*'YUV'"),
+        (lambda: Teacher(toys.fcos(), "gone.pth"), FileNotFoundError, r"'gone.pth', found no file"),
+    ],
+)
+def test_bad_input_is_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
