@@ -1,0 +1,38 @@
+"""COCO at batch 16 for 24 epochs ("2x"): data, optimiser, schedule. Detectron2 only, no d2kd.
+
+Shared by students alone, students with a teacher and teachers, so that they differ in nothing else.
+
+From FGD's release: 24 epochs, learning rate / 10 after 16 and 22, gradient norm clipped at 35.
+(Detectron2's own 2x is 180,000 steps with drops at 120,000 and 160,000, without clipping.) All else
+is Detectron2's and need not be the release's: short sides of 640 to 800 pixels in training, BGR
+images for ImageNet weights from Caffe, warm-up of 1,000 steps, no weight decay on normalisation.
+
+`train.amp.enabled=True model.teacher.dtype=float16` on the command line is mixed precision for
+student and teacher.
+"""
+
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.solver import WarmupParamScheduler
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+
+dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+optimizer = model_zoo.get_config("common/optim.py").SGD
+train = model_zoo.get_config("common/train.py").train
+
+dataloader.train.mapper.use_instance_mask = False
+
+# 24 epochs * 7,330 steps; an epoch is 117,266 images with boxes in batches of 16.
+train.max_iter = 24 * 7330
+train.eval_period = train.checkpointer.period = 7330
+train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+train.clip_grad_norm = 35.0
+train.seed = 1
+train.amp.dtype = "float16"
+
+lr_multiplier = L(WarmupParamScheduler)(
+    scheduler=L(MultiStepParamScheduler)(values=[1.0, 0.1, 0.01], milestones=[16, 22, 24]),
+    warmup_length=1000 / train.max_iter,
+    warmup_method="linear",
+    warmup_factor=0.001,
+)

@@ -1,0 +1,24 @@
+"""FCOS R50 <- R101 by FGD, with the release's weights, schedule and inheritance.
+
+Train the teacher first, see fcos_R_101_FPN_2x.py; `model.teacher.weights=PATH` names another place.
+"""
+
+from detectron2.config import LazyCall as L
+
+from d2kd import Distiller, Teacher
+from d2kd.methods import Methods
+
+from ..common.fgd import fgd
+from .fcos_R_50_FPN_2x import dataloader, lr_multiplier, model, optimizer, train
+
+model = L(Distiller)(
+    student=model,  # first, so that it gets the initial weights that it gets alone
+    teacher=L(Teacher)(
+        model="configs/fcos/fcos_R_101_FPN_2x.py",
+        weights="output/fcos_R_101_FPN_2x/model_final.pth",
+    ),
+    methods=L(Methods)(fgd=fgd("fcos")),
+    inherit=True,
+)
+
+train.output_dir = "output/fcos_R_50_FPN_2x_fgd"

@@ -1,0 +1,11 @@
+"""Mask R-CNN R50 alone: the student of the config beside it. Detectron2 only, no d2kd."""
+
+from detectron2 import model_zoo
+
+from ..common.coco import dataloader, lr_multiplier, optimizer, train
+
+model = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
+
+dataloader.train.mapper.use_instance_mask = True
+optimizer.lr = 0.02
+train.output_dir = "output/mask_rcnn_R_50_FPN_2x"

@@ -1,0 +1,8 @@
+"""RetinaNet R50 <- R101 by FGD with UET. ../common/uet.py says what of it is the paper's."""
+
+from ..common.uet import uncertainty
+from .retinanet_R_50_FPN_2x_fgd import dataloader, lr_multiplier, model, optimizer, train
+
+model.methods.fgd.uncertainty = uncertainty()
+
+train.output_dir = "output/retinanet_R_50_FPN_2x_uet_fgd"
