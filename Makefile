@@ -1,5 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv first if that is not done.
-# PYTHON is the Python that .venv is made from: one that already has Detectron2, if you have such.
+# PYTHON is what .venv is made from; if it has Detectron2, that one is used and not installed again.
 PYTHON ?= python3
 READY := .venv/.ready
 
@@ -9,7 +9,7 @@ help:
 	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
 	@echo "make test       run the tests"
 	@echo "make lint       run ruff"
-	@echo "make setup      only make .venv; PYTHON=/path/to/python uses the Detectron2 that this Python has"
+	@echo "make setup      only make .venv; PYTHON=/path/to/python makes it from a Python that has Detectron2"
 	@echo "make clean      remove output/, build leftovers and caches"
 	@echo "make distclean  also remove .venv and datasets/demo"
 
@@ -29,7 +29,7 @@ ifneq ($(shell test -x .venv/bin/python && cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif
 $(READY): setup.py tools/bootstrap.py
-	@$(PYTHON) tools/bootstrap.py
+	@"$(PYTHON)" tools/bootstrap.py
 
 clean:
 	rm -rf output build dist d2kd.egg-info .pytest_cache .ruff_cache

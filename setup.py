@@ -35,7 +35,7 @@ setup(
         "packaging",
     ],
     extras_require={
-        "demo": ["scikit-learn>=1.0", "scikit-image>=0.19"],  # ship digits and photographs
+        "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
         "dev": ["pytest>=7", "ruff>=0.4"],
     },
     classifiers=[

@@ -29,7 +29,7 @@ d2kd needs Detectron2 and found none.
   found     {sys.executable} does not import them,
             and pip could not install that wheel (its words are above)
   run       python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'
-            in an environment with torch and torchvision, then, with that environment's Python,
+            in an environment with torch and torchvision, then with its Python
             make setup PYTHON=/path/to/python"""
 
 VERIFY = """\
@@ -79,16 +79,6 @@ def check_python():
         stop(f"{sys.executable} cannot make virtual environments.\n  run  {hint}")
 
 
-def users_packages():
-    """Where the running Python keeps its packages, if it imports Detectron2 from them; else []."""
-    if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "detectron2")):
-        return []
-    if run("-c", "import torchvision, detectron2.modeling", python=sys.executable).returncode:
-        print(f"The Detectron2 of {sys.executable} does not import; installing another.")
-        return []
-    return [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-
-
 def make_venv():
     """Make sure that .venv has a Python that runs and a whole pip; return its site-packages."""
     VENV.mkdir(exist_ok=True)
@@ -97,26 +87,33 @@ def make_venv():
         if run(*create, python=sys.executable).returncode:
             stop(f"This failed:\n  {sys.executable} -m venv {VENV}")
     site = Path(ask("sysconfig.get_path('purelib')"))
-
     # pip writes RECORD last. A package without it was cut off, and would pass for installed.
     for info in site.glob("*.dist-info"):
         if not (info / "RECORD").exists():
             shutil.rmtree(info)
-
     if not list(site.glob("pip-*.dist-info")):
-        packages = users_packages()
-        if packages:
-            # Like --system-site-packages, which would miss those of a virtual environment.
-            print(f"Using the Detectron2, torch and torchvision of {sys.executable}")
-            lines = [f"import site; site.addsitedir({path!r})\n" for path in packages]
-            (site / "users_packages.pth").write_text("".join(lines))
         step("Making .venv", "-m", "ensurepip", failed="pip could not be put into .venv.")
     return site
 
 
+def share_detectron2(site):
+    """Let .venv import the packages of the Python that runs this, if Detectron2 is among them."""
+    if not all(importlib.util.find_spec(name) for name in ("torch", "torchvision", "detectron2")):
+        return False
+    if run("-c", "import torchvision, detectron2.modeling", python=sys.executable).returncode:
+        print(f"The Detectron2 of {sys.executable} does not import; installing another.")
+        return False
+    if site.parent.name != "python{}.{}".format(*sys.version_info):
+        stop(f".venv is not of {sys.executable}.\n  run  make distclean, then this again")
+    print(f"Using the Detectron2, torch and torchvision of {sys.executable}")
+    # Like --system-site-packages, which would miss the packages of a virtual environment.
+    paths = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in paths]
+    (site / "detectron2_of_user.pth").write_text("".join(lines))
+    return True
+
+
 def install_detectron2(site):
-    if ask("util.find_spec('detectron2') is not None"):
-        return
     incoming = VENV / "incoming"
     shutil.rmtree(incoming, ignore_errors=True)
     incoming.mkdir()
@@ -143,14 +140,16 @@ def install_d2kd():
     if not any(name.startswith("opencv") for name in present):
         wanted += ["opencv-python-headless"]  # any OpenCV does, two are one too many
     big = "" if "torch" in present else " (with torch: about 5 GB on disk, some minutes)"
-    failed = "pip could not install all of this (its words are above).\n  run  make setup, again"
+    failed = "pip could not install all of this (its words are above).\n  run  make setup again, or"
+    failed += " make distclean setup to start anew"
     step(f"Installing d2kd and what it needs{big}", "-m", "pip", "install", *wanted, failed=failed)
 
 
 def main():
     check_python()
     site = make_venv()
-    install_detectron2(site)
+    if not ask("bool(util.find_spec('detectron2'))") and not share_detectron2(site):
+        install_detectron2(site)
     install_d2kd()
     failed = ".venv does not import what was installed (see above).\n  run  make distclean setup"
     print("Ready:", step("Checking", "-c", VERIFY, failed=failed).splitlines()[-1])
