@@ -80,8 +80,18 @@ class _DetectorCheckpointer(Checkpointer):
     """Reads the detector out of any checkpoint, a distiller's included."""
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        weights = checkpoint["model"]
-        checkpoint["model"] = {k: v for k, v in weights.items() if not k.startswith(PREFIX)}
+        weights = {k: v for k, v in checkpoint["model"].items() if not k.startswith(PREFIX)}
+        # Older files hold the pixel statistics too. Others than the config's would ruin the maps.
+        buffers = dict(self.model.named_buffers(recurse=False))
+        for name in ("pixel_mean", "pixel_std"):
+            found = torch.as_tensor(weights.pop(name, buffers.get(name, 0.0))).flatten()
+            expected = buffers.get(name, found).flatten().to(found)
+            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3):
+                raise ValueError(
+                    f"{name} of {type(self.model).__name__}: expected the config's "
+                    f"{expected.tolist()}, the checkpoint was trained with {found.tolist()}."
+                )
+        checkpoint["model"] = weights
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

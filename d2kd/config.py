@@ -63,7 +63,15 @@ def check_config(cfg: DictConfig) -> None:
     # The training set is read before the first step anyway; the test set only after an hour.
     for path, names in _dataset_names(cfg.get("dataloader", {}).get("test", {})):
         for name in [names] if isinstance(names, str) else names:
-            if not DatasetCatalog.get(name):
+            try:
+                images = DatasetCatalog.get(name)
+            except FileNotFoundError as e:
+                raise ValueError(
+                    f"dataloader.test.{path}: expected the files of {name!r}, found no "
+                    f"{e.filename}. Detectron2's data sets lie in $DETECTRON2_DATASETS, by default "
+                    f"./datasets."
+                ) from e
+            if not images:
                 raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
     device = str(cfg.train.get("device", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -19,6 +19,8 @@ __all__ = ["Distiller"]
 
 logger = logging.getLogger(__name__)
 
+_DROWNS = 10
+
 
 class Distiller(nn.Module):
     """The student with one more child, `distillation`.
@@ -87,6 +89,7 @@ class Distiller(nn.Module):
                 )
         for method in self.distillation.values():
             method.setup(self._reader, teacher.reader)
+        self._warned: set[str] = set()
         self._inherits = inherit
         self.inherit()
 
@@ -127,10 +130,10 @@ class Distiller(nn.Module):
         )
         targets = Targets.from_inputs(batched_inputs, device)
         # Squared sums and softmax over whole maps overflow or round off in half precision.
+        seen, teacher = _in_fp32(seen), _in_fp32(teacher)
         with torch.autocast(device.type, enabled=False):
             terms = {
-                name: method(_in_fp32(seen), _in_fp32(teacher), targets)
-                for name, method in self.distillation.items()
+                name: method(seen, teacher, targets) for name, method in self.distillation.items()
             }
             added = {
                 f"loss_distill_{name}": self.distillation[name].weight * sum(values.values())
@@ -156,10 +159,17 @@ class Distiller(nn.Module):
             return
         if storage.iter % self.log_period:
             return
-        task = float(sum(losses.values()))
+        task = sum(losses.values()).item()
         for name, values in terms.items():
-            raw = {term: float(value) for term, value in values.items()}
-            weighted = float(added[f"loss_distill_{name}"])
+            raw = {term: value.item() for term, value in values.items()}
+            weighted = added[f"loss_distill_{name}"].item()
+            if weighted > _DROWNS * task and name not in self._warned:
+                self._warned.add(name)
+                logger.warning(
+                    "Method %s: its loss is %.0f times the student's own (%.3g and %.3g). Lower "
+                    "its weight, unless it falls soon; a good ratio is of the order of 1.",
+                    *(name, weighted / max(task, 1e-12), weighted, task),
+                )
             storage.put_scalars(
                 smoothing_hint=False,
                 **{f"distill/{name}/{term}": value for term, value in raw.items()},

@@ -16,6 +16,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -150,6 +151,13 @@ class Segments(HookBase):
         self.loader = loader
         self.period = period
         self.seed = seed if seed >= 0 else comm.shared_random_seed()
+
+    def before_train(self) -> None:
+        # Detectron2's dense detectors compute the focal loss by TorchScript, whose first call in a
+        # process rounds otherwise than all later ones. Let neither run have that call.
+        x = torch.zeros(2, 2, requires_grad=True)
+        for _ in range(3):
+            sigmoid_focal_loss_jit(x, torch.ones(2, 2), 0.25, 2.0, "sum").backward()
 
     def before_step(self) -> None:
         step = self.trainer.iter

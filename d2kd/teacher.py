@@ -70,7 +70,9 @@ class Teacher:
         return f"Teacher({self.reader.name}, frozen)"
 
     def to(self, device: torch.device | str) -> Teacher:
-        self.model.to(device)
+        """Follow the student. Costs nothing where it is there already."""
+        if next(self.model.parameters()).device != torch.device(device):
+            self.model.to(device)
         return self
 
     @torch.no_grad()

@@ -235,8 +235,8 @@ def test_terms_and_ratio_are_recorded(storage):
     model = distiller(methods=Methods(m=Mimic(weight=3.0)))
     losses = model(toys.batch())
     latest = {k: v[0] for k, v in storage.latest().items()}
-    task = sum(float(v) for k, v in losses.items() if not k.startswith("loss_distill"))
-    weighted = float(losses["loss_distill_m"])
+    task = sum(v.item() for k, v in losses.items() if not k.startswith("loss_distill"))
+    weighted = losses["loss_distill_m"].item()
     assert latest["distill/m/weighted"] == pytest.approx(weighted)
     assert latest["distill/m/raw"] == latest["distill/m/mse"] == pytest.approx(weighted / 3)
     assert latest["distill/m/ratio"] == pytest.approx(weighted / task)
@@ -244,6 +244,14 @@ def test_terms_and_ratio_are_recorded(storage):
     storage.put_scalar("distill/m/ratio", -1.0, smoothing_hint=False)
     model(toys.batch())  # not a step of log_period
     assert storage.latest()["distill/m/ratio"][0] == -1.0
+
+
+def test_a_method_that_drowns_the_task_is_warned_of_once(caplog, storage):
+    model = distiller(methods=Methods(m=Mimic(weight=1e4)))
+    for _ in range(2):
+        model(toys.batch())
+        storage._iter += model.log_period
+    assert sum("times the student's own" in r.message for r in caplog.records) == 1
 
 
 # ---- mistakes are found when it is built

@@ -32,7 +32,7 @@ def test_two_stage_detectors_show_their_pyramid(mask):
     assert [(k, v.stride) for k, v in reader.shapes.items()] == [
         (f"p{i}", 2**i) for i in range(2, 7)
     ]
-    assert list(reader.run(torch.randn(1, 3, 64, 64), {"features"}).features)[0] == "p2"
+    assert "p2" in reader.run(torch.randn(1, 3, 64, 64), {"features"}).features
 
 
 def test_what_is_seen_is_what_the_detector_computed():

@@ -20,9 +20,9 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.solver import WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
-optimizer = model_zoo.get_config("common/optim.py").AdamW
 train = model_zoo.get_config("common/train.py").train
 
 _augmentations = [
@@ -46,8 +46,11 @@ dataloader = dict(
     evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.names}"),
 )
 
-optimizer.lr = 2e-3
-optimizer.weight_decay = 0.05
+optimizer = L(torch.optim.AdamW)(
+    params=L(get_default_optimizer_params)(base_lr="${..lr}", weight_decay_norm=0.0),
+    lr=2e-3,
+    weight_decay=0.05,
+)
 
 lr_multiplier = L(WarmupParamScheduler)(
     scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),

@@ -17,7 +17,7 @@ model = L(Distiller)(
     teacher=L(Teacher)(
         model=os.path.join(_here, "teacher.py"), weights=os.path.join(_here, "teacher.pth")
     ),
-    methods=L(Methods)(fgd=L(FGD)(alpha=2e-2, beta=1e-2, gamma=5e-4, lambd=5e-6)),
+    methods=L(Methods)(fgd=L(FGD)(alpha=5e-3, beta=2.5e-3)),
     inherit=True,
 )
 
