@@ -44,7 +44,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Find unknown fields, unknown or empty datasets and impossible devices.
+    """Find unknown fields, unknown or empty data sets, other channel orders and missing devices.
 
     Raises:
         ValueError: with the field, what was expected, what was found and the nearest names.
@@ -73,6 +73,7 @@ def check_config(cfg: DictConfig) -> None:
                 ) from e
             if not images:
                 raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
+    _check_channel_order(cfg)
     device = str(cfg.train.get("device", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -82,6 +83,19 @@ def check_config(cfg: DictConfig) -> None:
     amp = cfg.train.amp
     if amp.enabled and amp.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"train.amp.dtype: expected float16 or bfloat16, found {amp.dtype!r}")
+
+
+def _check_channel_order(cfg: DictConfig) -> None:
+    # A teacher that is fed blue for red is only somewhat worse: nobody would notice.
+    loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
+    if "student" not in cfg.model or loaded is None:
+        return
+    expected = cfg.model.get("input_format") or cfg.model.student.get("input_format") or "BGR"
+    if loaded != expected:
+        raise ValueError(
+            f"dataloader.train.mapper.image_format: expected {expected!r}, the order that the "
+            f"distiller believes the images to have, found {loaded!r}. Set model.input_format."
+        )
 
 
 def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:

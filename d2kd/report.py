@@ -214,9 +214,8 @@ def gap_sentence(teacher: float, alone: float, distilled: float) -> str:
             f"Distillation widened the gap to the teacher by {-gain / gap:.0%}: {gain:+.1f} AP "
             f"({figures})."
         )
-    return (
-        f"Distillation closed {gain / gap:.0%} of the gap to the teacher: {gain:+.1f} AP ({figures})."
-    )
+    closed = f"Distillation closed {gain / gap:.0%} of the gap to the teacher"
+    return f"{closed}: {gain:+.1f} AP ({figures})."
 
 
 def write_json(path: str | Path, content: Any) -> None:

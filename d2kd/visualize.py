@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.structures import BoxMode, Instances
 from torch import Tensor, nn
+from torchvision.ops import nms
 
 from .methods.fgd import attention, box_masks
 from .readers import read
@@ -23,9 +24,11 @@ __all__ = [
     "Column",
     "Detections",
     "Truth",
+    "View",
     "best_threshold",
     "choose_images",
     "compose_sheet",
+    "distillation_columns",
     "draw_detections",
     "draw_heat",
     "key_regions",
@@ -59,7 +62,17 @@ class Detections(NamedTuple):
 
     def above(self, threshold: float) -> Detections:
         """Those whose score is at least `threshold`."""
-        keep = self.scores >= threshold
+        return self._only(self.scores >= threshold)
+
+    def surest(self, iou: float = 0.5) -> Detections:
+        """The surest of the detections of any class that overlap by more than `iou`.
+
+        Detectors suppress duplicates class by class: an unsure one calls one thing by many names.
+        """
+        keep = nms(torch.as_tensor(self.boxes), torch.as_tensor(self.scores), iou)
+        return self._only(np.sort(keep.numpy()))
+
+    def _only(self, keep: np.ndarray) -> Detections:
         return Detections(self.boxes[keep], self.classes[keep], self.scores[keep])
 
 
@@ -220,9 +233,7 @@ def key_regions(
     return upsample(foreground[0], stride, inputs["image"].shape[-2:], smooth=False)
 
 
-def upsample(
-    cells: Tensor, stride: int, size: Sequence[int], *, smooth: bool = True
-) -> np.ndarray:
+def upsample(cells: Tensor, stride: int, size: Sequence[int], *, smooth: bool = True) -> np.ndarray:
     """Lay cells over the image that they were computed from.
 
     Cell (i, j) covers pixels [i * stride, (i + 1) * stride) x [j * stride, (j + 1) * stride).
@@ -322,21 +333,21 @@ def draw_detections(
 
 
 def draw_heat(
-    ax, image: np.ndarray, heat: np.ndarray, *, cmap: str = "inferno", floor: float = 0.0
+    ax, image: np.ndarray, heat: np.ndarray, *, cmap: str = "inferno", opacity: float = 0.85
 ) -> None:
     """Draw values over a grey image: the higher, the brighter and the less transparent.
 
     Args:
         heat: (h, w), >= 0.
-        floor: opacity of the lowest value, in [0, 1].
+        opacity: of the higher half of the values, in [0, 1]; the lowest is transparent.
     """
     from matplotlib import colormaps
 
     grey = image @ np.array([0.299, 0.587, 0.114]) / 255
     low, high = heat.min(), heat.max()
     scaled = (heat - low) / max(high - low, 1e-12)
-    opacity = (floor + (0.85 - floor) * np.minimum(1, 1.6 * scaled))[..., None]
-    mixed = (1 - opacity) * (0.75 * grey)[..., None] + opacity * colormaps[cmap](scaled)[..., :3]
+    cover = (opacity * np.minimum(1, 2 * scaled))[..., None]
+    mixed = (1 - cover) * (0.75 * grey)[..., None] + cover * colormaps[cmap](scaled)[..., :3]
     _show(ax, mixed.clip(0, 1))
 
 
@@ -370,7 +381,7 @@ def compose_sheet(
 
     dpi, margin, gap, head = 100, 36, 10, 182
     side = (width - 2 * margin - gap * (len(columns) - 1)) / len(columns)
-    lines = textwrap.wrap(caption, int((width - 2 * margin) / 7.6))
+    lines = textwrap.wrap(caption, int((width - 2 * margin) / 8))
     rows = len(columns[0].drawings)
     foot = 62 + 21 * len(lines)
     height = head + rows * side + (rows - 1) * gap + foot
@@ -395,6 +406,55 @@ def compose_sheet(
     figure.savefig(path, format="png")
 
 
+class View(NamedTuple):
+    """One detector for `distillation_columns`: its heading, the line below that, and what it
+    found, by image id."""
+
+    title: str
+    subtitle: str
+    found: Mapping[Any, Detections]
+
+
+def distillation_columns(
+    views: Sequence[View],
+    teacher: nn.Module,
+    inputs: Mapping[Any, Mapping[str, Any]],
+    truths: Mapping[Any, Truth],
+    names: Sequence[str],
+    *,
+    tau: float = 0.5,
+) -> list[Column]:
+    """Columns for `compose_sheet`: each detector's detections, the teacher's attention and the
+    key regions.
+
+    Args:
+        teacher: a detector that `d2kd.readers.read` knows.
+        inputs: image id -> one of Detectron2's input dicts, with an RGB image; a row each.
+        truths: image id -> true boxes.
+        names: of the classes.
+        tau: temperature of the attention, as FGD's.
+    """
+    images = {i: x["image"].permute(1, 2, 0).cpu().numpy() for i, x in inputs.items()}
+
+    def detections(found: Mapping[Any, Detections], i: Any) -> Callable[[Any], None]:
+        return lambda ax: draw_detections(ax, images[i], found[i], truths[i], names)
+
+    def looks(i: Any) -> Callable[[Any], None]:
+        heat = spatial_attention(teacher, inputs[i], tau=tau)
+        return lambda ax: draw_heat(ax, images[i], heat)
+
+    def regions(i: Any) -> Callable[[Any], None]:
+        weights = key_regions(teacher, inputs[i], truths[i])
+        # On the scale of a box's side: otherwise one small box leaves the large ones black.
+        return lambda ax: draw_heat(ax, images[i], np.sqrt(weights), cmap="viridis", opacity=0.6)
+
+    return [
+        *(Column(v.title, v.subtitle, [detections(v.found, i) for i in inputs]) for v in views),
+        Column("Teacher's attention", "where its finest map is strong", [looks(i) for i in inputs]),
+        Column("Key regions", "brighter cells weigh more", [regions(i) for i in inputs]),
+    ]
+
+
 def _legend(figure, x: float, y: float) -> None:
     """Explain the three kinds of boxes; (x, y) is the legend's top left in the figure."""
     from matplotlib.patches import Patch
@@ -402,10 +462,10 @@ def _legend(figure, x: float, y: float) -> None:
     kinds = [
         (CORRECT, "-", "correct: right class, IoU ≥ 0.5"),
         (WRONG, "-", "wrong: other class, wrong place or found twice"),
-        (MISSED, "--", "missed"),
+        (MISSED, (0, (2, 1.3)), "missed"),
     ]
     handles = [
-        Patch(facecolor="#8a8f94", edgecolor=color, linestyle=style, linewidth=1.8, label=label)
+        Patch(facecolor="#45494d", edgecolor=color, linestyle=style, linewidth=1.8, label=label)
         for color, style, label in kinds
     ]
     figure.legend(

@@ -80,6 +80,17 @@ def test_missing_gpu_is_named(dataset, monkeypatch):
         check_config(config("train.device=cuda"))
 
 
+def test_channel_order_of_loader_and_distiller_must_agree(dataset):
+    names = [f"dataloader.{k}.dataset.names=toy_images" for k in ("train", "test")]
+    cfg = load_config("configs/demo/distill.py", [*HERE, *names])
+    check_config(cfg)
+    cfg.dataloader.train.mapper.image_format = "BGR"
+    with pytest.raises(ValueError, match=r"image_format: expected 'RGB'.*found 'BGR'"):
+        check_config(cfg)
+    cfg.model.input_format = "BGR"
+    check_config(cfg)
+
+
 def test_unknown_precision_is_named(dataset):
     with pytest.raises(ValueError, match=r"train.amp.dtype: expected float16 or bfloat16"):
         check_config(config("train.amp.enabled=True", "train.amp.dtype=int8"))
