@@ -96,6 +96,8 @@ def main(args):
     if args.eval_teacher:
         evaluate(cfg, teacher_of(model))
     if args.eval_only:
+        if not cfg.train.init_checkpoint:
+            raise ValueError("train.init_checkpoint: expected a checkpoint to evaluate, found none")
         Checkpointer(model).load(cfg.train.init_checkpoint)
         evaluate(cfg, model)
 

@@ -135,7 +135,7 @@ def _check_fields(path: str, node: DictConfig) -> None:
 
 def _check_key(cfg: DictConfig, key: str) -> None:
     parts = key.split(".")
-    for i, part in enumerate(parts):
+    for i, part in enumerate(p.split("[")[0] for p in parts):  # a[0] is an entry of the list a
         parent_path = ".".join(parts[:i])
         parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
         if not isinstance(parent, DictConfig):

@@ -94,6 +94,11 @@ def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):
     assert len(rows) == 2 and rows[0] == rows[1] and float(rows[0].split(",")[0]) > 0
 
 
+def test_nothing_to_evaluate_is_an_error(config, tmp_path):
+    with pytest.raises(ValueError, match=r"train.init_checkpoint: expected a checkpoint"):
+        run(config, tmp_path, eval_only=True)
+
+
 def test_teacher_that_fails_its_proof_stops_the_run(config, tmp_path):
     proof = ["train.teacher_proof.images=4", "train.teacher_proof.min_ap=90"]
     with pytest.raises(ValueError, match=r"teacher: expected AP >= 90 on 4 validation images"):

@@ -1,4 +1,4 @@
-"""Faster R-CNN R50 <- R101 by FGD with UET. ../common/uet.py says what of it is the paper's."""
+"""Faster R-CNN R50 <- R101 by FGD with UET. ../common/uet.py says how sure each part of it is."""
 
 from ..common.uet import uncertainty
 from .faster_rcnn_R_50_FPN_2x_fgd import dataloader, lr_multiplier, model, optimizer, train

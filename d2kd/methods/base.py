@@ -125,7 +125,7 @@ def _strides(reader: Reader) -> str:
 
 
 class FeatureMethod(Method):
-    """A method on pyramid maps, in the three stages of UET (arXiv 2406.06999, section 3).
+    """A method on pyramid maps, in the three stages of UET (arXiv 2406.06999).
 
     Uncertainty: `uncertainty` changes the teacher's map, or nothing does. Extraction and transfer:
     the subclass's `compare`, called once a level.

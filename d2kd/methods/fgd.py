@@ -70,7 +70,7 @@ class FGD(FeatureMethod):
     def focal(
         self, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor
     ) -> dict[str, Tensor]:
-        """Equations 8 and 9: L_fea (foreground, background) and L_at.
+        """L_fea, foreground and background apart, and L_at (FGD, section 3.1).
 
         Args:
             student, teacher: (N, C, H, W).
@@ -89,14 +89,14 @@ class FGD(FeatureMethod):
         }
 
     def relation(self, level: str, student: Tensor, teacher: Tensor) -> Tensor:
-        """Equation 11: squared difference of both maps after their context blocks."""
+        """L_global: squared difference of both maps after their context blocks (section 3.2)."""
         s = self.student_context[level](student)
         t = self.teacher_context[level](teacher)
         return (s - t).square().sum() / student.shape[0]
 
 
 def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """Spatial and channel attention, equations 3 to 6.
+    """Spatial and channel attention A^S and A^C (FGD, section 3.1).
 
     Args:
         features: (N, C, H, W).
@@ -119,7 +119,7 @@ def box_masks(
     cells_per_pixel: float | Tensor,
     chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:
-    """Scale-normalised foreground and background masks, equations 1, 2 and 7.
+    """Foreground and background masks M with their scale masks S (FGD, section 3.1).
 
     A cell of a box weighs 1 / (number of cells of the box); where boxes overlap, the smallest
     wins. Background cells of an image share a weight of 1. Near corners are rounded down and far
@@ -156,7 +156,9 @@ def box_masks(
 
 
 class GlobalContext(nn.Module):
-    """R(F) = F + W2 ReLU(LN(W1 sum_j softmax_j(key(F))_j F_j)), equation 10 (a GCNet block).
+    """R(F) = F + W2 ReLU(LN(W1 sum_j softmax_j(key(F))_j F_j)) (FGD, section 3.2).
+
+    A GCNet block (arXiv 1904.11492).
 
     W2 starts at zero, so that R is the identity at first.
     """

@@ -1,4 +1,4 @@
-"""Plain feature mimicking (FitNets, arXiv 1412.6550, equation 3, on the pyramid)."""
+"""Plain feature mimicking (the hint loss of FitNets, arXiv 1412.6550, on the pyramid)."""
 
 from __future__ import annotations
 

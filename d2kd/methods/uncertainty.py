@@ -17,10 +17,10 @@ class MCDropout(nn.Module):
     the target is U + F. Inverted dropout multiplies by m_i / (1 - p_i), so that U = F * M with one
     multiplier map M = (1/n) sum_i m_i / (1 - p_i): no copy of F is ever made.
 
-    The paper states n = 5 and the sum U + F. The ramp of rates has one source and another reading
-    (one common rate); element-wise dropout on the maps that the method distils, with fresh masks
-    at every step, is inferred. E[U + F] = 2 F: `combine="mean"` halves it, which keeps the scale
-    that published weights of the base methods assume, and is not the paper's.
+    There is no official code. n = 5 and the sum U + F are well attested. The ramp of rates has one
+    source and another reading (one common rate); element-wise dropout on the maps that the method
+    distils, with fresh masks at every step, is inferred. E[U + F] = 2 F: `combine="mean"` halves
+    it, which keeps the scale that published weights of the base methods assume; it is ours.
 
     Args:
         rates: dropout rate of each sample, in [0, 1); their number is n.
