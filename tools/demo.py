@@ -275,21 +275,21 @@ def draw(path: Path, results: dict, found: dict, teacher, headline: str) -> None
     from detectron2.config import instantiate
     from detectron2.data import MetadataCatalog
 
-    from d2kd import visualize
+    from d2kd import matching, visualize
     from d2kd.config import load_config
 
     test = load_config(CONFIGS["student"]).dataloader.test
     records = {record["image_id"]: record for record in instantiate(test.dataset)}
-    truths = {i: visualize.Truth.of(record) for i, record in records.items()}
+    truths = {i: matching.Truth.of(record) for i, record in records.items()}
     views, shown = [], {}
     for name, title in TITLES.items():
-        all_found = {i: visualize.Detections.of(found[name][i]).surest() for i in records}
-        least = visualize.best_threshold(list(all_found.values()), list(truths.values()))
+        all_found = {i: matching.Detections.of(found[name][i]).surest() for i in records}
+        least = matching.best_threshold(list(all_found.values()), list(truths.values()))
         shown[name] = {i: x.above(least) for i, x in all_found.items()}
         heading = f"{title.capitalize()}: {results[name]['AP']:.1f} AP"
         size = f"{results[name]['params'] / 1e6:.2f} M parameters"
         views.append(visualize.View(heading, f"{size} · score ≥ {least:.2f}", shown[name]))
-    chosen, rule = visualize.choose_images(truths, shown["alone"], shown["distilled"])
+    chosen, rule = matching.choose_images(truths, shown["alone"], shown["distilled"])
     mapper = instantiate(test.mapper)
     methods = load_config(CONFIGS["distill"]).model.methods
     tau = next((m.tau for m in methods.values() if hasattr(m, "tau")), 0.5)

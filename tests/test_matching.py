@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from d2kd import matching
+from d2kd.matching import Detections, Truth, match
+
+
+def found(*rows):
+    """Rows of x1, y1, x2, y2, class, score."""
+    table = np.array(rows, dtype=float).reshape(-1, 6)
+    return Detections(table[:, :4], table[:, 4].astype(int), table[:, 5])
+
+
+def truth(*rows):
+    """Rows of x1, y1, x2, y2, class."""
+    table = np.array(rows, dtype=float).reshape(-1, 5)
+    return Truth(table[:, :4], table[:, 4].astype(int))
+
+
+TWO = truth((0, 0, 10, 10, 3), (20, 0, 30, 10, 7))
+
+
+def test_correct_wrong_class_and_missed():
+    result = match(found((0, 0, 10, 10, 3, 0.9), (20, 0, 30, 10, 1, 0.8)), TWO)
+    assert result.correct.tolist() == [True, False]
+    assert result.found.tolist() == [True, False]
+    assert result.errors == 2
+
+
+def test_of_two_on_one_object_the_surer_counts():
+    result = match(found((0, 0, 10, 9, 3, 0.5), (0, 0, 10, 8, 3, 0.6)), TWO)
+    assert result.correct.tolist() == [False, True]
+    assert result.errors == 2  # the duplicate, and the object that nobody found
+
+
+@pytest.mark.parametrize(
+    "right, correct",
+    [(15, True), (14.9, True), (5, True), (4.9, False), (20, True), (20.1, False)],
+)
+def test_overlap_counts_from_one_half(right, correct):
+    # IoU with a box of width 10: right / 10 where narrower, 10 / right where wider.
+    result = match(found((0, 0, right, 10, 3, 0.9)), truth((0, 0, 10, 10, 3)))
+    assert result.correct.tolist() == [correct]
+
+
+def test_each_takes_the_object_that_it_overlaps_most():
+    close = truth((0, 0, 10, 10, 3), (2, 0, 12, 10, 3))
+    result = match(found((2, 0, 12, 10, 3, 0.9), (0, 0, 10, 10, 3, 0.8)), close)
+    assert result.correct.all() and result.found.all()
+
+
+def test_nothing_found_and_nothing_there():
+    assert match(found(), TWO).errors == 2
+    assert match(found((0, 0, 9, 9, 3, 0.9)), truth()).errors == 1
+    assert match(found(), truth()).errors == 0
+
+
+def test_from_detectron2():
+    instances = Instances((20, 40))
+    instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 9.0, 9.0]]))
+    instances.pred_classes = torch.tensor([7, 1])
+    instances.scores = torch.tensor([0.75, 0.25])
+    got = Detections.of(instances).above(0.5)
+    assert got.boxes.tolist() == [[1, 2, 3, 4]]
+    assert (got.classes.tolist(), got.scores.tolist()) == ([7], [0.75])
+
+    box = {"bbox": [10, 20, 5, 6], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 4}
+    got = Truth.of({"annotations": [box, {**box, "iscrowd": 1}]})
+    assert got.boxes.tolist() == [[10, 20, 15, 26]]
+    assert got.classes.tolist() == [4]
+
+
+def test_the_surest_of_a_place():
+    # The second overlaps the first by 9/10, the third by 1/3; the fourth is elsewhere.
+    boxes = found(
+        (0, 0, 10, 10, 3, 0.5),
+        (0, 0, 10, 9, 4, 0.6),
+        (5, 0, 15, 10, 3, 0.4),
+        (50, 0, 60, 9, 3, 0.9),
+    )
+    assert boxes.surest().scores.tolist() == [0.6, 0.4, 0.9]
+    assert found().surest().boxes.shape == (0, 4)
+
+
+def test_best_threshold():
+    # From the surest on: right, right, wrong, wrong. F1 of 2 objects: 2/3, 1, 4/5, 2/3.
+    first = found((0, 0, 10, 10, 3, 0.9), (20, 0, 30, 10, 7, 0.6), (50, 0, 60, 10, 7, 0.5))
+    second = found((0, 0, 10, 10, 3, 0.4))
+    assert matching.best_threshold([first, second], [TWO, truth()]) == 0.6
+    assert matching.best_threshold([found()], [TWO]) == 0.5
+
+
+def test_choice_of_images():
+    good = found((0, 0, 10, 10, 3, 0.9), (20, 0, 30, 10, 7, 0.8))  # no error
+    half = found((0, 0, 10, 10, 3, 0.9))  # one
+    none = found()  # two
+    truths = dict.fromkeys("abcde", TWO) | {"f": truth((0, 0, 10, 10, 3))}
+    alone = dict(a=good, b=none, c=good, d=none, e=half, f=none)
+    distilled = dict(a=good, b=good, c=none, d=none, e=half, f=none)
+    chosen, rule = matching.choose_images(truths, alone, distilled, differ=2, fail=1, least=2)
+    # b and c differ most, one either way; of the rest d is the worst; f has too few objects.
+    assert chosen == ["b", "c", "d"]
+    assert "at least 2 objects" in rule and "whichever is better" in rule
