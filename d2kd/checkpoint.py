@@ -44,12 +44,11 @@ class Checkpointer(DetectionCheckpointer):
             return
         # A killed run must not leave half a checkpoint under a name that --resume trusts.
         final, partial = (os.path.join(self.save_dir, f"{n}.pth") for n in (name, f".{name}.tmp"))
-        tag = self.tag_last_checkpoint
+        self.tag_last_checkpoint = lambda _basename: None  # not before the file has its name
         try:
-            self.tag_last_checkpoint = lambda _basename: None
             super().save(f".{name}.tmp", **kwargs)
         finally:
-            self.tag_last_checkpoint = tag
+            del self.tag_last_checkpoint
         os.replace(partial, final)
         self.tag_last_checkpoint(f"{name}.pth")
 
