@@ -10,7 +10,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make lint       run ruff"
 	@echo "make setup      only make .venv; PYTHON=/path/to/python makes it from a Python that has Detectron2"
-	@echo "make clean      remove output/, build leftovers and caches"
+	@echo "make clean      remove output/demo, build leftovers and caches"
 	@echo "make distclean  also remove .venv and datasets/demo"
 
 setup: $(READY)
@@ -32,7 +32,7 @@ $(READY): setup.py tools/bootstrap.py
 	@"$(PYTHON)" tools/bootstrap.py
 
 clean:
-	rm -rf output build dist d2kd.egg-info .pytest_cache .ruff_cache
+	rm -rf output/demo build dist d2kd.egg-info .pytest_cache .ruff_cache
 	find . -name .venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

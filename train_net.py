@@ -36,6 +36,8 @@ def do_train(args, cfg):
             seed (int): negative for a random one
             teacher_proof.{images,min_ap}: see `d2kd.evaluation.prove_teacher`
     """
+    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
+    loader.prepare()
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     model.to(cfg.train.device)
@@ -56,7 +58,6 @@ def do_train(args, cfg):
         clip_grad_norm=cfg.train.clip_grad_norm,
     )
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
-    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),

@@ -117,14 +117,22 @@ def load_strictly(model: nn.Module, path: str) -> str:
             f"weights of {type(model).__name__}: expected a checkpoint at {path!r}, found no file. "
             f"Give a path relative to the working directory, an absolute one, or a URL."
         )
-    checkpointer.load(path)
+    try:
+        checkpointer.load(path)
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
+        raise ValueError(
+            f"weights of {type(model).__name__}: expected a checkpoint that Detectron2 can read at "
+            f"{path!r}, found one that is cut off or of another kind ({e})."
+        ) from e
     found = checkpointer.incompatible
     # A counter that batch norm keeps for itself; old and converted files lack it.
     missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
     unexpected = [k for k in found.unexpected_keys if not k.endswith("num_batches_tracked")]
     shapes = [f"{k} {tuple(a)} in the file, {tuple(b)} here" for k, a, b in found.incorrect_shapes]
-    missing = sorted(set(missing) - {k for k, _, _ in found.incorrect_shapes})
-    matched = len(model.state_dict()) - len(found.missing_keys) - len(shapes)
+    # Those of another shape are among the missing, too.
+    other = {k for k, _, _ in found.incorrect_shapes}
+    missing = sorted(set(missing) - other)
+    matched = len(set(model.state_dict()) - set(found.missing_keys) - other)
     counts = (
         f"{matched} tensors matched, {len(missing)} missing, {len(unexpected)} unexpected, "
         f"{len(shapes)} of another shape"

@@ -31,8 +31,9 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         ValueError: an override names a field that is not there.
     """
     cfg = LazyConfig.load(path)
-    if "train" not in cfg:
-        raise ValueError(f"{path}: expected a `train` section, found {', '.join(cfg)}")
+    for section in ("model", "dataloader", "train"):
+        if section not in cfg:
+            raise ValueError(f"{path}: expected a section {section!r}, found {', '.join(cfg)}")
     for key, value in TRAIN_FIELDS.items():
         cfg.train.setdefault(key, value)
     for key, value in dict(enabled=False, dtype="float16").items():
@@ -90,7 +91,9 @@ def _check_channel_order(cfg: DictConfig) -> None:
     loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
     if "student" not in cfg.model or loaded is None:
         return
-    expected = cfg.model.get("input_format") or cfg.model.student.get("input_format") or "BGR"
+    student = cfg.model.student
+    own = student.get("input_format") if isinstance(student, DictConfig) else None
+    expected = cfg.model.get("input_format") or own or "BGR"
     if loaded != expected:
         raise ValueError(
             f"dataloader.train.mapper.image_format: expected {expected!r}, the order that the "
@@ -135,7 +138,7 @@ def _check_fields(path: str, node: DictConfig) -> None:
 
 def _check_key(cfg: DictConfig, key: str) -> None:
     parts = key.split(".")
-    for i, part in enumerate(p.split("[")[0] for p in parts):  # a[0] is an entry of the list a
+    for i, part in enumerate(parts):
         parent_path = ".".join(parts[:i])
         parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
         if not isinstance(parent, DictConfig):

@@ -9,6 +9,7 @@ import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from .build import build_detector
 from .inherit import inherit_weights
 from .knowledge import Knowledge, Targets
 from .methods import Methods
@@ -19,7 +20,9 @@ __all__ = ["Distiller"]
 
 logger = logging.getLogger(__name__)
 
-_DROWNS = 10
+# A method is said to drown the task at this ratio of their losses, in so many records in a row:
+# at the start of training, before the student resembles its teacher at all, high ratios are usual.
+_DROWNS, _DROWNS_FOR = 10, 10
 
 
 class Distiller(nn.Module):
@@ -32,14 +35,14 @@ class Distiller(nn.Module):
     the student. Without methods it is the student in training too.
 
     Args:
-        student: any detector that `d2kd.readers.read` knows.
+        student: any detector that `d2kd.readers.read` knows, or whatever `build_detector` takes.
         teacher: a `Teacher`; None only without methods.
         methods: the distillation methods by name.
         inherit: start the student from all of the teacher's tensors outside its bottom-up
             backbone that fit by name and shape (FGD and PGD do; see `inherit`).
         same_classes: refuse a teacher with another number of classes than the student's.
         input_format: channel order of the images that the data loader gives, "BGR" or "RGB".
-            Default: the student's `input_format` where it has one, else "BGR".
+            Default: the student's `input_format` where it has one, else "BGR", as in Detectron2.
         log_period: steps between two records of the methods' terms and ratios.
 
     Raises:
@@ -50,7 +53,7 @@ class Distiller(nn.Module):
     def __init__(
         self,
         *,
-        student: nn.Module,
+        student: nn.Module | str,
         teacher: Teacher | None = None,
         methods: Methods | None = None,
         inherit: bool = False,
@@ -59,6 +62,7 @@ class Distiller(nn.Module):
         log_period: int = 20,
     ):
         super().__init__()
+        student, loaded_format = build_detector(student)
         self._reader = read(student)
         if methods and teacher is None:
             raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
@@ -76,7 +80,7 @@ class Distiller(nn.Module):
         self.distillation = methods if methods is not None else Methods()
 
         self.teacher = teacher
-        self.input_format = check_format(input_format, student)
+        self.input_format = check_format(input_format or loaded_format, student)
         self.log_period = log_period
         self._needs = frozenset().union(*(m.needs for m in self.distillation.values()))
         if teacher is not None:
@@ -89,7 +93,7 @@ class Distiller(nn.Module):
                 )
         for method in self.distillation.values():
             method.setup(self._reader, teacher.reader)
-        self._warned: set[str] = set()
+        self._drowned = dict.fromkeys(self.distillation, 0)
         self._inherits = inherit
         self.inherit()
 
@@ -163,11 +167,11 @@ class Distiller(nn.Module):
         for name, values in terms.items():
             raw = {term: value.item() for term, value in values.items()}
             weighted = added[f"loss_distill_{name}"].item()
-            if weighted > _DROWNS * task and name not in self._warned:
-                self._warned.add(name)
+            self._drowned[name] = self._drowned[name] + 1 if weighted > _DROWNS * task else 0
+            if self._drowned[name] == _DROWNS_FOR:
                 logger.warning(
                     "Method %s: its loss is %.0f times the student's own (%.3g and %.3g). Lower "
-                    "its weight, unless it falls soon; a good ratio is of the order of 1.",
+                    "its weight, unless it falls soon.",
                     *(name, weighted / max(task, 1e-12), weighted, task),
                 )
             storage.put_scalars(

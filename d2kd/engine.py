@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine import launch as detectron2_launch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from fvcore.nn import sigmoid_focal_loss_jit
@@ -21,6 +23,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 __all__ = ["Segments", "TrainLoader", "Trainer", "launch"]
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(SimpleTrainer):
@@ -52,6 +56,9 @@ class Trainer(SimpleTrainer):
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
         self._device = next(model.parameters()).device.type
+        if amp_dtype is not None and isinstance(_detector(model), DenseDetector):
+            # Detectron2's FCOS fails on half-precision predictions, and losses want fp32 anyway.
+            _detector(model).head.register_forward_hook(_predictions_in_fp32)
         self._batches: Iterator = iter(())
         scaler = getattr(torch.amp, "GradScaler", None)  # torch < 2.3 has CUDA's only
         enabled = amp_dtype == torch.float16
@@ -112,6 +119,10 @@ class Trainer(SimpleTrainer):
         _set_normalizers(self.model, state_dict.get("normalizers", {}))
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def _predictions_in_fp32(_head: nn.Module, _args: tuple, output: tuple) -> tuple:
+    return tuple([x.float() for x in levels] for levels in output)
 
 
 # Detectron2's dense detectors divide their losses by a running mean of the number of positives,
@@ -191,7 +202,8 @@ class TrainLoader:
     """Builds `dataloader.train` of a config so that it starts at any step.
 
     A plain `build_detection_train_loader` gets a sampler that starts at the step's place in the
-    epoch; a loader with a sampler or target of its own is built anew as it is.
+    epoch. A loader with a sampler or target of its own is built once, as it is, and goes on over
+    all segments; a resumed run begins it again.
 
     Args:
         node: the LazyConfig node.
@@ -201,17 +213,33 @@ class TrainLoader:
     def __init__(self, node, accumulate: int = 1):
         self._node = node
         self._accumulate = accumulate
-        self._dataset = None
+        self._dataset = self._stream = None
+
+    def prepare(self) -> None:
+        """Read the data set, so that mistakes in it are found before anything else is done.
+
+        Raises:
+            ValueError: there are no images, or a file is missing.
+        """
+        if self._dataset is not None or self._stream is not None:
+            return
+        node = self._node
+        try:
+            if instantiate_target(node) is build_detection_train_loader and not node.get("sampler"):
+                dataset = instantiate(node.dataset)
+                if not isinstance(dataset, torch.utils.data.IterableDataset):
+                    self._dataset = dataset
+                    return
+            self._stream = iter(instantiate(node))
+        except (AssertionError, FileNotFoundError) as e:
+            raise ValueError(f"dataloader.train: expected images to train on, but: {e}") from e
+        logger.warning("dataloader.train has a sampler of its own: resuming will not be exact.")
 
     def __call__(self, step: int, seed: int) -> Iterable:
-        node = self._node
-        plain = instantiate_target(node) is build_detection_train_loader
-        if not plain or node.get("sampler") is not None:
-            return instantiate(node)
+        self.prepare()
         if self._dataset is None:
-            self._dataset = instantiate(node.dataset)
-        if isinstance(self._dataset, torch.utils.data.IterableDataset):
-            return instantiate(node)
+            return self._stream
+        node = self._node
         rest = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
         rest["sampler"] = _Sampler(
             len(self._dataset), seed, step * self._accumulate * node.total_batch_size

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.modeling import build_model
 from torch import Tensor, nn
 
+from .build import build_detector
 from .checkpoint import load_strictly
 from .knowledge import Knowledge
 from .readers import Reader, read
@@ -29,11 +27,12 @@ class Teacher:
 
     Args:
         model: a LazyConfig node of a detector (or the detector itself), the path of a LazyConfig
-            (.py) or yacs (.yaml) file, or a name in Detectron2's model zoo.
+            or yacs file, or a name in Detectron2's model zoo; see `build_detector`.
         weights: path or URL of its checkpoint, loaded strictly; "zoo" for the weights that the
             model zoo keeps for `model`; None for a detector whose weights are there already.
         input_format: channel order that the teacher was trained with, "BGR" or "RGB". Default:
-            the detector's own `input_format` where it has one, else "BGR", as in Detectron2.
+            that of the images that its config loads; else the detector's own `input_format`, where
+            it has one; else "BGR", as in Detectron2.
         dtype: autocast precision of its forward pass, "bfloat16" or "float16"; None for fp32.
 
     Raises:
@@ -53,9 +52,9 @@ class Teacher:
             raise ValueError(f"Teacher.dtype: expected bfloat16, float16 or None, found {dtype!r}")
         # The student's initial weights and batches must not depend on how its teacher was built.
         with torch.random.fork_rng(devices=[]):
-            self.model = _build(model)
+            self.model, loaded_format = build_detector(model)
         self.reader: Reader = read(self.model)
-        self.input_format = check_format(input_format, self.model)
+        self.input_format = check_format(input_format or loaded_format, self.model)
         self.dtype = getattr(torch, dtype) if dtype else None
         if weights == "zoo":
             weights = _zoo_weights(model)
@@ -142,38 +141,6 @@ def check_format(given: str | None, model: nn.Module) -> str:
             f"input_format of {type(model).__name__}: expected 'BGR' or 'RGB', found {found!r}"
         )
     return found
-
-
-def _build(source: nn.Module | str) -> nn.Module:
-    if isinstance(source, nn.Module):
-        return source
-    if not isinstance(source, str):
-        return instantiate(source)
-    config = _load_config(source)
-    if "MODEL" in config:  # yacs
-        config.MODEL.DEVICE = "cpu"
-        return build_model(config)
-    node = config.model
-    return instantiate(node.get("student", node))  # of a distiller's config, its student
-
-
-def _load_config(source: str):
-    from detectron2 import model_zoo  # imports pkg_resources, which is slow and warns
-
-    if not os.path.isfile(source):
-        try:
-            return model_zoo.get_config(source)
-        except RuntimeError:
-            raise FileNotFoundError(
-                f"Teacher.model: expected the path of a .py or .yaml config or a name in "
-                f"Detectron2's model zoo such as 'COCO-Detection/retinanet_R_101_FPN_3x.yaml', "
-                f"found {source!r}."
-            ) from None
-    if source.endswith(".py"):
-        return LazyConfig.load(source)
-    config = get_cfg()
-    config.merge_from_file(source)
-    return config
 
 
 def _zoo_weights(source: nn.Module | str) -> str:

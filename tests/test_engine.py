@@ -4,7 +4,11 @@ import itertools
 import pytest
 import torch
 from detectron2.config import LazyCall as L
-from detectron2.data import build_detection_train_loader
+from detectron2.data import (
+    DatasetCatalog,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
@@ -92,6 +96,43 @@ def test_loader_starts_at_the_steps_place():
     assert sorted(stream[:10]) == dataset  # an epoch sees every image once
     accumulated = [x for b in itertools.islice(TrainLoader(node, 2)(2, 5), 4) for x in b]
     assert stream[8:] == accumulated
+
+
+def test_a_sampler_of_ones_own_goes_on_over_segments():
+    node = L(build_detection_train_loader)(
+        dataset=list(range(10)),
+        mapper=int,
+        sampler=L(TrainingSampler)(size=10, shuffle=False),
+        total_batch_size=2,
+        aspect_ratio_grouping=False,
+        num_workers=0,
+    )
+    loader = TrainLoader(node)
+    first = list(itertools.islice(iter(loader(0, 5)), 2))
+    second = list(itertools.islice(iter(loader(2, 5)), 3))
+    assert [x for batch in first + second for x in batch] == list(range(10))
+
+
+def test_dense_losses_under_amp_get_fp32_predictions():
+    # Detectron2's FCOS raises a RuntimeError on half-precision ones.
+    model = toys.fcos()
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-3)
+    trainer = Trainer(model, sgd, amp_dtype=torch.bfloat16)
+    trainer.set_loader([toys.batch(), toys.batch()])
+    trainer.train(0, 2)
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_training_set_without_images_is_named():
+    node = L(build_detection_train_loader)(
+        dataset=L(get_detection_dataset_dicts)(names="toy_empty"), mapper=int, total_batch_size=2
+    )
+    DatasetCatalog.register("toy_empty", lambda: [])
+    try:
+        with pytest.raises(ValueError, match=r"dataloader.train: expected images .*toy_empty"):
+            TrainLoader(node).prepare()
+    finally:
+        DatasetCatalog.remove("toy_empty")
 
 
 def test_each_segment_begins_with_a_seed_of_its_own():

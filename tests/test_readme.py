@@ -46,6 +46,8 @@ def folder(tmp_path, monkeypatch):
 def test_ten_lines_distil_ones_own_detector(folder):
     lines = (folder / "my_distilled.py").read_text().strip().splitlines()
     assert len(lines) <= 10
+    configs = [load_config(f"my_{who}.py") for who in ("student", "distilled")]
+    assert configs[0].train.output_dir != configs[1].train.output_dir
     torch.manual_seed(1)
     model = instantiate(load_config("my_distilled.py", ["model.methods.fgd.weight=0.2"]).model)
     assert isinstance(model, Distiller) and model.distillation.fgd.weight == 0.2

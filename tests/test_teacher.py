@@ -63,8 +63,7 @@ def test_its_precision_is_its_own(dtype):
     assert found == (torch.bfloat16 if dtype else torch.float32)
 
 
-def test_building_it_does_not_move_the_random_state(tmp_path):
-    LazyConfig.save(LazyConfig.load("configs/demo/student.py"), str(tmp_path / "student.yaml"))
+def test_building_it_does_not_move_the_random_state():
     state = torch.get_rng_state()
     Teacher("configs/demo/student.py", None)
     assert torch.equal(torch.get_rng_state(), state)
@@ -85,6 +84,23 @@ def test_it_builds_from_a_zoo_name_and_a_yaml_file(tmp_path):
     assert teacher.reader.name == "RetinaNet" and teacher.input_format == "RGB"
     zoo = Teacher("COCO-Detection/retinanet_R_50_FPN_1x.yaml", None)
     assert zoo.reader.num_classes == 80 and zoo.input_format == "BGR"
+
+
+def test_channel_order_is_that_of_the_images_that_its_config_loads(tmp_path):
+    # An FCOS says nothing of its channel order.
+    (tmp_path / "teacher.py").write_text(
+        "from detectron2.config import LazyCall as L\n"
+        "from tests import toys\n"
+        "model = L(toys.fcos)()\n"
+        "dataloader = dict(train=dict(mapper=dict(image_format='RGB')))\n"
+    )
+    assert Teacher(str(tmp_path / "teacher.py"), None).input_format == "RGB"
+    assert Teacher(str(tmp_path / "teacher.py"), None, input_format="BGR").input_format == "BGR"
+
+
+def test_it_builds_from_the_config_that_a_run_leaves(tmp_path):
+    LazyConfig.save(LazyConfig.load("configs/demo/student.py"), str(tmp_path / "config.yaml"))
+    assert Teacher(str(tmp_path / "config.yaml"), None).input_format == "RGB"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 Train the teacher first, see fcos_R_101_FPN_2x.py; `model.teacher.weights=PATH` names another place.
 """
 
+import os
+
 from detectron2.config import LazyCall as L
 
 from d2kd import Distiller, Teacher
@@ -14,7 +16,7 @@ from .fcos_R_50_FPN_2x import dataloader, lr_multiplier, model, optimizer, train
 model = L(Distiller)(
     student=model,  # first, so that it gets the initial weights that it gets alone
     teacher=L(Teacher)(
-        model="configs/fcos/fcos_R_101_FPN_2x.py",
+        model=os.path.join(os.path.dirname(__file__), "fcos_R_101_FPN_2x.py"),
         weights="output/fcos_R_101_FPN_2x/model_final.pth",
     ),
     methods=L(Methods)(fgd=fgd("fcos")),

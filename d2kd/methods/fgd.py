@@ -138,8 +138,7 @@ def box_masks(
     """
     n, g = valid.shape
     h, w = size
-    scale = torch.as_tensor(cells_per_pixel, dtype=boxes.dtype, device=boxes.device)
-    scale = scale.expand(n, 2)[:, None]
+    scale = cells_per_pixel[:, None] if torch.is_tensor(cells_per_pixel) else cells_per_pixel
     low, high = (boxes[..., :2] * scale).floor(), (boxes[..., 2:] * scale).ceil()
     value = valid / (high - low + 1).clamp(min=1).prod(-1)
     x, y = (torch.arange(k, device=boxes.device) for k in (w, h))
