@@ -277,5 +277,6 @@ def launch(main: Callable, args) -> None:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         comm.synchronize()
         main(args)
+        comm.synchronize()  # torchrun ends all when one leaves: let none leave before all are done
     finally:
         torch.distributed.destroy_process_group()
