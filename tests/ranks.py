@@ -45,7 +45,7 @@ def main(args) -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 3:  # torchrun's processes
         launch(main, sys.argv[1])
-        # Torch 2.15's gloo aborted once in some forty runs while the interpreter shut down, with
+        # Torch 2.15's gloo aborted once in about thirty runs while the interpreter shut down, with
         # everything done and written. That is not what is tested here.
         os._exit(0)
     else:
