@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -228,7 +229,9 @@ def _write_split(folder: Path, split: str, size: int) -> str:
 
     (folder / split).mkdir()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and zlib free the GIL
-        drawn = list(tqdm(pool.map(write, range(size)), split, size, unit="image", leave=False))
+        seconds = 0.1 if sys.stderr.isatty() else 5  # a log file keeps every line
+        bar = dict(desc=split, total=size, unit="image", leave=False, mininterval=seconds)
+        drawn = list(tqdm(pool.map(write, range(size)), **bar))
     labels = [{"image_id": i, **label} for i in range(size) for label in drawn[i][1]]
     coco = {
         "images": [{"id": i, "file_name": f"{i:06d}.png", "width": SIDE, "height": SIDE}
