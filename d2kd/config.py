@@ -92,6 +92,11 @@ def _check_channel_order(cfg: DictConfig) -> None:
     if "student" not in cfg.model or loaded is None:
         return
     student = cfg.model.student
+    if not isinstance(student, DictConfig) and not cfg.model.get("input_format"):
+        raise ValueError(
+            f"model.input_format: expected the channel order of the images, since the student is "
+            f"built from {student!r}, found none. Set model.input_format={loaded}."
+        )
     own = student.get("input_format") if isinstance(student, DictConfig) else None
     expected = cfg.model.get("input_format") or own or "BGR"
     if loaded != expected:

@@ -89,6 +89,11 @@ def test_channel_order_of_loader_and_distiller_must_agree(dataset):
         check_config(cfg)
     cfg.model.input_format = "BGR"
     check_config(cfg)
+    cfg.model.student = "configs/demo/student.py"  # which says RGB, and is not read here
+    check_config(cfg)
+    cfg.model.input_format = None
+    with pytest.raises(ValueError, match=r"model.input_format: expected .* found none"):
+        check_config(cfg)
 
 
 def test_unknown_precision_is_named(dataset):
