@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from .build import build_detector
 from .inherit import inherit_weights
-from .knowledge import Knowledge, Targets
+from .knowledge import Knowledge
 from .methods import Methods
-from .readers import read
+from .readers import check_same_anchors, read
+from .targets import Targets
 from .teacher import Teacher, check_format
 
 __all__ = ["Distiller"]
@@ -41,6 +42,8 @@ class Distiller(nn.Module):
         inherit: start the student from all of the teacher's tensors outside its bottom-up
             backbone that fit by name and shape (FGD and PGD do; see `inherit`).
         same_classes: refuse a teacher with another number of classes than the student's.
+        teacher_assigns: assign the student's boxes by the teacher's predictions, as PGD does for
+            DDOD; for students whose label assignment depends on predictions.
         input_format: channel order of the images that the data loader gives, "BGR" or "RGB".
             Default: the student's `input_format` where it has one, else "BGR", as in Detectron2.
         log_period: steps between two records of the methods' terms and ratios.
@@ -58,6 +61,7 @@ class Distiller(nn.Module):
         methods: Methods | None = None,
         inherit: bool = False,
         same_classes: bool = True,
+        teacher_assigns: bool = False,
         input_format: str | None = None,
         log_period: int = 20,
     ):
@@ -82,7 +86,9 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self.input_format = check_format(input_format or loaded_format, student)
         self.log_period = log_period
-        self._needs = frozenset().union(*(m.needs for m in self.distillation.values()))
+        methods = self.distillation.values()
+        self._needs = frozenset({"features"}).union(*(m.needs for m in methods))
+        self._teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in methods))
         if teacher is not None:
             classes = self._reader.num_classes, teacher.reader.num_classes
             if same_classes and classes[0] != classes[1]:
@@ -91,11 +97,25 @@ class Distiller(nn.Module):
                     f"the same number of classes, found {classes[0]} and {classes[1]}. Set "
                     f"num_classes alike, or Distiller(same_classes=False) to distil features only."
                 )
-        for method in self.distillation.values():
+        for method in methods:
             method.setup(self._reader, teacher.reader)
+        self.teacher_assigns = teacher_assigns
+        if teacher_assigns:
+            self._check_assignment()
+            self._teacher_needs |= {"logits", "boxes"}
         self._drowned = dict.fromkeys(self.distillation, 0)
         self._inherits = inherit
         self.inherit()
+
+    def _check_assignment(self) -> None:
+        if not self.distillation:
+            raise ValueError("Distiller.teacher_assigns: expected a method at least, found none")
+        if not hasattr(self._reader, "guide"):
+            raise ValueError(
+                f"Distiller.teacher_assigns: expected a student whose label assignment depends on "
+                f"predictions (DDOD), found {self._reader.name}. Leave it out."
+            )
+        check_same_anchors(self._reader, self.teacher.reader, "Distiller.teacher_assigns")
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)
@@ -123,19 +143,30 @@ class Distiller(nn.Module):
         """
         if not self.training or not self.distillation:
             return self.student(batched_inputs)
-        with self._reader.listen(self._needs) as seen:
+        taught: list[Knowledge] = []
+
+        def teach(images: Tensor) -> None:
+            taught.append(
+                self.teacher.to(images.device)(
+                    batched_inputs,
+                    input_format=self.input_format,
+                    padded_size=tuple(images.shape[-2:]),
+                    needs=self._teacher_needs,
+                )
+            )
+            if self.teacher_assigns:
+                self._reader.guide(taught[0])
+
+        # The teacher runs as soon as the student has padded its batch: its predictions may be
+        # what the student's boxes are assigned by, and the peak of its memory is over before the
+        # student's begins.
+        with self._reader.listen(self._needs, before=teach) as seen:
             losses = self.student(batched_inputs)
+        (teacher,) = taught
         device = next(iter(losses.values())).device
-        teacher = self.teacher.to(device)(
-            batched_inputs,
-            input_format=self.input_format,
-            padded_size=seen.padded_size,
-            needs=self._needs,
-        )
         targets = Targets.from_inputs(batched_inputs, device)
-        # Squared sums and softmax over whole maps overflow or round off in half precision.
-        seen, teacher = _in_fp32(seen), _in_fp32(teacher)
         with torch.autocast(device.type, enabled=False):
+            seen = self._reader.complete(seen, self._needs)
             terms = {
                 name: method(seen, teacher, targets) for name, method in self.distillation.items()
             }
@@ -183,11 +214,3 @@ class Distiller(nn.Module):
                     f"distill/{name}/ratio": weighted / max(task, 1e-12),
                 },
             )
-
-
-def _in_fp32(seen: Knowledge) -> Knowledge:
-    return Knowledge(
-        seen.padded_size,
-        {level: x.float() for level, x in seen.features.items()},
-        {level: x.float() for level, x in seen.logits.items()},
-    )

@@ -92,13 +92,14 @@ class Teacher:
                 to at least that much, so that its maps cover all of the student's.
 
         Returns:
-            Knowledge, without gradient. Cell (0, 0) of every map lies at the image's top left, as
-            the student's does; a teacher that needs more padding has more cells at the far ends.
+            Knowledge, without gradient, over the student's frame: cell (0, 0) of every map lies
+            at the image's top left, as the student's does, and the cells that a teacher adds by
+            padding more are cut off.
         """
         images = self.model.preprocess_image(self._own_format(batched_inputs, input_format))
         pixels = pad_to(images.tensor, padded_size, self._divisibility())
         with torch.autocast(pixels.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.reader.run(pixels, needs)
+            return self.reader.run(pixels, needs, padded_size)
 
     @torch.no_grad()
     def detect(self, batched_inputs: Sequence[dict], *, input_format: str) -> list[dict]:

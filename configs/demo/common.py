@@ -17,7 +17,8 @@ from detectron2.modeling.backbone import FPN, BasicStem, ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
-from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.modeling.meta_arch import FCOS, RetinaNet
+from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
@@ -63,14 +64,13 @@ train.device = "cuda" if torch.cuda.is_available() else "cpu"
 train.seed = 1
 
 
-def retinanet(blocks, width, neck, convs):
-    """A RetinaNet on strides 4, 8, 16 with a ResNet of basic blocks.
+def pyramid(blocks, width, neck):
+    """A feature pyramid on strides 4, 8, 16 over a ResNet of basic blocks.
 
     Args:
         blocks: number of blocks in each of three stages.
         width: channels of the first stage; each stage doubles them.
-        neck: channels of the pyramid and of the head.
-        convs: convolutions in each tower of the head.
+        neck: channels of the pyramid.
     """
     stages = [
         L(ResNet.make_stage)(
@@ -84,17 +84,35 @@ def retinanet(blocks, width, neck, convs):
         for i, n in enumerate(blocks)
     ]
     names = [f"res{i}" for i in range(2, 2 + len(blocks))]
-    return L(RetinaNet)(
-        backbone=L(FPN)(
-            bottom_up=L(ResNet)(
-                stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
-                stages=stages,
-                out_features=names,
-            ),
-            in_features=names,
-            out_channels=neck,
-            norm="BN",
+    return L(FPN)(
+        bottom_up=L(ResNet)(
+            stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
+            stages=stages,
+            out_features=names,
         ),
+        in_features=names,
+        out_channels=neck,
+        norm="BN",
+    )
+
+
+_common = dict(
+    num_classes=10,
+    head_in_features=["p2", "p3", "p4"],
+    pixel_mean=[110.0, 110.0, 110.0],
+    pixel_std=[60.0, 60.0, 60.0],
+)
+
+
+def retinanet(blocks, width, neck, convs):
+    """RetinaNet with one square anchor at each location.
+
+    Args:
+        blocks, width, neck: see `pyramid`.
+        convs: convolutions in each tower of the head.
+    """
+    return L(RetinaNet)(
+        backbone=pyramid(blocks, width, neck),
         head=L(RetinaNetHead)(
             input_shape=[ShapeSpec(channels=neck)] * len(blocks),
             num_classes="${..num_classes}",
@@ -109,9 +127,20 @@ def retinanet(blocks, width, neck, convs):
         anchor_matcher=L(Matcher)(
             thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True
         ),
-        num_classes=10,
-        head_in_features=["p2", "p3", "p4"],
-        pixel_mean=[110.0, 110.0, 110.0],
-        pixel_std=[60.0, 60.0, 60.0],
         input_format="RGB",
+        **_common,
+    )
+
+
+def fcos(blocks, width, neck, convs):
+    """FCOS; arguments as for `retinanet`."""
+    return L(FCOS)(
+        backbone=pyramid(blocks, width, neck),
+        head=L(FCOSHead)(
+            input_shape=[ShapeSpec(channels=neck)] * len(blocks),
+            num_classes="${..num_classes}",
+            conv_dims=[neck] * convs,
+            prior_prob=0.01,
+        ),
+        **_common,
     )

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..knowledge import Knowledge, Targets
+from ..knowledge import Knowledge
 from ..readers import Reader
+from ..targets import Targets
 
 __all__ = ["FeatureMethod", "LevelPair", "Method", "Methods", "pair_levels"]
 
@@ -25,7 +26,12 @@ class Method(nn.Module):
     """
 
     needs: frozenset[str] = frozenset()
-    """The fields of `Knowledge` that the method reads, of both networks."""
+    """What the student has to show for the method; see `d2kd.readers.Reader`."""
+
+    @property
+    def teacher_needs(self) -> frozenset[str]:
+        """What the teacher has to show: the same, where a method does not say otherwise."""
+        return self.needs
 
     def __init__(self, *, weight: float = 1.0):
         super().__init__()
@@ -41,8 +47,11 @@ class Method(nn.Module):
         Raises:
             ValueError: the method and the detectors do not fit; the message says where.
         """
-        for role, reader in (("student", student), ("teacher", teacher)):
-            lacking = sorted(self.needs - reader.offers)
+        for role, reader, needs in (
+            ("student", student, self.needs),
+            ("teacher", teacher, self.teacher_needs),
+        ):
+            lacking = sorted(needs - reader.offers)
             if lacking:
                 raise ValueError(
                     f"{type(self).__name__} needs {', '.join(lacking)} of the {role}, expected a "
@@ -184,11 +193,6 @@ class FeatureMethod(Method):
         """
         s = self.adapters[pair.student](student.features[pair.student])
         t = teacher.features[pair.teacher]
-        # A teacher with another size divisibility sees more padding; cut off the cells beyond
-        # the student's frame. Both grids start at the same corner, so that nothing shifts.
-        stride = pair.teacher_shape.stride
-        rows, columns = (-(-side // stride) for side in student.padded_size)
-        t = t[..., :rows, :columns]
         if s.shape[-2:] != t.shape[-2:]:
             s = F.interpolate(s, size=t.shape[-2:], mode="bilinear", align_corners=False)
         return s, t

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..knowledge import Targets
+from ..targets import Targets
 from .base import FeatureMethod, LevelPair
 
 __all__ = ["FGD", "GlobalContext", "attention", "box_masks"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..knowledge import Targets
+from ..targets import Targets
 from .base import FeatureMethod, LevelPair
 
 __all__ = ["Mimic"]

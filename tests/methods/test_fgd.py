@@ -7,9 +7,9 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
-from d2kd.knowledge import Targets
 from d2kd.methods.base import LevelPair
 from d2kd.methods.fgd import FGD, GlobalContext, attention, box_masks
+from d2kd.targets import Targets
 
 # Inputs and outputs of yzd-v/FGD @ c03a6cf in float64 (its inverse areas come out in float32).
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "fgd_reference.npz")
