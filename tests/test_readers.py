@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from d2kd.readers import read
+from d2kd.readers import check_same_anchors, read
 from tests import toys
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_hooks) for m in model.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 @pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
@@ -28,11 +28,122 @@ def test_dense_detectors_show_pyramid_and_logits(build):
 @pytest.mark.parametrize("mask", [False, True], ids=["Faster", "Mask"])
 def test_two_stage_detectors_show_their_pyramid(mask):
     reader = read(toys.rcnn(mask=mask, num_classes=5).eval())
-    assert reader.num_classes == 5 and reader.offers == {"features"}
+    assert reader.num_classes == 5 and "towers" not in reader.offers
     assert [(k, v.stride) for k, v in reader.shapes.items()] == [
         (f"p{i}", 2**i) for i in range(2, 7)
     ]
     assert "p2" in reader.run(torch.randn(1, 3, 64, 64), {"features"}).features
+
+
+@pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
+def test_towers_are_the_first_block_after_its_activation(build):
+    model = build().eval()
+    images = torch.randn(2, 3, 64, 96)
+    seen = read(model).run(images, {"towers"})
+    features = model.backbone(images)
+    for level in model.head_in_features:
+        for shown, tower in (
+            (seen.cls_tower, model.head.cls_subnet),
+            (seen.box_tower, model.head.bbox_subnet),
+        ):
+            assert torch.equal(shown[level], tower[0](features[level]).relu())
+
+
+def test_boxes_are_those_that_retinanet_decodes():
+    model = toys.retinanet(test_score_thresh=0.0, test_nms_thresh=1.0).eval()
+    torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.3)
+    images = torch.randn(1, 3, 64, 64)
+    reader = read(model)
+    seen = reader.run(images, {"boxes"})
+    scores = reader.flatten(seen.logits, 3).sigmoid()[0]
+    features = [model.backbone(images)[f] for f in model.head_in_features]
+    logits, deltas = (
+        [x[0] for x in levels]
+        for levels in model._transpose_dense_predictions(model.head(features), [3, 4])
+    )
+    listed = model.inference_single_image(
+        model.anchor_generator(features), [x.sigmoid() for x in logits], deltas, (1000, 1000)
+    )
+    order = scores.flatten().sort(descending=True).indices[:10]
+    expected = listed.pred_boxes.tensor[:10]
+    torch.testing.assert_close(seen.boxes[0, order // 3], expected)
+
+
+def test_boxes_of_fcos_are_distances_in_strides():
+    model = toys.fcos().eval()
+    seen = read(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
+    ltrb = seen.deltas["p4"][0, :, 1, 2].relu() * 16  # cell (1, 2) of p4
+    x, y = 2.5 * 16, 1.5 * 16
+    expected = torch.stack([x - ltrb[0], y - ltrb[1], x + ltrb[2], y + ltrb[3]])
+    row = 8 * 8 + 1 * 4 + 2
+    torch.testing.assert_close(seen.boxes[0, row], expected)
+    assert seen.centers[row].tolist() == [x, y]
+
+
+def test_boxes_of_two_stage_detectors_are_the_proposals():
+    model = toys.rcnn().eval()
+    seen = read(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
+    rpn = model.proposal_generator
+    with torch.no_grad():
+        anchors = rpn.anchor_generator(list(seen.features.values()))
+        deltas = rpn.rpn_head([seen.features[f] for f in rpn.in_features])[1]
+        expected = rpn._decode_proposals(
+            anchors,
+            [
+                rpn_deltas.view(1, 3, 4, *rpn_deltas.shape[-2:])
+                .permute(0, 3, 4, 1, 2)
+                .flatten(1, 3)
+                for rpn_deltas in deltas
+            ],
+        )
+    torch.testing.assert_close(seen.boxes, torch.cat(expected, 1))
+
+
+@pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
+def test_assignment_is_the_detectors_own(build):
+    model = build().eval()
+    reader = read(model)
+    seen = reader.run(torch.randn(3, 3, 128, 128), {"boxes"})
+    boxes = [[8.0, 8, 60, 50], [30, 20, 100, 110], [8, 8, 60, 50]], [], [[3.0, 3, 40, 30]]
+    targets = toys.targets(*boxes, classes=[[0, 1, 2], [], [1]], size=(128, 128))
+    matched = reader.assign(seen, targets)
+    labels, matched_boxes = model.label_anchors(reader.anchors(seen), targets.instances())
+    for i in range(3):
+        positive = (labels[i] >= 0) & (labels[i] < 3)
+        assert torch.equal(matched[i] >= 0, positive)
+        index = matched[i][positive]
+        assert torch.equal(targets.boxes[i][index], matched_boxes[i][positive])
+        assert torch.equal(targets.classes[i][index], labels[i][positive])
+    assert (matched >= 0).any() and (matched[1] == -1).all()
+
+
+def test_assignment_without_any_box():
+    reader = read(toys.retinanet().eval())
+    seen = reader.run(torch.randn(2, 3, 64, 64), {"boxes"})
+    assert (reader.assign(seen, toys.targets([], [])) == -1).all()
+
+
+def test_cells_beyond_the_frame_are_cut_off():
+    model = toys.retinanet().eval()
+    images = torch.randn(1, 3, 128, 160)
+    needs = {"features", "logits", "towers", "boxes"}
+    whole = read(model).run(images, needs)
+    cut = read(model).run(images, needs, frame=(72, 96))
+    assert cut.padded_size == (72, 96)
+    for name in ("features", "logits", "deltas", "cls_tower", "box_tower"):
+        assert torch.equal(getattr(cut, name)["p3"], getattr(whole, name)["p3"][..., :9, :12])
+    assert cut.boxes.shape[1] == cut.anchors.shape[0] == 9 * 12 + 5 * 6 + 3 * 3 + 2 * 2 + 1
+    # Row 1, cell 0 of p3: the second row of a grid of 12 columns, or of one of 20.
+    assert torch.equal(cut.boxes[0, 12], whole.boxes[0, 20])
+
+
+def test_different_anchors_are_named():
+    reader = read(toys.retinanet())
+    check_same_anchors(reader, read(toys.retinanet()), "RM")
+    with pytest.raises(ValueError, match=r"RM: expected.*same anchors in a cell"):
+        check_same_anchors(reader, read(toys.fcos()), "RM")
+    with pytest.raises(ValueError, match=r"RM: expected.*same strides of the head"):
+        check_same_anchors(reader, read(toys.rcnn()), "RM")
 
 
 def test_what_is_seen_is_what_the_detector_computed():
@@ -44,8 +155,8 @@ def test_what_is_seen_is_what_the_detector_computed():
 
 def test_hooks_live_in_the_block_only():
     model = toys.retinanet()
-    with read(model).listen({"features", "logits"}):
-        assert hooks(model) == 2
+    with read(model).listen({"features", "logits", "towers"}):
+        assert hooks(model) == 6
     assert hooks(model) == 0
     with pytest.raises(RuntimeError), read(model).listen({"features"}):
         raise RuntimeError

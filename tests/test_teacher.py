@@ -5,15 +5,15 @@ from detectron2.config import LazyConfig, get_cfg
 from d2kd import Teacher
 from tests import toys
 
-NO_PADDING = dict(input_format="BGR", padded_size=(0, 0))
+AS_IT_IS = dict(input_format="BGR", padded_size=(64, 64))
 
 
 def test_features_are_the_detectors_own():
     model = toys.retinanet().eval()
-    inputs = toys.batch(size=(64, 96))
+    inputs = toys.batch()
     with torch.no_grad():
         expected = model.backbone(model.preprocess_image(inputs).tensor)
-    seen = Teacher(model, None)(inputs, **NO_PADDING)
+    seen = Teacher(model, None)(inputs, **AS_IT_IS)
     assert all(torch.equal(seen.features[k], expected[k]) for k in expected)
     assert not seen.logits and not seen.features["p3"].requires_grad
 
@@ -29,38 +29,43 @@ def test_other_channel_order_is_turned():
     inputs = toys.batch()
     turned = [{**x, "image": x["image"].flip(0)} for x in inputs]
     teacher = Teacher(model, None)
-    from_bgr = teacher(inputs, **NO_PADDING)
-    from_rgb = teacher(turned, input_format="RGB", padded_size=(0, 0))
+    from_bgr = teacher(inputs, **AS_IT_IS)
+    from_rgb = teacher(turned, input_format="RGB", padded_size=(64, 64))
     assert torch.equal(from_bgr.features["p3"], from_rgb.features["p3"])
-    untouched = Teacher(model, None, input_format="BGR")(inputs, **NO_PADDING)
+    untouched = Teacher(model, None, input_format="BGR")(inputs, **AS_IT_IS)
     assert not torch.equal(untouched.features["p3"], from_bgr.features["p3"])
 
 
 def test_it_normalises_with_its_own_statistics():
     model = toys.retinanet(pixel_mean=[1.0, 2.0, 3.0], pixel_std=[4.0, 5.0, 6.0]).eval()
-    inputs = [toys.image(size=(128, 128))]
+    inputs = [toys.image()]
     pixels = (inputs[0]["image"] - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor(
         [4.0, 5, 6]
     ).view(3, 1, 1)
     with torch.no_grad():
         expected = model.backbone(pixels[None])["p3"]
-    torch.testing.assert_close(Teacher(model, None)(inputs, **NO_PADDING).features["p3"], expected)
+    torch.testing.assert_close(Teacher(model, None)(inputs, **AS_IT_IS).features["p3"], expected)
 
 
-@pytest.mark.parametrize("size, expected", [((64, 64), (64, 64)), ((65, 130), (96, 160))])
-def test_it_pads_to_the_students_size_in_its_own_multiples(size, expected):
+@pytest.mark.parametrize("size, padded", [((64, 64), (64, 64)), ((65, 130), (96, 160))])
+def test_it_pads_to_the_students_size_in_its_own_multiples(size, padded):
     # The toy's neck asks for multiples of 32.
-    seen = Teacher(toys.retinanet(), None)(
-        toys.batch(size=(40, 50)), input_format="BGR", padded_size=size
-    )
-    assert seen.padded_size == expected
+    teacher = Teacher(toys.retinanet(), None)
+    seen = []
+    teacher.model.backbone.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape))
+    shown = teacher(toys.batch(size=(40, 50)), input_format="BGR", padded_size=size)
+    assert seen == [(2, 3, *padded)]
+    # What lies beyond the student's frame is not shown.
+    assert shown.padded_size == size
+    assert shown.features["p3"].shape[-2:] == tuple(-(-side // 8) for side in size)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", None])
 def test_its_precision_is_its_own(dtype):
     teacher = Teacher(toys.retinanet(), None, dtype=dtype)
-    found = teacher(toys.batch(), **NO_PADDING).features["p3"].dtype
-    assert found == (torch.bfloat16 if dtype else torch.float32)
+    shown = teacher(toys.batch(), **AS_IT_IS).features["p3"]
+    assert shown.dtype == torch.float32
+    assert torch.equal(shown, shown.bfloat16().float()) == (dtype == "bfloat16")
 
 
 def test_building_it_does_not_move_the_random_state():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import torch
@@ -21,6 +22,9 @@ from detectron2.modeling.meta_arch import FCOS, RetinaNet
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.structures import Boxes, Instances
+
+if TYPE_CHECKING:
+    from d2kd import Targets
 
 STRIDES = (8, 16, 32, 64, 128)
 
@@ -134,6 +138,19 @@ def image(
 
 def batch(n: int = 2, size: tuple[int, int] = (64, 64)) -> list[dict]:
     return [image(seed=i, size=size) for i in range(n)]
+
+
+def targets(
+    *boxes: Sequence[Sequence[float]],
+    classes: Sequence[Sequence[int]] | None = None,
+    size: tuple[int, int] = (64, 64),
+) -> Targets:
+    """Ground truth of one image for each list of boxes, as the distiller collects it."""
+    from d2kd import Targets  # the toys themselves serve tests that run without d2kd
+
+    of = classes or [None] * len(boxes)
+    inputs = [image(boxes=b, classes=c, size=size) for b, c in zip(boxes, of, strict=True)]
+    return Targets.from_inputs(inputs, "cpu")
 
 
 def coco_dataset(folder: Path, n: int = 6, size: int = 64, classes: int = 10) -> tuple[Path, Path]:

@@ -50,12 +50,12 @@ def test_wrong_levels_are_named(dense, two_stage, levels, message):
 
 
 def test_method_that_needs_what_a_detector_lacks(dense, two_stage):
-    class OnLogits(Method):
-        needs = frozenset({"logits"})
+    class OnTowers(Method):
+        needs = frozenset({"towers"})
 
-    OnLogits().setup(dense, dense)
-    with pytest.raises(ValueError, match=r"OnLogits needs logits of the teacher.*GeneralizedRCNN"):
-        OnLogits().setup(dense, two_stage)
+    OnTowers().setup(dense, dense)
+    with pytest.raises(ValueError, match=r"OnTowers needs towers of the teacher.*GeneralizedRCNN"):
+        OnTowers().setup(dense, two_stage)
 
 
 def test_negative_weight_is_refused():
@@ -69,16 +69,6 @@ def test_adapter_only_where_widths_differ(dense, two_stage):
     other.setup(dense, two_stage)
     assert not list(same.parameters())
     assert other.adapters["p3"].weight.shape == (12, 8, 1, 1)
-
-
-def test_teacher_cells_beyond_the_students_frame_are_cut_off(dense):
-    method = Mimic()
-    method.setup(dense, dense)
-    student = Knowledge((64, 96), {"p3": torch.zeros(1, 8, 8, 12)})
-    teacher_map = torch.randn(1, 8, 16, 16)  # padded to 128 x 128
-    s, t = method.align(method.pairs[0], student, Knowledge((128, 128), {"p3": teacher_map}))
-    assert s.shape == t.shape
-    assert torch.equal(t, teacher_map[..., :8, :12])
 
 
 def test_student_is_resized_where_strides_differ(dense, two_stage):

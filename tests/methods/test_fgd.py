@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 
 from d2kd.methods.base import LevelPair
 from d2kd.methods.fgd import FGD, GlobalContext, attention, box_masks
-from d2kd.targets import Targets
+from tests import toys
 
 # Inputs and outputs of yzd-v/FGD @ c03a6cf in float64 (its inverse areas come out in float32).
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "fgd_reference.npz")
@@ -133,12 +133,6 @@ def test_boxes_follow_the_padded_frame():
     assert (foreground[0, 0] > 0).nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def targets(boxes) -> Targets:
-    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(1, -1, 4)
-    valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
-    return Targets(boxes, valid.long() - 1, valid)
-
-
 @pytest.mark.parametrize(
     "boxes",
     [
@@ -157,7 +151,7 @@ def test_edge_boxes_give_finite_losses_with_gradient(boxes, size):
     pair = LevelPair("p3", "p3", shape, shape)
     fgd.setup_level(pair)
     student = torch.randn(1, 6, *size, requires_grad=True)
-    terms = fgd.compare(pair, student, torch.randn(1, 6, *size), targets(boxes))
+    terms = fgd.compare(pair, student, torch.randn(1, 6, *size), toys.targets(boxes))
     gradient = torch.autograd.grad(sum(terms.values()), student)[0]
     assert all(torch.isfinite(v) and v.requires_grad for v in terms.values())
     assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
