@@ -1,24 +1,20 @@
-"""How to read `Knowledge` out of a meta-architecture: one function per kind of detector."""
+"""Where a detector keeps what the methods want to see, and the hooks that fetch it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import singledispatch
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
-from detectron2.modeling.proposal_generator.rpn import RPN
-from detectron2.structures import Boxes
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 
-from .knowledge import Knowledge
-from .targets import Targets
+from ..knowledge import Knowledge
+from ..targets import Targets
 
-__all__ = ["AnchorReader", "Reader", "check_same_anchors", "read"]
+__all__ = ["Reader"]
 
 _OUTPUTS = frozenset({"logits", "boxes"})
 
@@ -209,128 +205,3 @@ class Reader:
             if set(needs) - {"features"}:
                 self.head([features[level] for level in self.head_levels])
         return self.complete(seen, needs, frame)
-
-
-@dataclass(frozen=True)
-class AnchorReader(Reader):
-    """Reader of a dense head on anchors of Detectron2's kind.
-
-    Attributes:
-        anchor_generator: makes the anchors from the list of the head's maps.
-        box2box_transform: Detectron2's coding of boxes.
-    """
-
-    anchor_generator: nn.Module | None = None
-    box2box_transform: object | None = None
-
-    @property
-    def offers(self) -> frozenset[str]:
-        return super().offers | {"boxes"}
-
-    def anchors(self, seen: Knowledge) -> list[Boxes]:
-        """Detectron2's anchors, one entry a level, on the grids of `seen.logits`."""
-        return self.anchor_generator([seen.logits[level] for level in self.head_levels])
-
-    def decode(self, seen: Knowledge) -> None:
-        seen.anchors = Boxes.cat(self.anchors(seen)).tensor
-        deltas = self.flatten(seen.deltas, 4)
-        anchors = seen.anchors.expand_as(deltas)
-        boxes = self.box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.reshape(-1, 4))
-        seen.boxes = boxes.view_as(deltas)
-
-    @torch.no_grad()
-    def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
-        labels, boxes = self.detector.label_anchors(self.anchors(seen), targets.instances())
-        labels, boxes = torch.stack(labels), torch.stack(boxes)
-        # Detectron2 says which box and class an anchor got; which of the G boxes is that?
-        same = (boxes[:, :, None] == targets.boxes[:, None]).all(-1)
-        same &= labels[:, :, None] == targets.classes[:, None]
-        same &= targets.valid[:, None]
-        index = torch.arange(same.shape[-1], device=same.device)
-        # The first of the boxes that are the same; without any, -1.
-        first = torch.where(same, index, same.shape[-1]).amin(-1) if same.shape[-1] else labels
-        return torch.where(same.any(-1), first, -1)
-
-
-def check_same_anchors(student: Reader, teacher: Reader, who: str) -> None:
-    """Check that both heads predict for the same anchors, in the same order.
-
-    Raises:
-        ValueError: they do not; the message says what differs.
-    """
-    for what, value in (
-        ("anchors", lambda reader: "anchors" if isinstance(reader, AnchorReader) else "none"),
-        ("strides of the head", lambda r: [r.shapes[level].stride for level in r.head_levels]),
-        (
-            "anchors in a cell",
-            lambda r: [cell.tolist() for cell in r.anchor_generator.cell_anchors],
-        ),
-        ("offset of the anchors", lambda r: r.anchor_generator.offset),
-    ):
-        found = value(student), value(teacher)
-        if found[0] != found[1]:
-            raise ValueError(
-                f"{who}: expected student ({student.name}) and teacher ({teacher.name}) with the "
-                f"same {what}, found {found[0]} and {found[1]}. Give both the same, or use a "
-                f"feature method such as FGD."
-            )
-
-
-@singledispatch
-def read(detector: nn.Module) -> Reader:
-    """Give the `Reader` of a detector. Register a function here to support a new architecture.
-
-    Raises:
-        TypeError: nobody has registered this type or one of its bases.
-    """
-    known = ", ".join(kind.__name__ for kind in read.registry if kind is not object)
-    raise TypeError(
-        f"d2kd cannot read a {type(detector).__name__}: expected one of {known} or a subclass. "
-        f"Write a function that returns a d2kd.readers.Reader for it and decorate the function "
-        f"with @d2kd.readers.read.register."
-    )
-
-
-@read.register
-def _(detector: DenseDetector) -> Reader:
-    return Reader(**_dense(detector))
-
-
-@read.register(RetinaNet)
-@read.register(FCOS)
-def _(detector: DenseDetector) -> Reader:
-    return AnchorReader(
-        **_dense(detector),
-        anchor_generator=detector.anchor_generator,
-        box2box_transform=detector.box2box_transform,
-    )
-
-
-@read.register
-def _(detector: GeneralizedRCNN) -> Reader:  # Faster, Mask and Cascade R-CNN
-    base = dict(
-        detector=detector,
-        backbone=detector.backbone,
-        num_classes=detector.roi_heads.num_classes,
-    )
-    rpn = detector.proposal_generator
-    if not isinstance(rpn, RPN):
-        return Reader(**base)
-    return AnchorReader(
-        **base,
-        head=rpn.rpn_head,
-        head_levels=tuple(rpn.in_features),
-        num_logits=1,
-        anchor_generator=rpn.anchor_generator,
-        box2box_transform=rpn.box2box_transform,
-    )
-
-
-def _dense(detector: DenseDetector) -> dict:
-    return dict(
-        detector=detector,
-        backbone=detector.backbone,
-        num_classes=detector.num_classes,
-        head=detector.head,
-        head_levels=tuple(detector.head_in_features),
-    )

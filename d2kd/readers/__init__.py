@@ -1,0 +1,81 @@
+"""How to read `Knowledge` out of a meta-architecture: one function per kind of detector."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.proposal_generator.rpn import RPN
+from torch import nn
+
+from ..detectors.base import PointDetector
+from .anchors import AnchorReader, GuidedReader, PointReader, check_same_anchors
+from .base import Reader
+
+__all__ = ["AnchorReader", "PointReader", "Reader", "check_same_anchors", "read"]
+
+
+@singledispatch
+def read(detector: nn.Module) -> Reader:
+    """Give the `Reader` of a detector. Register a function here to support a new architecture.
+
+    Raises:
+        TypeError: nobody has registered this type or one of its bases.
+    """
+    known = ", ".join(kind.__name__ for kind in read.registry if kind is not object)
+    raise TypeError(
+        f"d2kd cannot read a {type(detector).__name__}: expected one of {known} or a subclass. "
+        f"Write a function that returns a d2kd.readers.Reader for it and decorate the function "
+        f"with @d2kd.readers.read.register."
+    )
+
+
+@read.register
+def _(detector: DenseDetector) -> Reader:
+    return Reader(**_dense(detector))
+
+
+@read.register(RetinaNet)
+@read.register(FCOS)
+def _(detector: DenseDetector) -> Reader:
+    return AnchorReader(
+        **_dense(detector),
+        anchor_generator=detector.anchor_generator,
+        box2box_transform=detector.box2box_transform,
+    )
+
+
+@read.register
+def _(detector: PointDetector) -> Reader:  # ATSS, GFL, AutoAssign
+    return PointReader(**_dense(detector), anchor_generator=detector.anchor_generator)
+
+
+@read.register
+def _(detector: GeneralizedRCNN) -> Reader:  # Faster, Mask and Cascade R-CNN
+    base = dict(
+        detector=detector,
+        backbone=detector.backbone,
+        num_classes=detector.roi_heads.num_classes,
+    )
+    rpn = detector.proposal_generator
+    if not isinstance(rpn, RPN):
+        return Reader(**base)
+    return AnchorReader(
+        **base,
+        head=rpn.rpn_head,
+        head_levels=tuple(rpn.in_features),
+        num_logits=1,
+        anchor_generator=rpn.anchor_generator,
+        box2box_transform=rpn.box2box_transform,
+    )
+
+
+def _dense(detector: DenseDetector) -> dict:
+    return dict(
+        detector=detector,
+        backbone=detector.backbone,
+        num_classes=detector.num_classes,
+        head=detector.head,
+        head_levels=tuple(detector.head_in_features),
+    )

@@ -1,0 +1,121 @@
+"""Readers of dense heads whose predictions belong to anchors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+from ..detectors.base import Locations, Predictions
+from ..knowledge import Knowledge
+from ..targets import Targets
+from .base import Reader
+
+__all__ = ["AnchorReader", "GuidedReader", "PointReader", "check_same_anchors"]
+
+
+@dataclass(frozen=True)
+class AnchorReader(Reader):
+    """Reader of a dense head on anchors of Detectron2's kind.
+
+    Attributes:
+        anchor_generator: makes the anchors from the list of the head's maps.
+        box2box_transform: Detectron2's coding of boxes.
+    """
+
+    anchor_generator: nn.Module | None = None
+    box2box_transform: object | None = None
+
+    @property
+    def offers(self) -> frozenset[str]:
+        return super().offers | {"boxes"}
+
+    def anchors(self, seen: Knowledge) -> list[Boxes]:
+        """Detectron2's anchors, one entry a level, on the grids of `seen.logits`."""
+        return self.anchor_generator([seen.logits[level] for level in self.head_levels])
+
+    def decode(self, seen: Knowledge) -> None:
+        seen.anchors = Boxes.cat(self.anchors(seen)).tensor
+        deltas = self.flatten(seen.deltas, 4)
+        anchors = seen.anchors.expand_as(deltas)
+        boxes = self.box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.reshape(-1, 4))
+        seen.boxes = boxes.view_as(deltas)
+
+    @torch.no_grad()
+    def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
+        labels, boxes = self.detector.label_anchors(self.anchors(seen), targets.instances())
+        labels, boxes = torch.stack(labels), torch.stack(boxes)
+        # Detectron2 says which box and class an anchor got; which of the G boxes is that?
+        same = (boxes[:, :, None] == targets.boxes[:, None]).all(-1)
+        same &= labels[:, :, None] == targets.classes[:, None]
+        same &= targets.valid[:, None]
+        index = torch.arange(same.shape[-1], device=same.device)
+        # The first of the boxes that are the same; without any, -1.
+        first = torch.where(same, index, same.shape[-1]).amin(-1) if same.shape[-1] else labels
+        return torch.where(same.any(-1), first, -1)
+
+
+@dataclass(frozen=True)
+class PointReader(AnchorReader):
+    """Reader of `d2kd.detectors`, which decode and assign by themselves."""
+
+    @property
+    def padding(self) -> int:
+        return self.detector.padding
+
+    def decode(self, seen: Knowledge) -> None:
+        locations = self._locations(seen)
+        seen.anchors = locations.anchors
+        seen.boxes = self.detector.decode(locations, self._predictions(seen).regression)
+
+    @torch.no_grad()
+    def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
+        locations = self._locations(seen)
+        maps = list(seen.logits.values())
+        inside = self.detector.inside(locations, targets.sizes, maps)
+        return self.detector.assign(locations, self._predictions(seen), targets, inside)
+
+    def _locations(self, seen: Knowledge) -> Locations:
+        return self.detector.locations([seen.logits[level] for level in self.head_levels])
+
+    def _predictions(self, seen: Knowledge) -> Predictions:
+        outputs = (seen.logits, seen.deltas, seen.quality)
+        return self.detector.predictions(
+            tuple([maps[level] for level in self.head_levels] for maps in outputs if maps)
+        )
+
+
+@dataclass(frozen=True)
+class GuidedReader(PointReader):
+    """Reader of a detector that assigns boxes by predictions, its own or a guide's."""
+
+    def guide(self, teacher: Knowledge) -> None:
+        """Let the next training step assign boxes by these predictions; they have boxes."""
+        logits = self.flatten(teacher.logits, self.num_classes)
+        self.detector.guide = logits, teacher.boxes
+
+
+def check_same_anchors(student: Reader, teacher: Reader, who: str) -> None:
+    """Check that both heads predict for the same anchors, in the same order.
+
+    Raises:
+        ValueError: they do not; the message says what differs.
+    """
+    for what, value in (
+        ("anchors", lambda reader: "anchors" if isinstance(reader, AnchorReader) else "none"),
+        ("strides of the head", lambda r: [r.shapes[level].stride for level in r.head_levels]),
+        (
+            "anchors in a cell",
+            lambda r: [cell.tolist() for cell in r.anchor_generator.cell_anchors],
+        ),
+        ("offset of the anchors", lambda r: r.anchor_generator.offset),
+    ):
+        found = value(student), value(teacher)
+        if found[0] != found[1]:
+            raise ValueError(
+                f"{who}: expected student ({student.name}) and teacher ({teacher.name}) with the "
+                f"same {what}, found {found[0]} and {found[1]}. Give both the same, or use a "
+                f"feature method such as FGD."
+            )
