@@ -16,6 +16,9 @@ _BOTTOM_UP = "backbone.bottom_up."
 def inherit_weights(student: Reader, teacher: Reader) -> str:
     """Copy each teacher tensor outside the bottom-up backbone whose name and shape fit.
 
+    Integer tensors stay: they count what a network itself has seen (batches of a BatchNorm,
+    positives of DDOD's levels).
+
     As released by FGD and PGD, which copy every entry that is not the backbone's (in Detectron2's
     naming, where the neck is part of `backbone`: everything outside `backbone.bottom_up`).
 
@@ -28,7 +31,8 @@ def inherit_weights(student: Reader, teacher: Reader) -> str:
     source = {
         name: tensor
         for name, tensor in teacher.detector.state_dict().items()
-        if not name.startswith(_BOTTOM_UP)
+        if tensor.is_floating_point()
+        and not name.startswith(_BOTTOM_UP)
         and (hasattr(teacher.backbone, "bottom_up") or not name.startswith("backbone."))
     }
     own = student.detector.state_dict()

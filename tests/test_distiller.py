@@ -11,6 +11,7 @@ from torch import nn
 
 from d2kd import Distiller, Teacher
 from d2kd.methods import FGD, MCDropout, Methods, Mimic
+from d2kd.readers import read
 from tests import toys
 
 
@@ -301,3 +302,35 @@ def test_it_trains_in_detectron2s_own_trainer():
     model = distiller()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     SimpleTrainer(model, [toys.batch()] * 2, optimizer).train(0, 2)
+
+
+def test_the_teacher_assigns_where_it_is_asked_to():
+    student, teacher = toys.point("DDOD"), toys.point("DDOD", width=6)
+    torch.nn.init.normal_(teacher.head.cls_score.weight, std=0.5)
+    judged = []
+    match = student.match
+    student.match = lambda *args: judged.append(args[1:3]) or match(*args)
+    model = Distiller(
+        student=student,
+        teacher=Teacher(teacher, None),
+        methods=Methods(mimic=Mimic()),
+        teacher_assigns=True,
+    )
+    inputs = toys.batch()
+    model.train()(inputs)
+    reader = read(teacher)
+    shown = reader.run(teacher.preprocess_image(inputs).tensor, {"logits", "boxes"})
+    assert len(judged) == 2 and student.guide is None
+    for logits, boxes in judged:
+        assert torch.equal(logits, reader.flatten(shown.logits, 3))
+        assert torch.equal(boxes, shown.boxes)
+
+
+def test_a_teacher_cannot_assign_for_a_static_assigner():
+    with pytest.raises(ValueError, match=r"teacher_assigns: expected a student whose.*RetinaNet"):
+        distiller(teacher_assigns=True)
+
+
+def test_a_teacher_that_assigns_has_the_students_anchors():
+    with pytest.raises(ValueError, match=r"teacher_assigns: expected.*anchors"):
+        distiller(lambda: toys.point("DDOD"), teacher_assigns=True, inherit=False)

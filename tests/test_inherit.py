@@ -27,3 +27,11 @@ def test_neck_and_head_are_copied_and_the_bottom_up_network_is_not():
 def test_nothing_that_fits_is_an_error():
     with pytest.raises(ValueError, match=r"inherit=True: expected tensors .* found none of"):
         inherit_weights(read(toys.rcnn(channels=8)), read(toys.fcos(channels=12, num_classes=4)))
+
+
+def test_counts_stay_the_students_own():
+    student, teacher = toys.point("DDOD"), toys.point("DDOD")
+    teacher.cls_balance.positives += 7
+    inherit_weights(read(student), read(teacher))
+    assert not student.cls_balance.positives.any()
+    assert torch.equal(student.head.cls_score.weight, teacher.head.cls_score.weight)

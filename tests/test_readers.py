@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from d2kd import Targets
 from d2kd.readers import check_same_anchors, read
 from tests import toys
 
@@ -115,6 +116,58 @@ def test_assignment_is_the_detectors_own(build):
         assert torch.equal(targets.boxes[i][index], matched_boxes[i][positive])
         assert torch.equal(targets.classes[i][index], labels[i][positive])
     assert (matched >= 0).any() and (matched[1] == -1).all()
+
+
+POINTS = ["ATSS", "GFL", "DDOD", "AutoAssign"]
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_point_detectors_show_all(name):
+    model = toys.point(name).eval()
+    reader = read(model)
+    assert reader.offers == {"features", "logits", "towers", "boxes"}
+    images = torch.randn(2, 3, 64, 96)
+    seen = reader.run(images, reader.offers)
+    output = model.head([seen.features[f] for f in model.head_in_features])
+    for maps, expected in zip((seen.logits, seen.deltas, seen.quality), output, strict=False):
+        assert all(torch.equal(a, b) for a, b in zip(maps.values(), expected, strict=True))
+    assert bool(seen.quality) == (name != "GFL")
+    locations = model.locations(list(seen.logits.values()))
+    boxes = model.decode(locations, model.predictions(output).regression)
+    assert torch.equal(seen.boxes, boxes) and torch.equal(seen.anchors, locations.anchors)
+    p3 = seen.features["p3"]
+    for shown, tower in (
+        (seen.cls_tower, model.head.cls_subnet),
+        (seen.box_tower, model.head.bbox_subnet),
+    ):
+        assert torch.equal(shown["p3"], tower[1](tower[0](p3)).relu())
+        assert shown["p3"].shape[1] == reader.tower_channels[0]
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_assignment_of_point_detectors_is_that_of_their_losses(name):
+    model = toys.point(name)
+    calls = []
+    match = "match" if name == "DDOD" else "assign"
+    own = getattr(model, match)
+    inputs = toys.batch(2, size=(64, 96))
+    with read(model).listen({"boxes"}) as seen:
+        setattr(model, match, lambda *args: calls.append(own(*args)) or calls[-1])
+        model(inputs)
+    reader = read(model)
+    seen = reader.complete(seen, {"boxes"})
+    assigned = reader.assign(seen, Targets.from_inputs(inputs, "cpu"))
+    assert assigned.shape == seen.boxes.shape[:2] and (assigned >= 0).any()
+    if name == "AutoAssign":  # whose losses know no positives
+        assert ((assigned >= 0).sum(1) == 9).all()
+    else:
+        assert torch.equal(assigned, calls[0])
+
+
+def test_padding_of_another_image_is_nobodys():
+    reader = read(toys.point("ATSS"))
+    assert reader.padding == 32 and read(toys.point("AutoAssign")).padding == 0
+    assert read(toys.retinanet()).padding == read(toys.fcos()).padding == 0
 
 
 def test_assignment_without_any_box():

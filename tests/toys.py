@@ -91,6 +91,33 @@ def fcos(width: int = 4, channels: int = 8, num_classes: int = 3) -> FCOS:
     )
 
 
+def point(name: str, width: int = 4, channels: int = 8, num_classes: int = 3, **fields):
+    """One of `d2kd.detectors` by its class name."""
+    from d2kd import detectors
+
+    head = dict(
+        input_shape=[ShapeSpec(channels=channels)] * 5,
+        num_classes=num_classes,
+        conv_dims=[channels] * 2,
+        norm="LN",
+    )
+    if name == "GFL":
+        head.update(box_channels=68, quality=False)
+    elif name == "AutoAssign":
+        head.update(conv_bias=True, prior_prob=0.02, box_bias=4.0)
+    kind = detectors.DDODHead if name == "DDOD" else detectors.PointHead
+    return getattr(detectors, name)(
+        **{
+            "backbone": pyramid(width, channels),
+            "head": kind(**head),
+            "num_classes": num_classes,
+            "pixel_mean": [110.0, 115.0, 120.0],
+            "pixel_std": [58.0, 57.0, 56.0],
+            **fields,
+        }
+    )
+
+
 def rcnn(mask: bool = False, num_classes: int = 3, channels: int = 8):
     """Faster or Mask R-CNN from Detectron2's own config: ResNet-18, narrow neck, p2 to p6."""
     model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model

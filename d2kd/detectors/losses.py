@@ -13,7 +13,7 @@ from torch import Tensor
 
 from d2kd.targets import Targets
 
-__all__ = ["giou", "iou", "one_hot", "positive_count", "rank_mean", "truth_at"]
+__all__ = ["distances", "giou", "iou", "one_hot", "positive_count", "rank_mean", "truth_at"]
 
 
 def rank_mean(x: Tensor) -> Tensor:
@@ -89,3 +89,9 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     hull, floored = hull.prod(-1).clamp(min=1e-7), union.clamp(min=1e-7)
     return intersection / floored - (hull - floored) / hull
+
+
+def distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """(..., 4) signed distances of points (..., 2) to the left, top, right and bottom sides of
+    boxes (..., 4); positive inside."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)

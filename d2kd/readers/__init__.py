@@ -10,6 +10,7 @@ from detectron2.modeling.proposal_generator.rpn import RPN
 from torch import nn
 
 from ..detectors.base import PointDetector
+from ..detectors.ddod import DDOD
 from .anchors import AnchorReader, GuidedReader, PointReader, check_same_anchors
 from .base import Reader
 
@@ -49,6 +50,11 @@ def _(detector: DenseDetector) -> Reader:
 @read.register
 def _(detector: PointDetector) -> Reader:  # ATSS, GFL, AutoAssign
     return PointReader(**_dense(detector), anchor_generator=detector.anchor_generator)
+
+
+@read.register
+def _(detector: DDOD) -> Reader:
+    return GuidedReader(**_dense(detector), anchor_generator=detector.anchor_generator)
 
 
 @read.register

@@ -1,0 +1,9 @@
+"""ATSS, the large one. It starts from the RetinaNet that is shipped with the demo."""
+
+from .common import dataloader, lr_multiplier, optimizer, teacher, train
+
+model = teacher("atss")
+
+train.init_checkpoint = "configs/demo/teacher.pth"
+train.max_iter = 900
+train.output_dir = "output/demo/dense/atss_teacher"

@@ -1,0 +1,147 @@
+"""Prediction-guided Feature Imitation (PFI), AAAI 2022, arXiv 2112.04840."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..knowledge import Knowledge
+from ..readers import Reader
+from ..targets import Targets
+from .base import FeatureMethod
+
+__all__ = ["PFI", "reduce"]
+
+_REDUCTIONS = ("norm", "squared", "mean", "relative")
+
+
+class PFI(FeatureMethod):
+    """Features are imitated most where the predictions differ most.
+
+    At each cell of a level, P is the squared difference of the class predictions, averaged over
+    classes and anchors, and F that of the pyramid's maps, averaged over channels. A level's loss
+    is a `reduce`d product of both; levels are averaged.
+
+    There is no official code. P, F and the average over levels are well attested; the reduction is
+    not. The defaults are those of the one public implementation whose scores, reduction and weight
+    are known together. See docs/methods.md on the losses' sizes, which differ by factors of
+    thousands: a weight says nothing without `scores` and `reduction`.
+
+    Args:
+        reduction: see `reduce`.
+        scores: predictions are compared as "logit"s or as "sigmoid" probabilities.
+        detach_weight: keep the gradient out of P. By default, as in all public implementations,
+            P is part of the loss: the predictions are pulled together too. "relative" always
+            keeps it out: the student could lower a weighted mean by disagreeing where the
+            features agree.
+        levels: see `pair_levels`; default: all levels of the student's head whose stride the
+            teacher's head has too.
+        uncertainty, weight: see `FeatureMethod`.
+
+    Raises:
+        ValueError: an argument has an impossible value.
+    """
+
+    needs = frozenset({"features", "logits"})
+
+    def __init__(
+        self,
+        *,
+        reduction: str = "norm",
+        scores: str = "logit",
+        detach_weight: bool = False,
+        levels: Sequence[str] | Mapping[str, str] | None = None,
+        uncertainty: nn.Module | None = None,
+        weight: float = 1.5,
+    ):
+        super().__init__(levels=levels, uncertainty=uncertainty, weight=weight)
+        if reduction not in _REDUCTIONS:
+            raise ValueError(
+                f"PFI.reduction: expected one of {', '.join(_REDUCTIONS)}, found {reduction!r}"
+            )
+        if scores not in ("sigmoid", "logit"):
+            raise ValueError(f"PFI.scores: expected sigmoid or logit, found {scores!r}")
+        self.reduction = reduction
+        self.scores = scores
+        self.detach_weight = detach_weight or reduction == "relative"
+
+    def setup(self, student: Reader, teacher: Reader) -> None:
+        if self.levels is None:
+            by_stride = {teacher.shapes[level].stride: level for level in teacher.head_levels}
+            strides = {level: student.shapes[level].stride for level in student.head_levels}
+            # Without any, what follows says so.
+            self.levels = {
+                level: by_stride[stride] for level, stride in strides.items() if stride in by_stride
+            } or None
+        super().setup(student, teacher)
+        for pair in self.pairs:
+            found = _grid(student, pair.student), _grid(teacher, pair.teacher)
+            for what, s, t in zip(
+                ("stride", "classes in the head's logits", "anchors in a cell"), *found, strict=True
+            ):
+                if s != t:
+                    raise ValueError(
+                        f"PFI: expected student ({student.name}, {pair.student}) and teacher "
+                        f"({teacher.name}, {pair.teacher}) with the same {what}, found {s} and "
+                        f"{t}. Give both the same, or use another feature method such as FGD."
+                    )
+
+    def forward(
+        self, student: Knowledge, teacher: Knowledge, targets: Targets
+    ) -> dict[str, Tensor]:
+        losses = []
+        for pair in self.pairs:
+            s, t = self.align(pair, student, teacher)
+            error = _mean_square(s, self.uncertainty(t))
+            predictions = student.logits[pair.student], teacher.logits[pair.teacher]
+            losses.append(reduce(self.difference(*predictions), error, self.reduction))
+        return {"imitation": sum(losses) / len(losses)}
+
+    def difference(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """P, (N, H, W), of the logits (N, A*K, H, W) of one level."""
+        if self.detach_weight:
+            student = student.detach()
+        if self.scores == "sigmoid":
+            student, teacher = student.sigmoid(), teacher.sigmoid()
+        return _mean_square(student, teacher)
+
+
+def reduce(weight: Tensor, error: Tensor, reduction: str) -> Tensor:
+    """One level's loss, averaged over images.
+
+    Args:
+        weight, error: P and F, (N, H, W).
+        reduction: "norm", the 2-norm of the products P*F over the number of cells; "squared", the
+            mean of their squares; "mean", their mean; "relative" (ours), the mean of F weighted by
+            P, which does not depend on how large the predictions' difference is as a whole.
+    """
+    product = weight * error
+    if reduction == "norm":
+        return (torch.linalg.vector_norm(product, dim=(1, 2)) / product[0].numel()).mean()
+    if reduction == "squared":
+        return product.square().mean()
+    if reduction == "mean":
+        return product.mean()
+    # The floor is for predictions that are the same; the differences of probabilities are small.
+    return (product.sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-12)).mean()
+
+
+def _mean_square(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared difference of maps (N, C, H, W), averaged over channels: (N, H, W)."""
+    return F.mse_loss(student, teacher, reduction="none").mean(1)
+
+
+def _grid(reader: Reader, level: str) -> tuple[int, int, int]:
+    """Stride, classes and anchors per cell of the logits of a level."""
+    if level not in reader.head_levels:
+        raise ValueError(
+            f"PFI.levels: expected levels that the head of {reader.name} sees, "
+            f"{', '.join(reader.head_levels)}, found {level!r}"
+        )
+    generator = getattr(reader, "anchor_generator", None)
+    # A head without anchors predicts once in a cell.
+    anchors = generator.num_anchors[reader.head_levels.index(level)] if generator else 1
+    return reader.shapes[level].stride, reader.num_logits, anchors

@@ -1,0 +1,249 @@
+"""Prediction-Guided Distillation (PGD, ECCV 2022, arXiv 2203.05469)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from torch import Tensor, nn
+
+from ..knowledge import Knowledge
+from ..readers import Reader
+from ..targets import Targets
+from .base import Method
+from .key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
+
+__all__ = ["PGD"]
+
+_MAPS = {"towers": ("cls_tower", "box_tower"), "neck": ("features",)}
+
+
+class PGD(Method):
+    """Distils where the teacher predicts a box best, its key predictive region, in the first block
+    of the head's two towers, classification and regression apart.
+
+    The defaults are the released weights for FCOS. The released code departs from its own intent
+    in places; this is the intended form:
+
+    - Each image has its own masks. The released classification term lays the masks of all images
+      of a GPU on each of them: its background counts about as many times more as there are
+      images (4 in the release), and its weights were chosen with that.
+    - A box chooses among the locations inside it; `candidates="image"` chooses as released.
+    - x and y keep their order, which the release swaps for FCOS and AutoAssign.
+    - A ridge on the Gaussian's covariance, of the same variance, stands for the released jitter.
+
+    Args:
+        on: "towers", as published; or "neck", the classification term alone on the maps that the
+            head sees: for detectors without two towers (the authors' advice) and for heads that
+            differ between student and teacher. Faster R-CNN has the objectness of its proposal
+            network for the score of every class; that is ours.
+        candidates, weighting: see `key_regions`; "gaussian" is PGD, the others are for ablations.
+            Each anchor of a cell is a candidate, and the cell gets the largest of their weights;
+            published are heads with one anchor.
+        top_k: locations that a box chooses, over all levels together.
+        xi_cls, xi_reg: share of the IoU in the quality of a location, for either task, in [0, 1].
+        tau: temperature of both attentions.
+        alpha, beta: weights of the squared difference on foreground and background of the
+            classification tower. Default: beta = alpha / 2.
+        gamma: weight of that on the foreground of the regression tower. Default: 1.6 alpha.
+        delta: weight of the difference between attentions.
+        level_step: level i of the head, the finest being 0, weighs alpha and beta by
+            1 + level_step * i.
+        uncertainty, weight: see `FeatureMethod`.
+
+    Raises:
+        ValueError: a value out of its range, or an unknown word.
+    """
+
+    def __init__(
+        self,
+        *,
+        on: str = "towers",
+        candidates: str = "box",
+        weighting: str = "gaussian",
+        top_k: int = 30,
+        xi_cls: float = 0.8,
+        xi_reg: float = 0.6,
+        tau: float = 0.8,
+        alpha: float = 0.04,
+        beta: float | None = None,
+        gamma: float | None = None,
+        delta: float = 8e-4,
+        level_step: float = 0.25,
+        uncertainty: nn.Module | None = None,
+        weight: float = 1.0,
+    ):
+        super().__init__(weight=weight)
+        for name, expected, found, fits in (
+            ("on", " or ".join(_MAPS), on, on in _MAPS),
+            ("candidates", " or ".join(CANDIDATES), candidates, candidates in CANDIDATES),
+            ("weighting", " or ".join(WEIGHTINGS), weighting, weighting in WEIGHTINGS),
+            ("top_k", ">= 1", top_k, top_k >= 1),
+            ("xi_cls", "0 to 1", xi_cls, 0 <= xi_cls <= 1),
+            ("xi_reg", "0 to 1", xi_reg, 0 <= xi_reg <= 1),
+            ("tau", "> 0", tau, tau > 0),
+        ):
+            if not fits:
+                raise ValueError(f"PGD.{name}: expected {expected}, found {found!r}")
+        self.on = on
+        self.needs = frozenset({"towers" if on == "towers" else "features"})
+        self.maps = _MAPS[on]
+        xis = (xi_cls, xi_reg)[: len(self.maps)]
+        self.choice = dict(xis=xis, k=top_k, candidates=candidates, weighting=weighting)
+        self.tau, self.alpha, self.delta, self.level_step = tau, alpha, delta, level_step
+        self.beta = alpha / 2 if beta is None else beta
+        self.gamma = 1.6 * alpha if gamma is None else gamma
+        self.uncertainty = uncertainty or nn.Identity()
+        self.adapters = nn.ModuleDict()
+        self.pairs: list[tuple[str, str]] = []
+
+    @property
+    def teacher_needs(self) -> frozenset[str]:
+        return self.needs | {"logits", "boxes"}
+
+    def setup(self, student: Reader, teacher: Reader) -> None:
+        if self.on == "towers" and not student.offers & teacher.offers & self.needs:
+            raise ValueError(
+                f"PGD: expected student and teacher with two towers each, found {student.name} "
+                f'and {teacher.name}. Use PGD(on="neck").'
+            )
+        super().setup(student, teacher)
+        objectness = teacher.num_logits == 1 != teacher.num_classes
+        if not objectness and teacher.num_logits != student.num_classes:
+            raise ValueError(
+                f"PGD: expected a teacher ({teacher.name}) that scores the student's "
+                f"{student.num_classes} classes, found {teacher.num_logits}. Set num_classes alike."
+            )
+        self.pairs = self._pair(student, teacher)
+        # Plain values: no copy of this module may hold the teacher.
+        self.choice["padding"] = teacher.padding
+        self.num_logits, self.head_levels = teacher.num_logits, teacher.head_levels
+        for name in self.maps:
+            self.adapters[name] = nn.ModuleDict()
+            for s, t in self.pairs:
+                widths = _channels(student, name, s), _channels(teacher, name, t)
+                self.adapters[name][s] = (
+                    nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, kernel_size=1)
+                )
+
+    def _pair(self, student: Reader, teacher: Reader) -> list[tuple[str, str]]:
+        """(student's level, teacher's level), finest first."""
+        neck = self.on == "neck"
+        names = student.shapes if neck else student.head_levels
+        ours = {student.shapes[name].stride: name for name in names}
+        theirs = {teacher.shapes[name].stride: name for name in teacher.head_levels}
+        if not (ours.keys() & theirs.keys() if neck else list(ours) == list(theirs)):
+            raise ValueError(
+                f"PGD: expected levels of the student ({student.name}) with the strides of the "
+                f"teacher's head ({teacher.name}), found {list(ours)} and {list(theirs)}. Give "
+                f'both the same, or use PGD(on="neck"), which takes the levels that both have.'
+            )
+        return [(ours[stride], name) for stride, name in theirs.items() if stride in ours]
+
+    def forward(
+        self, student: Knowledge, teacher: Knowledge, targets: Targets
+    ) -> dict[str, Tensor]:
+        """
+        Returns:
+            "foreground", "background" and "attention" of the classification tower (or the neck);
+            "regression" and "regression_attention" of the regression tower. Summed over levels.
+        """
+        foregrounds, background = self.masks(teacher, targets)
+        total: dict[str, Tensor] = {}
+        for i, (s_level, t_level) in enumerate(self.pairs):
+            for name, foreground in zip(self.maps, foregrounds, strict=True):
+                s = self.adapters[name][s_level](getattr(student, name)[s_level])
+                t = self.uncertainty(getattr(teacher, name)[t_level])
+                if s.shape[-2:] != t.shape[-2:]:
+                    s = F.interpolate(s, size=t.shape[-2:], mode="bilinear", align_corners=False)
+                fg, bg = foreground[t_level], background[t_level]
+                if name == "box_tower":
+                    terms = self.regression(s, t, fg)
+                else:
+                    terms = self.classification(s, t, fg, bg, 1 + self.level_step * i)
+                for term, value in terms.items():
+                    total[term] = total.get(term, 0) + value
+        return total
+
+    @torch.no_grad()
+    def masks(
+        self, teacher: Knowledge, targets: Targets
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """Foreground for each of `self.maps`, and background, on the grids of the teacher's head.
+
+        Returns:
+            level name -> (N, H, W), in [0, 1] and of 0 and 1.
+        """
+        logits = {level: teacher.logits[level] for level in self.head_levels}
+        flat = [permute_to_N_HWA_K(x, self.num_logits) for x in logits.values()]
+        foregrounds, background = key_regions(
+            torch.cat(flat, 1), teacher.boxes, teacher.centers, targets, **self.choice
+        )
+        shapes = {
+            level: (*x.shape[-2:], x.shape[1] // self.num_logits) for level, x in logits.items()
+        }
+        # Anchors of a cell share their centre but for rounding, which must not make it both.
+        foregrounds = [to_grids(x, shapes, torch.amax) for x in foregrounds]
+        return foregrounds, to_grids(background, shapes, torch.amin)
+
+    def classification(
+        self, student: Tensor, teacher: Tensor, fg: Tensor, bg: Tensor, level_weight: float
+    ) -> dict[str, Tensor]:
+        """One level of the classification tower: means over images.
+
+        Foreground and background are means over their cells of an image, sums over channels.
+
+        Args:
+            student, teacher: (N, C, H, W).
+            fg, bg: foreground and background, (N, H, W).
+            level_weight: multiplies both, and not the attention.
+        """
+        n, _, h, w = student.shape
+        spatial_s, spatial_t = (self._spatial(x) for x in (student, teacher))
+        channel_s, channel_t = (self._channel(x) for x in (student, teacher))
+        # The teacher's attention weights both; the student's is compared with it, no more.
+        error = spatial_t * (channel_t * (student - teacher).square()).sum(1)
+        fg_error, bg_error = (
+            ((mask * error).sum((1, 2)) / mask.ne(0).sum((1, 2)).clamp(min=1)).mean()
+            for mask in (fg, bg)
+        )
+        # The spatial part is not divided by H * W (released code).
+        difference = (channel_s - channel_t).abs().sum() / (h * w)
+        difference = difference + (spatial_s - spatial_t).abs().sum()
+        return {
+            "foreground": level_weight * self.alpha * fg_error,
+            "background": level_weight * self.beta * bg_error,
+            "attention": self.delta * difference / n,
+        }
+
+    def regression(self, student: Tensor, teacher: Tensor, fg: Tensor) -> dict[str, Tensor]:
+        """One level of the regression tower: means over the foreground cells of the batch.
+
+        The squared difference is a mean over channels, unlike that of `classification`; there is
+        no spatial attention, no background and no weight of the level (released code).
+        """
+        channel_s, channel_t = (self._channel(x) for x in (student, teacher))
+        error = (channel_t * (student - teacher).square()).mean(1)
+        difference = (channel_s - channel_t).abs().sum(1)
+        count = fg.ne(0).sum().clamp(min=1)
+        return {
+            "regression": self.gamma * (fg * error).sum() / count,
+            "regression_attention": self.delta * (fg.ne(0) * difference).sum() / count,
+        }
+
+    def _spatial(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, H, W) that sums to H*W for each image."""
+        magnitude = features.abs().mean(1)
+        return (magnitude.flatten(1) / self.tau).softmax(1).view_as(magnitude) * magnitude[
+            0
+        ].numel()
+
+    def _channel(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) that sums to C in each cell; FGD's is one vector for the whole map."""
+        return (features.abs() / self.tau).softmax(1) * features.shape[1]
+
+
+def _channels(reader: Reader, name: str, level: str) -> int:
+    if name in _MAPS["towers"]:
+        return reader.tower_channels[_MAPS["towers"].index(name)]
+    return reader.shapes[level].channels

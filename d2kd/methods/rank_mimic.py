@@ -1,0 +1,201 @@
+"""Rank Mimicking (RM), AAAI 2022, arXiv 2112.04840.
+
+Shapes: N images, K classes, A anchors per cell, R = all anchors of all levels, G boxes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from torch import Tensor
+
+from ..detectors.losses import iou
+from ..knowledge import Knowledge
+from ..readers import Reader, check_same_anchors
+from ..targets import Targets
+from .base import Method
+
+__all__ = ["RankMimic", "class_logits", "group_log_softmax", "sort_in_groups"]
+
+
+class RankMimic(Method):
+    """The student ranks the candidates of an object as its teacher does.
+
+    Candidates of an object are the anchors that the detector's own label assignment gives it, of
+    all levels. A softmax over them turns each network's scores into a distribution, and the loss
+    is the KL divergence of the student's from the teacher's: summed over the candidates, averaged
+    over the objects of an image and then over images. An object with a single candidate has
+    nothing to rank, and does not count.
+
+    There is no official code. The loss on classification scores is well attested; so is that the
+    paper also ranks by localisation, but not by what formula: the IoU is our reading.
+
+    Terms: "classification", of the score of the object's class; "localization", of the IoU
+    between the decoded box and the object's. One whose coefficient is 0 is left out.
+
+    Args:
+        scores: what the classification is ranked by, "sigmoid" probabilities (the better
+            attested) or "logit"s, whose softmax is far less flat. The IoU is used as it is.
+        tau: temperature of the softmax.
+        classification, localization: coefficients of the two terms.
+        sort: sort both networks' scores within an object first, as one public implementation
+            does. Positions are then ranks, not anchors: only the shapes of the distributions are
+            compared, and not which anchor is the best.
+        assigner: whose predictions the student's label assignment sees, "student" or "teacher",
+            where it depends on predictions. Either way both networks share its candidates.
+        weight: see `Method`.
+
+    Raises:
+        ValueError: an argument has an impossible value.
+    """
+
+    needs = frozenset({"logits", "boxes"})
+
+    def __init__(
+        self,
+        *,
+        scores: str = "sigmoid",
+        tau: float = 1.0,
+        classification: float = 1.0,
+        localization: float = 1.0,
+        sort: bool = False,
+        assigner: str = "student",
+        weight: float = 4.0,
+    ):
+        super().__init__(weight=weight)
+        if tau <= 0:
+            raise ValueError(f"RankMimic.tau: expected > 0, found {tau}")
+        if scores not in ("sigmoid", "logit"):
+            raise ValueError(f"RankMimic.scores: expected sigmoid or logit, found {scores!r}")
+        if assigner not in ("student", "teacher"):
+            raise ValueError(f"RankMimic.assigner: expected student or teacher, found {assigner!r}")
+        if min(classification, localization) < 0 or max(classification, localization) == 0:
+            raise ValueError(
+                f"RankMimic.classification and .localization: expected both >= 0 and one > 0, "
+                f"found {classification} and {localization}"
+            )
+        self.scores = scores
+        self.tau = tau
+        self.classification, self.localization = classification, localization
+        self.sort = sort
+        self.assigner = assigner
+        self.reader: Reader | None = None
+
+    def setup(self, student: Reader, teacher: Reader) -> None:
+        super().setup(student, teacher)
+        for role, reader in (("student", student), ("teacher", teacher)):
+            two_stage = isinstance(reader.detector, GeneralizedRCNN)
+            if two_stage or reader.num_logits != reader.num_classes:
+                raise ValueError(
+                    f"RankMimic: expected a dense detector (RetinaNet, FCOS, ...) as {role}, "
+                    f"found {reader.name}, whose dense head knows no classes. Use a feature "
+                    f"method such as FGD."
+                )
+        if student.num_classes != teacher.num_classes:
+            raise ValueError(
+                f"RankMimic: expected the same number of classes of student ({student.name}) and "
+                f"teacher ({teacher.name}), found {student.num_classes} and "
+                f"{teacher.num_classes}. Use a feature method such as FGD."
+            )
+        check_same_anchors(student, teacher, "RankMimic")
+        self.reader = student
+
+    def forward(
+        self, student: Knowledge, teacher: Knowledge, targets: Targets
+    ) -> dict[str, Tensor]:
+        with torch.no_grad():
+            assigned = self.reader.assign(
+                student if self.assigner == "student" else teacher, targets
+            )
+        # Anchors without an object get the class and the box of a row that is added for them.
+        index = torch.where(assigned < 0, targets.valid.shape[1], assigned)
+        terms = {}
+        if self.classification:
+            classes = F.pad(targets.classes, (0, 1)).gather(1, index)
+            s, t = (class_logits(x, classes, self.reader.num_logits) for x in (student, teacher))
+            if self.scores == "sigmoid":
+                s, t = s.sigmoid(), t.sigmoid()
+            terms["classification"] = self.classification * self._compare(s, t, assigned, targets)
+        if self.localization:
+            truth = F.pad(targets.boxes, (0, 0, 0, 1))
+            truth = truth.gather(1, index[..., None].expand(*index.shape, 4))
+            s, t = (
+                iou(torch.where(assigned[..., None] < 0, 0.0, x.boxes), truth)
+                for x in (student, teacher)
+            )
+            terms["localization"] = self.localization * self._compare(s, t, assigned, targets)
+        return terms
+
+    def _compare(
+        self, student: Tensor, teacher: Tensor, assigned: Tensor, targets: Targets
+    ) -> Tensor:
+        """The loss on scores of one kind; all but the targets are (N, R)."""
+        n, r = assigned.shape
+        # An anchor without an object is a group of its own, which adds exactly nothing. One group
+        # for them all would make a GPU add up hundreds of thousands of numbers one by one.
+        alone = torch.arange(r, device=assigned.device).expand(n, r)
+        groups = torch.where(assigned < 0, alone, r + assigned)
+        num_groups = r + targets.valid.shape[1]
+        # What a network says far from all objects reaches neither loss nor gradient, whatever it
+        # is: not even an overflow.
+        s, t = (torch.where(assigned < 0, 0.0, x / self.tau) for x in (student, teacher))
+        if self.sort:
+            s, t = sort_in_groups(s, groups), sort_in_groups(t, groups)
+            groups = groups.sort(1).values
+        log_q, log_p = (group_log_softmax(x, groups, num_groups) for x in (s, t))
+        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        ranked = _per_group(torch.ones_like(groups), groups, num_groups) >= 2
+        return (divergence / ranked.sum(1).clamp(min=1)).mean()
+
+
+def class_logits(seen: Knowledge, classes: Tensor, num_classes: int) -> Tensor:
+    """The logit of one class for each anchor.
+
+    Args:
+        seen: with logits.
+        classes: (N, R) long in [0, K).
+        num_classes: K.
+
+    Returns:
+        (N, R).
+    """
+    found, start = [], 0
+    for logits in seen.logits.values():
+        # Picked before it is flattened: the maps of all classes are never copied.
+        by_anchor = logits.unflatten(1, (-1, num_classes))  # (N, A, K, H, W)
+        n, a, _, h, w = by_anchor.shape
+        level = classes[:, start : start + h * w * a].view(n, h, w, a).permute(0, 3, 1, 2)
+        picked = by_anchor.gather(2, level.unsqueeze(2)).squeeze(2)  # (N, A, H, W)
+        found.append(picked.permute(0, 2, 3, 1).flatten(1))
+        start += h * w * a
+    return torch.cat(found, 1)
+
+
+def group_log_softmax(scores: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """Log-softmax over the entries of a row that share a group.
+
+    Args:
+        scores: (N, R), finite.
+        groups: (N, R) long in [0, num_groups).
+
+    Returns:
+        (N, R).
+    """
+    fixed = scores.detach()  # the softmax does not depend on what it is shifted by
+    lowest = fixed.new_full((len(fixed), num_groups), -torch.inf)
+    top = lowest.scatter_reduce(1, groups, fixed, "amax")
+    shifted = scores - top.gather(1, groups)
+    return shifted - _per_group(shifted.exp(), groups, num_groups).gather(1, groups).log()
+
+
+def sort_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
+    """(N, R) scores ordered by group, and ascending within each group."""
+    order = scores.argsort(1)
+    order = order.gather(1, groups.gather(1, order).sort(dim=1, stable=True).indices)
+    return scores.gather(1, order)
+
+
+def _per_group(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """(N, num_groups) sums of the (N, R) values of each group."""
+    return values.new_zeros(len(values), num_groups).scatter_add(1, groups, values)
