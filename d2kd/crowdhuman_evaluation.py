@@ -175,10 +175,8 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         Args:
             dataset_name: "crowdhuman_val", or any with ``odgt_file`` in its metadata whose image
                 ids are the file's line numbers from 0.
-            distributed: gather from all processes and evaluate in the main one; otherwise
-                evaluate what this process has got.
-            max_dets_per_image: the best are kept. The detector's own limit, 100 in Detectron2,
-                must be as high.
+            distributed: gather from all processes, or evaluate what this process has got.
+            max_dets_per_image: the best are kept. The detector's own limit must be as high.
             score_thresh: detections above it are kept. The detector's own must be as low.
 
         Raises:
@@ -218,8 +216,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """
-        Args:
-            img_ids: the images to evaluate on; default: all. Images without predictions count.
+        Args: img_ids: the images to evaluate on; default: all. Images without predictions count.
         Returns: {"bbox": {"AP", "MR", "JI"}} in percent, in the main process; {} in others.
         """
         predictions = self._predictions

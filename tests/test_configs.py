@@ -63,6 +63,7 @@ def alone(name: str) -> str:
 def hollow(node: DictConfig) -> torch.nn.Module:
     """Instantiate, but the bottom-up network without numbers, for which most of the time goes."""
     node = node.copy()
+    OmegaConf.resolve(node)  # other fields may refer to those of the bottom-up network
     bottom_up = OmegaConf.select(node, "backbone.bottom_up")
     if bottom_up is not None:
         with torch.device("meta"):

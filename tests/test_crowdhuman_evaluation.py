@@ -3,16 +3,21 @@
 import functools
 import json
 import math
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from omegaconf import OmegaConf
 from PIL import Image
 
 from d2kd import crowdhuman_evaluation as measures
+from d2kd import evaluation
 from d2kd.crowdhuman_evaluation import CrowdHumanEvaluator, ap_and_miss_rate, jaccard_indices, match
 from d2kd.data.crowdhuman import register_crowdhuman
 
@@ -366,6 +371,15 @@ def test_boxes_are_cut_at_the_border(root):
     assert evaluate(root, [([(found, 0.9)], [(person, False)])])["MR"] == 0
 
 
+def test_rounding_of_detections_for_all_and_of_people_for_the_jaccard_index(root):
+    whole, half = [0.0, 0, 10, 10], [0.0, 0, 10, 5.04]  # IoU 0.504; rounded, it is no match
+    results = evaluate(root, [([(half, 0.9)], [(whole, False)])])
+    assert results["MR"] == 100 and results["JI"] == 0
+    (root / "crowdhuman" / "annotation_val.json").unlink()
+    results = evaluate(root, [([(whole, 0.9)], [(half, False)])])
+    assert results["MR"] == 0 and results["JI"] == 0
+
+
 def test_limits_of_number_and_score(root):
     person = [10.0, 10, 20, 30]
     wrong = [([60.0, 10, 20, 30], 0.9)] * 500
@@ -433,6 +447,25 @@ def test_float32_predictions_of_a_detector(root):
     assert evaluator.evaluate()["bbox"] == pytest.approx(plain(scenes), abs=1e-9)
 
 
+def test_in_a_config_with_detectron2s_loader(root):
+    scenes = [
+        scene for scene in random_scenes(0) if all(box[2] > 1 < box[3] for box, _ in scene[1])
+    ]
+    write(root, scenes)
+    cfg = OmegaConf.create()
+    cfg.dataloader = model_zoo.get_config("common/data/coco.py").dataloader
+    cfg.dataloader.test.dataset.names = "crowdhuman_val"
+    cfg.dataloader.test.num_workers = 0
+    cfg.dataloader.evaluator = L(CrowdHumanEvaluator)(dataset_name="${..test.dataset.names}")
+
+    def detector(batch):  # finds everybody, and nothing else
+        found = [[(b, 0.9) for b, ignore in scenes[x["image_id"]][1] if not ignore] for x in batch]
+        return [{"instances": instances(detections)} for detections in found]
+
+    results = evaluation.evaluate(cfg, detector)["bbox"]
+    assert results["JI"] == pytest.approx(100, abs=1e-4) and list(results) == ["AP", "MR", "JI"]
+
+
 def test_a_data_set_of_another_kind():
     with pytest.raises(ValueError, match=r"expected a dataset with odgt_file .*'coco_2017_val'"):
         CrowdHumanEvaluator("coco_2017_val")
@@ -452,6 +485,7 @@ def _one_of_two(rank: int, root, scenes) -> None:
     alone = CrowdHumanEvaluator("crowdhuman_val", distributed=False)
     process(alone, scenes, images=range(rank, len(scenes), 2))
     (root / f"alone{rank}.json").write_text(json.dumps(alone.evaluate()))
+    os._exit(0)  # as in tests/ranks.py: gloo may abort while the interpreter shuts down
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_classes_start_as_published(distilled):
 
 
 def test_bottom_up_network_is_that_of_torchvision(distilled):
-    detector, model = distilled
+    _, model = distilled
     for net in both(model):
         bottom_up = net.backbone.bottom_up
         for stage in ("res3", "res4", "res5"):

@@ -9,6 +9,8 @@ def register_all(root: str | None = None) -> None:
     Args:
         root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.
     """
+    from d2kd.data.crowdhuman import register_crowdhuman
     from d2kd.data.demo import register_demo
 
+    register_crowdhuman(root)
     register_demo(root)

@@ -49,7 +49,8 @@ class ATSS(PointDetector):
         """
         Args:
             quality: what the head's quality branch learns: "centerness" of the location, as in the
-                paper, or the "iou" of the predicted box, as in PGD's released code.
+                paper, or the "iou" of the predicted box, as in the release of PGD (arXiv
+                2203.05469).
             topk: candidates of each box at each level.
             detector: see `PointDetector`; the head has a quality branch.
 

@@ -116,8 +116,16 @@ class AutoAssign(PointDetector):
         Args:
             force_topk: see `CenterPrior`.
             detector: see `PointDetector`.
+
+        Raises:
+            ValueError: the head has no quality branch.
         """
         super().__init__(**detector)
+        if getattr(self.head, "quality", True) is None:
+            raise ValueError(
+                "AutoAssign: expected a head with a quality branch (objectness), found one without. "
+                "Build the head with quality=True."
+            )
         self.center_prior = CenterPrior(self.num_classes, force_topk)
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:
@@ -129,31 +137,23 @@ class AutoAssign(PointDetector):
     ) -> dict[str, Tensor]:
         """See `PointDetector.losses`. All locations take part, also those of the padding."""
         boxes, joint = self.decode(locations, predictions.regression), self._joint(predictions)
-        parts, bags = list(chunks(targets, self.chunk)), []
-        for part in parts:
-            if len(parts) == 1:
-                bags.append(self._bag(locations, boxes, joint, part))
-            else:
-                # Pairs of many boxes and all locations are computed again in the backward pass
-                # instead of kept.
-                bags.append(
-                    checkpoint(
-                        self._bag,
-                        *(locations, boxes, joint, part),
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                    )
-                )
+        parts = list(chunks(targets, self.chunk))
+        if len(parts) == 1:
+            bags = [self._bag(locations, boxes, joint, parts[0])]
+        else:
+            # What pairs of many boxes and all locations need in the backward pass is computed
+            # again there instead of kept.
+            again = dict(use_reentrant=False, preserve_rng_state=False)
+            bags = [checkpoint(self._bag, locations, boxes, joint, x, **again) for x in parts]
         surprise, mass, hit = (torch.cat(x, 1) for x in zip(*bags, strict=True))
-        mass, hit = mass.sum(1), hit.any(1)  # (N,)
+        mass, hit = mass.sum(1), hit.any(1)
         counts = targets.valid.sum(1).float()
         center = torch.where(hit, counts / mass.clamp(min=1e-12), 0 * mass)
         weights = self.negative_weights(locations, boxes, targets)
+        negative = _negative(joint, weights) / rank_mean(mass.sum()).clamp(min=1)
         return {
             "loss_pos": self.pos_weight * surprise.sum() / rank_mean(counts.sum()).clamp(min=1),
-            "loss_neg": self.neg_weight
-            * _negative(joint, weights)
-            / rank_mean(mass.sum()).clamp(min=1),
+            "loss_neg": self.neg_weight * negative,
             "loss_center": self.center_weight * center.mean(),
         }
 

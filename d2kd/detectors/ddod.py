@@ -182,9 +182,21 @@ class DDOD(ATSS):
     def losses(
         self, locations: Locations, predictions: Predictions, targets: Targets, inside: Tensor
     ) -> dict[str, Tensor]:
+        """Focal loss, GIoU loss (weight 2) and the cross entropy of the IoU branch, each divided
+        by the number of positives of its assignment, see `positive_count`.
+
+        Raises:
+            ValueError: `guide` has other shapes than the own predictions.
+        """
         boxes = self.decode(locations, predictions.regression)
-        judge = self._take_guide(predictions.logits, boxes)
-        # Both assignments see the same predictions.
+        own = predictions.logits, boxes
+        judge, self.guide = self.guide or own, None
+        found, expected = ([tuple(x.shape) for x in pair] for pair in (judge, own))
+        if found != expected:
+            raise ValueError(
+                f"DDOD.guide: expected class logits and boxes of the shapes {expected}, found "
+                f"{found}. Guide with a detector of the same classes, levels and padding."
+            )
         for_cls, for_box = (
             self.match(locations, *judge, targets, inside, alpha)
             for alpha in (self.cls_alpha, self.box_alpha)
@@ -196,9 +208,8 @@ class DDOD(ATSS):
         box_factor = positive * self.box_balance(positive, locations.counts)
         cls_count, box_count = positive_count(for_cls), positive_count(for_box)
 
-        focal = sigmoid_focal_loss(
-            predictions.logits, one_hot(classes, self.num_classes), alpha=0.25, gamma=2
-        )
+        target = one_hot(classes, self.num_classes)
+        focal = sigmoid_focal_loss(predictions.logits, target, alpha=0.25, gamma=2)
         overlap = F.binary_cross_entropy_with_logits(
             predictions.quality, iou(boxes.detach(), truth), reduction="none"
         )
@@ -207,20 +218,6 @@ class DDOD(ATSS):
             "loss_box_reg": 2 * (box_factor * (1 - giou(boxes, truth))).sum() / box_count,
             "loss_iou": (box_factor * overlap).sum() / box_count,
         }
-
-    def _take_guide(self, logits: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """The guide's logits and boxes, once; without a guide these ones."""
-        guide, self.guide = self.guide, None
-        if guide is None:
-            return logits, boxes
-        found, expected = [tuple(x.shape) for x in guide], [logits.shape, boxes.shape]
-        if found != [tuple(shape) for shape in expected]:
-            raise ValueError(
-                f"DDOD.guide: expected class logits {tuple(expected[0])} and boxes "
-                f"{tuple(expected[1])}, found {found[0]} and {found[1]}. Guide with a detector "
-                f"that has the same classes, levels and padding."
-            )
-        return guide
 
 
 def _quality(probability: Tensor, overlap: Tensor, alpha: float) -> Tensor:

@@ -69,9 +69,13 @@ def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     # torchvision's and fvcore's losses index with masks or assert on values, which makes the host
     # wait for the device.
     sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    intersection = sides.clamp(min=0).prod(-1)
-    area_a, area_b = ((x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b))
+    intersection = _area(sides.clamp(min=0))
+    area_a, area_b = (_area(x[..., 2:] - x[..., :2]) for x in (a, b))
     return intersection, area_a + area_b - intersection
+
+
+def _area(sides: Tensor) -> Tensor:
+    return sides[..., 0] * sides[..., 1]  # the backward pass of prod() makes the host wait
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     """
     intersection, union = _areas(a, b)
     hull = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    hull, floored = hull.prod(-1).clamp(min=1e-7), union.clamp(min=1e-7)
+    hull, floored = _area(hull).clamp(min=1e-7), union.clamp(min=1e-7)
     return intersection / floored - (hull - floored) / hull
 
 

@@ -132,8 +132,8 @@ class RankMimic(Method):
     ) -> Tensor:
         """The loss on scores of one kind; all but the targets are (N, R)."""
         n, r = assigned.shape
-        # An anchor without an object is a group of its own, which adds exactly nothing. One group
-        # for them all would make a GPU add up hundreds of thousands of numbers one by one.
+        # An anchor without an object is a group of its own, which adds exactly nothing. In one
+        # group for them all, a GPU's atomic additions would queue for a single sum.
         alone = torch.arange(r, device=assigned.device).expand(n, r)
         groups = torch.where(assigned < 0, alone, r + assigned)
         num_groups = r + targets.valid.shape[1]

