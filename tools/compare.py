@@ -174,4 +174,7 @@ def _folder(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (RuntimeError, ValueError) as error:
+        sys.exit(str(error))

@@ -101,13 +101,7 @@ class DDOD(ATSS):
     """
 
     def __init__(
-        self,
-        *,
-        assigner: str = "topk",
-        topk: int = 9,
-        cls_alpha: float = 0.8,
-        box_alpha: float = 0.6,
-        **detector,
+        self, *, assigner: str = "topk", topk: int = 9, cls_alpha=0.8, box_alpha=0.6, **detector
     ):
         """
         Args:
@@ -126,9 +120,8 @@ class DDOD(ATSS):
         super().__init__(quality="iou", topk=topk, **detector)
         if assigner not in ("topk", "atss"):
             raise ValueError(f"DDOD.assigner: expected 'topk' or 'atss', found {assigner!r}")
-        for name, alpha in (("cls_alpha", cls_alpha), ("box_alpha", box_alpha)):
-            if not 0 <= alpha <= 1:
-                raise ValueError(f"DDOD.{name}: expected a number in [0, 1], found {alpha}")
+        if not (0 <= cls_alpha <= 1 and 0 <= box_alpha <= 1):
+            raise ValueError(f"DDOD: expected alphas in [0, 1], found {cls_alpha}, {box_alpha}")
         self.assigner = assigner
         self.cls_alpha, self.box_alpha = cls_alpha, box_alpha
         self.cls_balance = LevelBalance(len(self.head_in_features))
@@ -172,7 +165,7 @@ class DDOD(ATSS):
             def quality(index: Tensor) -> Tensor:
                 image = torch.arange(len(index), device=index.device)[:, None, None]
                 overlap = iou(boxes[image, index], targets.boxes[:, :, None])
-                return _quality(probability[image, classes, index], overlap, alpha)
+                return probability[image, classes, index] ** (1 - alpha) * overlap**alpha
 
             return atss(locations, targets, inside, self.topk, quality)
         index, value = best_quality(probability, boxes, targets, inside, alpha, self.topk)
@@ -220,10 +213,6 @@ class DDOD(ATSS):
         }
 
 
-def _quality(probability: Tensor, overlap: Tensor, alpha: float) -> Tensor:
-    return probability ** (1 - alpha) * overlap**alpha
-
-
 @torch.no_grad()
 def best_quality(
     probability: Tensor,
@@ -255,7 +244,7 @@ def best_quality(
     for i in range(0, max(targets.valid.shape[1], 1), chunk):
         part = slice(i, i + chunk)
         overlap = iou(boxes[:, None], targets.boxes[:, part, None])  # (N, chunk, R)
-        q = _quality(probability.gather(1, classes[:, part]), overlap, alpha)
+        q = probability.gather(1, classes[:, part]) ** (1 - alpha) * overlap**alpha
         q.masked_fill_(~(inside[:, None] & targets.valid[:, part, None]), -1)
         value, index = q.topk(min(topk, boxes.shape[1]))
         values.append(value)

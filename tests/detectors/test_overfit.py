@@ -13,7 +13,7 @@ from d2kd.data import demo, register_all
 from d2kd.detectors import ATSS, DDOD, GFL, AutoAssign, DDODHead, PointHead
 
 LEVELS = ["p2", "p3", "p4"]
-STEPS = 160
+STEPS = 120
 DETECTORS = {
     "atss": (ATSS, PointHead, {}),
     "gfl": (GFL, PointHead, dict(box_channels=68, quality=False)),
