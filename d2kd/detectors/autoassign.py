@@ -86,7 +86,7 @@ class AutoAssign(PointDetector):
 
     The head is a `PointHead` with `conv_bias=True, prior_prob=0.02, box_bias=4.0`. Its quality
     branch is the objectness, which is trained through its product with the class probability only.
-    Its regression, after a ReLU, is the distance to the sides (left, top, right, bottom), in strides.
+    Its regression, after a ReLU, is the distance to left, top, right and bottom side in strides.
 
     One deliberate departure from the released code: where boxes of one class overlap, a location's
     negative weight for the class is the smallest that one of the boxes gives. The release keeps

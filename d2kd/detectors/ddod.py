@@ -194,8 +194,7 @@ class DDOD(ATSS):
             self.match(locations, *judge, targets, inside, alpha)
             for alpha in (self.cls_alpha, self.box_alpha)
         )
-        _, classes = truth_at(targets, for_cls)
-        truth, _ = truth_at(targets, for_box)
+        classes, truth = truth_at(targets, for_cls)[1], truth_at(targets, for_box)[0]
         positive = for_box >= 0
         cls_factor = inside * self.cls_balance(for_cls >= 0, locations.counts)
         box_factor = positive * self.box_balance(positive, locations.counts)
@@ -240,8 +239,7 @@ def best_quality(
     """
     values, indices = [], []
     classes = targets.classes.clamp(min=0)[..., None].expand(-1, -1, boxes.shape[1])
-    # One turn even without boxes.
-    for i in range(0, max(targets.valid.shape[1], 1), chunk):
+    for i in range(0, max(targets.valid.shape[1], 1), chunk):  # once even without boxes
         part = slice(i, i + chunk)
         overlap = iou(boxes[:, None], targets.boxes[:, part, None])  # (N, chunk, R)
         q = probability.gather(1, classes[:, part]) ** (1 - alpha) * overlap**alpha

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests import toys
-from tools import compare
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))  # a script, not part of a package
+compare = importlib.import_module("compare")
 
 
 def metrics(ap: float) -> dict[str, float]:
