@@ -6,6 +6,6 @@ from d2kd.methods import PGD
 
 from .common import dataloader, distilled, lr_multiplier, optimizer, train
 
-model = distilled("atss", inherit=True, pgd=L(PGD)())
+model = distilled("atss", pgd=L(PGD)())
 
 train.output_dir = "output/demo/dense/atss_pgd"

@@ -8,5 +8,4 @@ train.init_checkpoint = "configs/demo/teacher.pth"
 train.max_iter = 900
 train.checkpointer.period = 300
 dataloader.train.total_batch_size = 16
-optimizer.lr = 2e-3
 train.output_dir = "output/demo/dense/atss_teacher"

@@ -6,6 +6,6 @@ from d2kd.methods import PGD
 
 from .common import dataloader, distilled, lr_multiplier, optimizer, train
 
-model = distilled("gfl", inherit=True, pgd=L(PGD)())
+model = distilled("gfl", pgd=L(PGD)())
 
 train.output_dir = "output/demo/dense/gfl_pgd"

@@ -6,6 +6,6 @@ from d2kd.methods import PGD
 
 from .common import dataloader, distilled, lr_multiplier, optimizer, train
 
-model = distilled("retinanet", inherit=True, pgd=L(PGD)())
+model = distilled("retinanet", pgd=L(PGD)())
 
 train.output_dir = "output/demo/dense/retinanet_pgd"
