@@ -18,7 +18,7 @@ from d2kd.data import register_all
 from d2kd.methods import MCDropout
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").glob("*/*.py"))
+FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py"))
 # What train_net.py can run; other configs import the rest.
 RUNS = [name for name in FILES if "common" not in name]
 COCO_RUNS = [name for name in RUNS if not name.startswith("demo/")]
@@ -93,7 +93,9 @@ def build(cfg: DictConfig) -> torch.nn.Module:
     if node.get("teacher"):
         source = node.teacher.model
         node.teacher.weights = None
-        node.teacher.model = _once(repr(source), lambda: Teacher(instantiate(source), None).model)
+        node.teacher.model = _once(
+            f"teacher {source!r}", lambda: Teacher(instantiate(source), None).model
+        )
     return instantiate(node)
 
 

@@ -37,7 +37,7 @@ INHERITED = {
     "autoassign": 16 + 8 * 4 + 3 * 2 + 1 + 2,  # scales; centre prior
     "atss": 16 + 8 * 3 + 3 * 2 + 1,
     "gfl": 16 + 8 * 3 + 2 * 2 + 1,
-    "ddod": 16 + 8 * 3 + 3 * 2 + 1 + 2 * 2 + 2,  # offsets; counters of positives
+    "ddod": 16 + 8 * 3 + 3 * 2 + 1 + 2 * 2,  # offsets
 }
 INHERITED[CROWDS] = INHERITED["ddod"]
 
@@ -109,9 +109,11 @@ def test_weights_of_pgd_are_the_released_ones(distilled):
 def test_student_inherits_all_but_the_bottom_up_network(distilled):
     detector, model = distilled
     own, given = (net.state_dict() for net in both(model))
-    names = {k for k in given if not k.startswith("backbone.bottom_up.")}
+    names = {  # DDOD's counters of positives stay the student's own
+        k for k in given if not k.startswith("backbone.bottom_up.") and "balance" not in k
+    }
     assert len(names) == INHERITED[detector]
-    assert names == {k for k in own if not k.startswith("backbone.bottom_up.")}
+    assert names <= own.keys()
     assert all(torch.equal(own[k], given[k]) for k in names)
 
 

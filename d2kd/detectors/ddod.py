@@ -59,8 +59,8 @@ class LevelBalance(nn.Module):
     `positives`, (L,) long, counts over the whole training. It is in the state dict, so that a
     resumed run goes on with the same factors; the released code starts again at zero. Each process
     counts its own images, and the first one's count is what a checkpoint holds: only the shares
-    matter, and these are alike. A student that inherits its teacher's tensors by name inherits
-    this one too.
+    matter, and these are alike. A student that inherits its teacher's tensors does not inherit
+    this one.
     """
 
     def __init__(self, num_levels: int):

@@ -14,6 +14,7 @@ from d2kd.targets import Targets
 
 from .assigners import atss
 from .base import Locations, PointDetector, Predictions
+from .head import PointHead
 from .losses import distances, giou, iou, one_hot, positive_count, rank_mean, truth_at
 
 __all__ = ["GFL", "distribution_focal_loss", "integral", "quality_focal_loss"]
@@ -87,6 +88,8 @@ class GFL(PointDetector):
         super().__init__(**detector)
         self.reg_max = reg_max
         self.topk = topk
+        if isinstance(self.head, PointHead):
+            self._check(self.head.bbox_pred.out_channels)
 
     def sides(self, regression: Tensor) -> Tensor:
         """(N, R, 4 * (M + 1)) to the logits of each side, (N, R, 4, M + 1).
@@ -94,12 +97,16 @@ class GFL(PointDetector):
         Raises:
             ValueError: another number of channels.
         """
-        if regression.shape[-1] != 4 * (self.reg_max + 1):
-            raise ValueError(
-                f"GFL: expected 4 * (reg_max + 1) = {4 * (self.reg_max + 1)} box channels, found "
-                f"{regression.shape[-1]}. Give the head box_channels={4 * (self.reg_max + 1)}."
-            )
+        self._check(regression.shape[-1])
         return regression.unflatten(-1, (4, self.reg_max + 1))
+
+    def _check(self, channels: int) -> None:
+        expected = 4 * (self.reg_max + 1)
+        if channels != expected:
+            raise ValueError(
+                f"GFL: expected 4 * (reg_max + 1) = {expected} box channels, found {channels}. "
+                f"Give the head box_channels={expected}."
+            )
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:
         reach = locations.strides[:, None] * integral(self.sides(regression))

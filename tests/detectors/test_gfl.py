@@ -163,6 +163,8 @@ def test_another_number_of_bins():
 
 
 def test_a_head_with_other_channels_is_an_error():
-    model = detector(GFL, dict(quality=False))
-    with pytest.raises(ValueError, match="reg_max \\+ 1\\) = 68 box channels, found 4"):
-        model.sides(torch.zeros(1, 3, 4))
+    message = r"reg_max \+ 1\) = 68 box channels, found 4"
+    with pytest.raises(ValueError, match=message):
+        detector(GFL, dict(quality=False))
+    with pytest.raises(ValueError, match=message):
+        gfl().sides(torch.zeros(1, 3, 4))

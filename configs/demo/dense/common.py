@@ -10,8 +10,8 @@ from d2kd.methods import Methods
 
 from ..common import dataloader, fcos, lr_multiplier, optimizer, pyramid, retinanet, train
 
-# The students' bottom-up network comes from the demo's RetinaNet student after 1,500 steps alone, as
-# on COCO it comes from ImageNet; neck and head start anew, or are the teacher's.
+# The students' bottom-up network comes from the demo's RetinaNet student after 1,500 steps alone,
+# as on COCO it comes from ImageNet; neck and head start anew, or are the teacher's.
 train.init_checkpoint = "configs/demo/dense/backbone.pth"
 train.max_iter = 600
 train.eval_period = 0
