@@ -116,6 +116,13 @@ class Distiller(nn.Module):
                 f"predictions (DDOD), found {self._reader.name}. Leave it out."
             )
         check_same_anchors(self._reader, self.teacher.reader, "Distiller.teacher_assigns")
+        for name, method in self.distillation.items():
+            if getattr(method, "assigner", "teacher") != "teacher":
+                raise ValueError(
+                    f"methods.{name}.assigner: expected 'teacher', by whose predictions "
+                    f"teacher_assigns=True assigns the boxes of the student's own losses, found "
+                    f"{method.assigner!r}."
+                )
 
     def train(self, mode: bool = True) -> Distiller:
         super().train(mode)

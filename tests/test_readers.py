@@ -1,5 +1,8 @@
+import dataclasses
+
 import pytest
 import torch
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import nn
 
 from d2kd import Targets
@@ -193,8 +196,16 @@ def test_cells_beyond_the_frame_are_cut_off():
 def test_different_anchors_are_named():
     reader = read(toys.retinanet())
     check_same_anchors(reader, read(toys.retinanet()), "RM")
+    # One anchor in a cell predicts for its centre, however large it is.
+    check_same_anchors(reader, read(toys.fcos()), "RM")
+    with pytest.raises(ValueError, match=r"RM: expected.*same offset of the anchors"):
+        check_same_anchors(reader, read(toys.point("ATSS")), "RM")
+    two = DefaultAnchorGenerator(
+        sizes=[[32, 48]] * 5, aspect_ratios=[1.0], strides=toys.STRIDES, offset=0.5
+    )
+    several = dataclasses.replace(reader, anchor_generator=two)
     with pytest.raises(ValueError, match=r"RM: expected.*same anchors in a cell"):
-        check_same_anchors(reader, read(toys.fcos()), "RM")
+        check_same_anchors(reader, several, "RM")
     with pytest.raises(ValueError, match=r"RM: expected.*same strides of the head"):
         check_same_anchors(reader, read(toys.rcnn()), "RM")
 

@@ -63,11 +63,6 @@ class ATSS(PointDetector):
                 f"ATSS: expected quality 'iou' or 'centerness', found {quality!r}. "
                 f"'centerness' is the paper's."
             )
-        if getattr(self.head, "quality", True) is None:
-            raise ValueError(
-                "ATSS: expected a head with a quality branch, found one without. Build the head "
-                "with quality=True."
-            )
         self.quality = quality
         self.rank_by_quality = quality == "centerness"
         self.topk = topk

@@ -120,11 +120,6 @@ class AutoAssign(PointDetector):
             ValueError: the head has no quality branch.
         """
         super().__init__(**detector)
-        if getattr(self.head, "quality", True) is None:
-            raise ValueError(
-                "AutoAssign: expected a head with a quality branch, found one without. Build the "
-                "head with quality=True."
-            )
         self.center_prior = CenterPrior(self.num_classes, force_topk)
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ row. Boxes are x1y1x2y2 in pixels of the padded input.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from d2kd.targets import Targets
+
+from .head import PointHead
 
 __all__ = ["Locations", "PointDetector", "Predictions"]
 
@@ -68,8 +71,27 @@ class PointDetector(DenseDetector):
     """Locations beyond an image's size rounded up to this many pixels are neither candidates nor
     in the loss; 0: all are."""
 
+    box_channels = 4
+    """Channels of the box regression."""
+
+    has_quality = True
+    """Whether the head has a quality branch."""
+
     rank_by_quality = False
     """Whether the first choice of locations at inference looks at probability times quality."""
+
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        # `**detector` of a subclass stands for the fields of its base. Whoever asks what fields
+        # there are, such as the check of a config, gets them all.
+        own = dict(inspect.signature(cls.__init__).parameters)
+        own.pop("self")
+        if any(p.kind is p.VAR_KEYWORD for p in own.values()):
+            base = inspect.signature(cls.__base__).parameters
+            own = {k: p for k, p in own.items() if p.kind is not p.VAR_KEYWORD} | {
+                k: p for k, p in base.items() if k not in own
+            }
+        cls.__signature__ = inspect.Signature(list(own.values()))
 
     def __init__(
         self,
@@ -105,7 +127,7 @@ class PointDetector(DenseDetector):
             max_detections_per_image: detections kept after NMS.
 
         Raises:
-            ValueError: the anchors do not fit the levels.
+            ValueError: the anchors do not fit the levels, or the head does not fit.
         """
         super().__init__(
             backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std
@@ -127,6 +149,27 @@ class PointDetector(DenseDetector):
                 f"{self.strides}, found {list(cells)} at the strides {list(strides)}. Give the "
                 f"anchor_generator one size and one ratio for each of head_in_features."
             )
+        if isinstance(head, PointHead):
+            widths = {shapes[level].channels for level in self.head_in_features}
+            branch = {True: "a quality branch", False: "no quality branch"}
+            for expected, found in (
+                (f"{len(self.head_in_features)} levels", f"{len(head.scales)} levels"),
+                *(
+                    (f"{n} input channels", f"{head.cls_subnet[0].in_channels} input channels")
+                    for n in sorted(widths)
+                ),
+                (f"{num_classes} classes", f"{head.cls_score.out_channels} classes"),
+                (
+                    f"{self.box_channels} box channels",
+                    f"{head.bbox_pred.out_channels} box channels",
+                ),
+                (branch[self.has_quality], branch[head.quality is not None]),
+            ):
+                if expected != found:
+                    raise ValueError(
+                        f"{type(self).__name__}: expected a head with {expected}, found {found}. "
+                        f"Change the fields of its head."
+                    )
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
         self.test_nms_thresh = test_nms_thresh
@@ -164,7 +207,7 @@ class PointDetector(DenseDetector):
     def locations(self, maps: list[Tensor]) -> Locations:
         """The locations of the maps (N, C, H, W), one of each level."""
         anchors = Boxes.cat(self.anchor_generator(maps)).tensor
-        counts = tuple(int(x.shape[-2]) * int(x.shape[-1]) for x in maps)
+        counts = tuple(x.shape[-2] * x.shape[-1] for x in maps)  # tensors while it is traced
         strides = [
             anchors.new_full((count,), stride)
             for count, stride in zip(counts, self.strides, strict=True)

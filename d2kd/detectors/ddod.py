@@ -39,7 +39,10 @@ class DeformConv(DeformConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C_out, H, W)."""
-        return super().forward(x, self.offset(x))
+        offset = self.offset(x)
+        # torchvision's operator has no bfloat16.
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float(), offset.float())
 
 
 class DDODHead(PointHead):

@@ -14,7 +14,6 @@ from d2kd.targets import Targets
 
 from .assigners import atss
 from .base import Locations, PointDetector, Predictions
-from .head import PointHead
 from .losses import distances, giou, iou, one_hot, positive_count, rank_mean, truth_at
 
 __all__ = ["GFL", "distribution_focal_loss", "integral", "quality_focal_loss"]
@@ -78,6 +77,8 @@ class GFL(PointDetector):
     only the assignment, which is that of ATSS.
     """
 
+    has_quality = False
+
     def __init__(self, *, reg_max: int = 16, topk: int = 9, **detector):
         """
         Args:
@@ -85,28 +86,14 @@ class GFL(PointDetector):
             topk: candidates of each box at each level.
             detector: see `PointDetector`; the head has 4 * (M + 1) box channels, no quality.
         """
+        self.box_channels = 4 * (reg_max + 1)
         super().__init__(**detector)
         self.reg_max = reg_max
         self.topk = topk
-        if isinstance(self.head, PointHead):
-            self._check(self.head.bbox_pred.out_channels)
 
     def sides(self, regression: Tensor) -> Tensor:
-        """(N, R, 4 * (M + 1)) to the logits of each side, (N, R, 4, M + 1).
-
-        Raises:
-            ValueError: another number of channels.
-        """
-        self._check(regression.shape[-1])
+        """(N, R, 4 * (M + 1)) to the logits of each side, (N, R, 4, M + 1)."""
         return regression.unflatten(-1, (4, self.reg_max + 1))
-
-    def _check(self, channels: int) -> None:
-        expected = 4 * (self.reg_max + 1)
-        if channels != expected:
-            raise ValueError(
-                f"GFL: expected 4 * (reg_max + 1) = {expected} box channels, found {channels}. "
-                f"Give the head box_channels={expected}."
-            )
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:
         reach = locations.strides[:, None] * integral(self.sides(regression))

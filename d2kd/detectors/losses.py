@@ -60,8 +60,16 @@ def truth_at(targets: Targets, matched: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def one_hot(classes: Tensor, num_classes: int) -> Tensor:
-    """(...,) classes, -1 for none, to (..., K) float: 1 at the class."""
-    return (classes[..., None] == torch.arange(num_classes, device=classes.device)).float()
+    """(...,) classes, -1 for none, to (..., K) float: 1 at the class.
+
+    Raises:
+        RuntimeError: a class of K or more (on a GPU a device-side assertion).
+    """
+    # "None" is column K, which is cut off. A class too many has no column at all.
+    index = torch.where(classes >= num_classes, num_classes + 1, classes)
+    index = torch.where(classes < 0, num_classes, index)
+    columns = torch.zeros(*classes.shape, num_classes + 1, device=classes.device)
+    return columns.scatter_(-1, index[..., None], 1)[..., :-1]
 
 
 def _areas(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..detectors.losses import iou
 from ..knowledge import Knowledge
-from ..readers import Reader, check_same_anchors
+from ..readers import GuidedReader, Reader, check_same_anchors
 from ..targets import Targets
 from .base import Method
 
@@ -92,6 +92,14 @@ class RankMimic(Method):
                     f"found {reader.name}, whose dense head knows no classes. Use a feature "
                     f"method such as FGD."
                 )
+        if self.assigner == "teacher" and not (
+            isinstance(student, GuidedReader) or type(student.detector) is type(teacher.detector)
+        ):
+            raise ValueError(
+                f"RankMimic.assigner: expected 'student' where student and teacher differ in kind, "
+                f"found 'teacher' for {student.name} and {teacher.name}, whose predictions the "
+                f"student's assigner cannot read."
+            )
         if student.num_classes != teacher.num_classes:
             raise ValueError(
                 f"RankMimic: expected the same number of classes of student ({student.name}) and "
@@ -144,9 +152,19 @@ class RankMimic(Method):
             s, t = sort_in_groups(s, groups), sort_in_groups(t, groups)
             groups = groups.sort(1).values
         log_q, log_p = (group_log_softmax(x, groups, num_groups) for x in (s, t))
-        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        divergence = _kl(log_p, log_q).sum(1)
         ranked = _per_group(torch.ones_like(groups), groups, num_groups) >= 2
         return (divergence / ranked.sum(1).clamp(min=1)).mean()
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Terms p (e^d - 1 - d), d = log q - log p, whose sum is KL(p || q) since p and q sum to 1.
+
+    Unlike those of p (log p - log q), none is less than 0, whatever is rounded.
+    """
+    p, d = log_p.exp(), log_q - log_p
+    near = d.clamp(max=1)  # e^d could overflow where p e^d = q cannot
+    return torch.where(d < 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * d)
 
 
 def class_logits(seen: Knowledge, classes: Tensor, num_classes: int) -> Tensor:

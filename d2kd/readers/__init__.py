@@ -14,7 +14,14 @@ from ..detectors.ddod import DDOD
 from .anchors import AnchorReader, GuidedReader, PointReader, check_same_anchors
 from .base import Reader
 
-__all__ = ["AnchorReader", "PointReader", "Reader", "check_same_anchors", "read"]
+__all__ = [
+    "AnchorReader",
+    "GuidedReader",
+    "PointReader",
+    "Reader",
+    "check_same_anchors",
+    "read",
+]
 
 
 @singledispatch

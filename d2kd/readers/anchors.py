@@ -47,14 +47,14 @@ class AnchorReader(Reader):
     def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
         labels, boxes = self.detector.label_anchors(self.anchors(seen), targets.instances())
         labels, boxes = torch.stack(labels), torch.stack(boxes)
+        if not targets.valid.shape[1]:
+            return torch.full_like(labels, -1)
         # Detectron2 says which box and class an anchor got; which of the G boxes is that?
-        same = (boxes[:, :, None] == targets.boxes[:, None]).all(-1)
-        same &= labels[:, :, None] == targets.classes[:, None]
-        same &= targets.valid[:, None]
-        index = torch.arange(same.shape[-1], device=same.device)
+        same = targets.valid[:, None] & (labels[..., None] == targets.classes[:, None])
+        for side in range(4):  # (N, R, G) bool is the largest tensor
+            same &= boxes[..., side, None] == targets.boxes[:, None, :, side]
         # The first of the boxes that are the same; without any, -1.
-        first = torch.where(same, index, same.shape[-1]).amin(-1) if same.shape[-1] else labels
-        return torch.where(same.any(-1), first, -1)
+        return torch.where(same.any(-1), same.to(torch.uint8).argmax(-1), -1)
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,13 @@ class PointReader(AnchorReader):
 
     @torch.no_grad()
     def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
-        locations = self._locations(seen)
-        maps = list(seen.logits.values())
-        inside = self.detector.inside(locations, targets.sizes, maps)
+        locations, inside = self._grid(seen, targets)
         return self.detector.assign(locations, self._predictions(seen), targets, inside)
+
+    def _grid(self, seen: Knowledge, targets: Targets) -> tuple[Locations, Tensor]:
+        locations = self._locations(seen)
+        maps = [seen.logits[level] for level in self.head_levels]
+        return locations, self.detector.inside(locations, targets.sizes, maps)
 
     def _locations(self, seen: Knowledge) -> Locations:
         return self.detector.locations([seen.logits[level] for level in self.head_levels])
@@ -89,7 +92,16 @@ class PointReader(AnchorReader):
 
 @dataclass(frozen=True)
 class GuidedReader(PointReader):
-    """Reader of a detector that assigns boxes by predictions, its own or a guide's."""
+    """Reader of a detector that assigns boxes by logits and boxes, its own or a guide's."""
+
+    @torch.no_grad()
+    def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
+        # By the decoded boxes, which mean the same in every detector; its coding does not.
+        locations, inside = self._grid(seen, targets)
+        logits = self.flatten(seen.logits, self.num_classes)
+        return self.detector.match(
+            locations, logits, seen.boxes, targets, inside, self.detector.cls_alpha
+        )
 
     def guide(self, teacher: Knowledge) -> None:
         """Let the next training step assign boxes by these predictions; they have boxes."""
@@ -103,12 +115,22 @@ def check_same_anchors(student: Reader, teacher: Reader, who: str) -> None:
     Raises:
         ValueError: they do not; the message says what differs.
     """
+    # Heads with one anchor in a cell predict for its centre, however large the anchor is.
+    cells = [
+        [len(cell) for cell in r.anchor_generator.cell_anchors]
+        if isinstance(r, AnchorReader)
+        else []
+        for r in (student, teacher)
+    ]
+    one_anchor = {n for counts in cells for n in counts} == {1}
     for what, value in (
         ("anchors", lambda reader: "anchors" if isinstance(reader, AnchorReader) else "none"),
         ("strides of the head", lambda r: [r.shapes[level].stride for level in r.head_levels]),
         (
             "anchors in a cell",
-            lambda r: [cell.tolist() for cell in r.anchor_generator.cell_anchors],
+            lambda r: [
+                [1] if one_anchor else cell.tolist() for cell in r.anchor_generator.cell_anchors
+            ],
         ),
         ("offset of the anchors", lambda r: r.anchor_generator.offset),
     ):

@@ -404,7 +404,7 @@ def test_a_copied_distiller_assigns_by_its_own_student():
             lambda: toys.rcnn(num_classes=1),
             r"expected a dense detector.* as student",
         ),
-        (toys.retinanet, toys.fcos, r"RankMimic: .*with the same anchors in a cell"),
+        (toys.fcos, lambda: toys.point("ATSS"), r"RankMimic: .*same offset of the anchors"),
         (toys.fcos, lambda: toys.fcos(num_classes=5), r"same number of classes.* 3 and 5"),
     ],
     ids=["student R-CNN", "teacher R-CNN", "one class", "anchors", "classes"],
