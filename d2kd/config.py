@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import LazyConfig
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .engine import instantiate_target
@@ -45,7 +45,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Find unknown fields, unknown or empty data sets, other channel orders and missing devices.
+    """Find unknown fields, unknown or empty data sets, data sets with more classes than the model,
+    other channel orders and missing devices.
 
     Raises:
         ValueError: with the field, what was expected, what was found and the nearest names.
@@ -74,6 +75,7 @@ def check_config(cfg: DictConfig) -> None:
                 ) from e
             if not images:
                 raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
+    _check_classes(cfg)
     _check_channel_order(cfg)
     device = str(cfg.train.get("device", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -84,6 +86,22 @@ def check_config(cfg: DictConfig) -> None:
     amp = cfg.train.amp
     if amp.enabled and amp.dtype not in ("float16", "bfloat16"):
         raise ValueError(f"train.amp.dtype: expected float16 or bfloat16, found {amp.dtype!r}")
+
+
+def _check_classes(cfg: DictConfig) -> None:
+    # On a GPU, a class too many stops the first step with an assertion that names nothing.
+    model = cfg.model.get("student", cfg.model)
+    for path in ("num_classes", "roi_heads.num_classes"):
+        found = OmegaConf.select(model, path) if isinstance(model, DictConfig) else None
+        for where, names in _dataset_names(cfg.get("dataloader", {})):
+            for name in [names] if isinstance(names, str) else names:
+                # Some sets know their classes only once they are loaded.
+                classes = MetadataCatalog.get(name).get("thing_classes", None)
+                if found is not None and classes is not None and len(classes) > found:
+                    raise ValueError(
+                        f"{path}: expected at least the {len(classes)} classes of {name!r} "
+                        f"(dataloader.{where}), found {found}."
+                    )
 
 
 def _check_channel_order(cfg: DictConfig) -> None:

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2kd.config import check_config, load_config
 
@@ -72,6 +72,26 @@ def test_unknown_field_in_a_config_is_named(dataset):
 def test_misspelt_and_empty_datasets_are_named(dataset, names, message):
     with pytest.raises(ValueError, match=message):
         check_config(config(**names))
+
+
+def test_more_classes_than_the_model_has_are_named(dataset):
+    MetadataCatalog.get("toy_images").thing_classes = list("abcdefghijkl")
+    try:
+        with pytest.raises(ValueError, match=r"num_classes: expected .* 12 classes .*found 10"):
+            check_config(config())
+        check_config(config("model.num_classes=12"))
+    finally:
+        MetadataCatalog.remove("toy_images")
+
+
+def test_fields_of_a_detectors_base_are_checked_too(dataset):
+    atss = "configs/demo/dense/atss.py"
+    names = [f"dataloader.{k}.dataset.names=toy_images" for k in ("train", "test")]
+    check_config(load_config(atss, [*HERE, *names, "model.test_nms_thresh=0.5"]))
+    with pytest.raises(ValueError, match=r"'test_nms_tresh'. Did you mean test_nms_thresh"):
+        load_config(atss, ["model.test_nms_tresh=0.5"])
+    with pytest.raises(ValueError, match=r"'qualty'. Did you mean quality"):
+        load_config(atss, ["model.qualty=iou"])
 
 
 def test_missing_gpu_is_named(dataset, monkeypatch):

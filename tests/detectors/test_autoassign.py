@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from detectron2.export import TracingAdapter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou, generalized_box_iou
 
@@ -389,17 +388,3 @@ def test_the_prior_is_inherited_by_name():
 def test_a_head_without_objectness_is_refused():
     with pytest.raises(ValueError, match="AutoAssign: expected a head with a quality branch"):
         detector(AutoAssign, head=dict(quality=False))
-
-
-def test_tracing_equals_eager():
-    model = autoassign(num_classes=3, test_score_thresh=0.0).eval()
-    adapter = TracingAdapter(model, [{"image": toys.image(size=(64, 96))["image"].float()}])
-    traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-    other = torch.rand(3, 64, 96) * 255
-    with torch.no_grad():
-        expected = model([{"image": other}])[0]["instances"]
-    found = adapter.outputs_schema(traced(other))[0]["instances"]
-    assert len(expected) > 0
-    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-    torch.testing.assert_close(found.scores, expected.scores)
-    assert (found.pred_classes == expected.pred_classes).all()

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from detectron2.export import TracingAdapter
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from torch import nn
@@ -10,7 +9,20 @@ from torch import nn
 from d2kd.detectors import ATSS, GFL
 from tests import toys
 
-from .scene import GRIDS, SIZES, K, detector, images, located, maps, plain, reference, unflatten
+from ..waits import Waits
+from .scene import (
+    GRIDS,
+    SIZES,
+    K,
+    detector,
+    images,
+    located,
+    maps,
+    plain,
+    reference,
+    targets,
+    unflatten,
+)
 
 R = sum(h * w for h, w in GRIDS)
 MODELS = {
@@ -173,23 +185,34 @@ def test_padding_for_another_image_changes_nothing(name):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", MODELS)
-def test_traced_model_equals_the_model(name):
-    model = MODELS[name](test_score_thresh=0.4).eval()
-    for parameter in model.head.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    first, second = ([{"image": toys.image(seed=i)["image"]}] for i in range(2))
-    adapter = TracingAdapter(model, first)
-    with torch.no_grad():
-        traced = torch.jit.trace(adapter, adapter.flattened_inputs, check_trace=False)
-        found = adapter.outputs_schema(traced(second[0]["image"]))[0]["instances"]
-        expected, other = (model(x)[0]["instances"] for x in (second, first))
-    assert len(expected) > 2
-    assert not torch.equal(expected.scores[:3], other.scores[:3])
-    assert torch.equal(found.pred_classes, expected.pred_classes)
-    torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor)
-    torch.testing.assert_close(found.scores, expected.scores)
+def test_losses_do_not_wait_for_the_device(name):
+    model = MODELS[name]()
+    output = model.head([torch.randn(2, 8, *grid) for grid in GRIDS])
+    locations, inside = located(model)
+    truths = targets()
+    with Waits() as waits:
+        losses = model.losses(locations, model.predictions(output), truths, inside)
+        sum(losses.values()).backward()
+    assert waits.found == []
+
+
+def test_a_head_that_does_not_fit_is_an_error():
+    for head, message in (
+        (dict(num_classes=4), "expected a head with 5 classes, found 4 classes"),
+        (dict(box_channels=5), "expected a head with 4 box channels, found 5 box channels"),
+        (dict(input_shape=[ShapeSpec(channels=9)] * 5), "with 8 input channels, found 9"),
+        (dict(input_shape=[ShapeSpec(channels=8)] * 4), "with 5 levels, found 4 levels"),
+        (dict(quality=False), "with a quality branch, found no quality branch"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain(head=head)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_class_too_many_is_an_error(name):
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        MODELS[name]()([toys.image(classes=[K + 2])])
 
 
 def test_head_levels_can_be_chosen():
