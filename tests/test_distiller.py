@@ -10,7 +10,7 @@ from detectron2.evaluation import inference_context
 from torch import nn
 
 from d2kd import Distiller, Teacher
-from d2kd.methods import FGD, MCDropout, Methods, Mimic
+from d2kd.methods import FGD, MCDropout, Methods, Mimic, RankMimic
 from d2kd.readers import read
 from tests import toys
 
@@ -324,6 +324,20 @@ def test_the_teacher_assigns_where_it_is_asked_to():
     for logits, boxes in judged:
         assert torch.equal(logits, reader.flatten(shown.logits, 3))
         assert torch.equal(boxes, shown.boxes)
+
+
+def test_rank_mimicking_sees_the_assignment_of_the_students_losses():
+    def build(**fields):
+        return Distiller(
+            student=toys.point("DDOD"),
+            teacher=Teacher(toys.point("DDOD", width=6), None),
+            methods=Methods(rm=RankMimic(**fields)),
+            teacher_assigns=True,
+        )
+
+    build(assigner="teacher")
+    with pytest.raises(ValueError, match=r"methods.rm.assigner: expected 'teacher'"):
+        build()
 
 
 def test_a_teacher_cannot_assign_for_a_static_assigner():

@@ -167,6 +167,39 @@ def test_assignment_of_point_detectors_is_that_of_their_losses(name):
         assert torch.equal(assigned, calls[0])
 
 
+def test_assignment_leaves_out_the_padding_of_another_image():
+    reader = read(toys.point("ATSS"))
+    boxes = [[50.0, 4, 64, 60], [30.0, 20, 64, 44], [40.0, 40, 63, 63]]
+    targets = toys.targets(boxes)
+    alone = reader.run(torch.zeros(1, 3, 64, 64), {"boxes"})
+    padded = reader.run(torch.zeros(1, 3, 64, 160), {"boxes"})
+    wide = reader.assign(padded, targets)[0]
+    own = (padded.centers[:, 0] < 64) & (padded.centers[:, 1] < 64)
+    assert (wide[~own] == -1).all() and (wide >= 0).any()
+    # Coarse levels have a cell there already whose centre is the image's.
+    assert torch.equal(wide[own], reader.assign(alone, targets)[0])
+
+
+def test_ddod_assigns_by_the_boxes_of_any_detector():
+    student = toys.point("DDOD")
+    teacher = toys.retinanet(
+        anchor_generator=DefaultAnchorGenerator(
+            sizes=[[8 * s] for s in toys.STRIDES], aspect_ratios=[1.0], strides=toys.STRIDES
+        )
+    )
+    torch.nn.init.normal_(teacher.head.bbox_pred.weight, std=0.3)
+    torch.nn.init.normal_(teacher.head.cls_score.weight, std=0.3)
+    shown = read(teacher).run(torch.randn(1, 3, 64, 64), {"logits", "boxes"})
+    targets = toys.targets([[8.0, 8, 40, 40], [20.0, 10, 60, 50]])
+    maps = list(shown.logits.values())
+    locations = student.locations(maps)
+    logits = torch.cat([x.flatten(2).mT for x in maps], 1)
+    inside = torch.ones(1, len(locations.anchors), dtype=torch.bool)
+    expected = student.match(locations, logits, shown.boxes, targets, inside, student.cls_alpha)
+    assert (expected >= 0).any()
+    assert torch.equal(read(student).assign(shown, targets), expected)
+
+
 def test_padding_of_another_image_is_nobodys():
     reader = read(toys.point("ATSS"))
     assert reader.padding == 32 and read(toys.point("AutoAssign")).padding == 0

@@ -390,3 +390,13 @@ def test_the_offsets_learn():
 def test_wrong_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         ddod(**fields)
+
+
+def test_a_box_that_no_prediction_meets_gets_nothing():
+    model = ddod()
+    locations, inside = located(model)
+    away = torch.tensor([900.0, 900.0, 950.0, 950.0]).expand(1, len(locations.anchors), 4)
+    truth = toys.targets([(8.0, 8.0, 100.0, 100.0)], size=(256, 320))
+    logits = torch.ones(1, len(locations.anchors), 5)
+    matched = model.match(locations, logits, away, truth, inside[:1], 0.8)
+    assert (matched == -1).all()

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from d2kd.detectors import GFL
+from d2kd.detectors import GFL, Predictions
 from d2kd.detectors.gfl import distribution_focal_loss, integral, quality_focal_loss
 from d2kd.detectors.losses import iou, one_hot, truth_at
+from tests import toys
 
 from .scene import (
     SIZES,
+    K,
     close,
     close_detections,
     close_gradient,
@@ -170,3 +172,35 @@ def test_a_head_with_other_channels_is_an_error():
         detector(GFL, dict(quality=False))
     with pytest.raises(ValueError, match=r"GFL: .* no quality branch, found a quality branch"):
         detector(GFL, dict(box_channels=68))
+
+
+def test_distances_beyond_the_last_bin_are_cut_short_of_it():
+    # Sides of thousands of pixels: in strides all are cut to 15.9, between the last two bins.
+    model = gfl()
+    locations, inside = located(model)
+    r = len(locations.anchors)
+    huge = toys.targets([(-5000.0, -5000.0, 5320.0, 5256.0)], size=(256, 320))
+    predictions = Predictions(torch.zeros(1, r, K), torch.randn(1, r, 68), None)
+    positive = model.assign(locations, predictions, huge, inside[:1])[0] >= 0
+    assert positive.any()
+    log_p = predictions.regression.view(r, 4, 17)[positive].log_softmax(-1)
+    # All weights are alike, and together at least 1 or not divided by.
+    weights = 0.5 * positive.sum()
+    expected = -(0.1 * log_p[..., 15] + 0.9 * log_p[..., 16]).mean(-1)
+    expected = 0.25 * (0.5 * expected).sum() / weights.clamp(min=1)
+    found = model.losses(locations, predictions, huge, inside[:1])["loss_dfl"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_box_losses_are_divided_by_the_mean_weight_over_processes(monkeypatch):
+    model = gfl()
+    locations, inside = located(model)
+    predictions = Predictions(*inputs(), None)
+    alone = model.losses(locations, predictions, targets(), inside)
+    sums = []
+    monkeypatch.setattr("d2kd.detectors.gfl.rank_mean", lambda x: sums.append(x) or 2 * x)
+    shared = model.losses(locations, predictions, targets(), inside)
+    assert len(sums) == 1 and sums[0] > 1
+    torch.testing.assert_close(shared["loss_box_reg"], alone["loss_box_reg"] / 2)
+    torch.testing.assert_close(shared["loss_dfl"], alone["loss_dfl"] / 2)
+    torch.testing.assert_close(shared["loss_cls"], alone["loss_cls"])

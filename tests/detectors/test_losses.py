@@ -82,3 +82,9 @@ def test_mean_of_two_processes(monkeypatch):
     x = torch.tensor(5.0, requires_grad=True)
     assert losses.rank_mean(x) == 4
     assert x == 5
+
+
+def test_count_is_a_mean_over_processes(monkeypatch):
+    monkeypatch.setattr("d2kd.detectors.losses.rank_mean", lambda x: 3 * x)
+    matched = torch.tensor([[0, 1, -1], [-1, -1, -1]])
+    assert losses.positive_count(matched) == 3 * (2 + 1)

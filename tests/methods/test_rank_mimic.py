@@ -9,7 +9,7 @@ import torch
 from d2kd.distiller import Distiller
 from d2kd.knowledge import Knowledge
 from d2kd.methods.base import Methods
-from d2kd.methods.rank_mimic import RankMimic
+from d2kd.methods.rank_mimic import RankMimic, _kl
 from d2kd.readers import read
 from d2kd.targets import Targets
 from d2kd.teacher import Teacher
@@ -427,3 +427,22 @@ def test_detectors_that_do_not_fit_are_refused(student, teacher, message):
 def test_impossible_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         RankMimic(**options)
+
+
+def test_another_kind_of_teacher_cannot_be_seen_by_the_students_assigner():
+    teacher = toys.fcos()
+    method = RankMimic(assigner="teacher")
+    with pytest.raises(ValueError, match=r"RankMimic.assigner: expected 'student'.*RetinaNet"):
+        method.setup(read(toys.retinanet()), read(teacher))
+    RankMimic().setup(read(toys.retinanet()), read(teacher))
+
+
+def test_no_term_is_negative_whatever_is_rounded():
+    log_p = torch.randn(4, 1000, dtype=torch.float64).log_softmax(1)
+    log_q = (log_p + 1e-4 * torch.randn(4, 1000, dtype=torch.float64)).log_softmax(1)
+    terms = _kl(log_p.float(), log_q.float())
+    assert (terms >= 0).all()
+    exact = (log_p.exp() * (log_p - log_q)).sum(1)
+    torch.testing.assert_close(terms.sum(1).double(), exact, rtol=0.01, atol=0)
+    far = _kl(torch.tensor([-900.0, 0.0]), torch.tensor([0.0, -900.0]).requires_grad_())
+    assert far.tolist() == [1.0, 899.0]
