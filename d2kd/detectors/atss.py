@@ -58,6 +58,8 @@ class ATSS(PointDetector):
             ValueError: another quality, or a head without its branch.
         """
         super().__init__(**detector)
+        if topk < 1:
+            raise ValueError(f"{type(self).__name__}.topk: expected >= 1, found {topk}")
         if quality not in ("iou", "centerness"):
             raise ValueError(
                 f"ATSS: expected quality 'iou' or 'centerness', found {quality!r}. "

@@ -86,6 +86,8 @@ class GFL(PointDetector):
             topk: candidates of each box at each level.
             detector: see `PointDetector`; the head has 4 * (M + 1) box channels, no quality.
         """
+        if topk < 1 or reg_max < 1:
+            raise ValueError(f"GFL.topk and .reg_max: expected >= 1, found {topk} and {reg_max}")
         self.box_channels = 4 * (reg_max + 1)
         super().__init__(**detector)
         self.reg_max = reg_max

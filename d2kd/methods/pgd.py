@@ -34,9 +34,10 @@ class PGD(Method):
 
     Args:
         on: "towers", as published; or "neck", the classification term alone on the maps that the
-            head sees: for detectors without two towers (the authors' advice) and for heads that
-            differ between student and teacher. Faster R-CNN has the objectness of its proposal
-            network for the score of every class; that is ours.
+            head sees: for detectors without two towers and for heads that differ between student
+            and teacher. The authors advise that term for coupled heads; on the neck it is ours.
+            Faster R-CNN has the objectness of its proposal network for the score of every class;
+            that is ours, too.
         candidates, weighting: see `key_regions`; "gaussian" is PGD, the others are for ablations.
             Each anchor of a cell is a candidate, and the cell gets the largest of their weights;
             published are heads with one anchor.
@@ -78,7 +79,7 @@ class PGD(Method):
             ("on", " or ".join(_MAPS), on, on in _MAPS),
             ("candidates", " or ".join(CANDIDATES), candidates, candidates in CANDIDATES),
             ("weighting", " or ".join(WEIGHTINGS), weighting, weighting in WEIGHTINGS),
-            ("top_k", ">= 1", top_k, top_k >= 1),
+            ("top_k", "a whole number >= 1", top_k, top_k >= 1 and top_k == int(top_k)),
             ("xi_cls", "0 to 1", xi_cls, 0 <= xi_cls <= 1),
             ("xi_reg", "0 to 1", xi_reg, 0 <= xi_reg <= 1),
             ("tau", "> 0", tau, tau > 0),
@@ -86,13 +87,18 @@ class PGD(Method):
             if not fits:
                 raise ValueError(f"PGD.{name}: expected {expected}, found {found!r}")
         self.on = on
+        self.beta = alpha / 2 if beta is None else beta
+        self.gamma = 1.6 * alpha if gamma is None else gamma
+        for name, value in dict(
+            alpha=alpha, beta=self.beta, gamma=self.gamma, delta=delta, level_step=level_step
+        ).items():
+            if value < 0:
+                raise ValueError(f"PGD.{name}: expected >= 0, found {value!r}")
         self.needs = frozenset({"towers" if on == "towers" else "features"})
         self.maps = _MAPS[on]
         xis = (xi_cls, xi_reg)[: len(self.maps)]
         self.choice = dict(xis=xis, k=top_k, candidates=candidates, weighting=weighting)
         self.tau, self.alpha, self.delta, self.level_step = tau, alpha, delta, level_step
-        self.beta = alpha / 2 if beta is None else beta
-        self.gamma = 1.6 * alpha if gamma is None else gamma
         self.uncertainty = uncertainty or nn.Identity()
         self.adapters = nn.ModuleDict()
         self.pairs: list[tuple[str, str]] = []

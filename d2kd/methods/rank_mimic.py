@@ -28,8 +28,9 @@ class RankMimic(Method):
     over the objects of an image and then over images. An object with a single candidate has
     nothing to rank, and does not count.
 
-    There is no official code. The loss on classification scores is well attested; so is that the
-    paper also ranks by localisation, but not by what formula: the IoU is our reading.
+    There is no official code. The loss on classification scores is well attested. That the paper
+    also ranks by localisation is known from one secondary source, without a formula: the IoU is our
+    reading.
 
     Terms: "classification", of the score of the object's class; "localization", of the IoU
     between the decoded box and the object's. One whose coefficient is 0 is left out.
