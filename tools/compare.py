@@ -9,8 +9,8 @@
 
 Each run is `train_net.py --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own
 below --output. A run that was interrupted goes on where its last checkpoint is, a finished one is
-not trained again. The table is printed and written to <output>/results.md; the first row is what
-the others are compared with, seed by seed.
+not trained again. The table is printed and written to <output>/results.md. Its last column compares
+with the first row, or with that of --against, seed by seed.
 """
 
 from __future__ import annotations
@@ -113,19 +113,20 @@ def spread(values: list[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown of the mean and deviation over seeds, and of the paired difference to the first.
+def table(results: dict[str, list[dict[str, float]]], against: str) -> str:
+    """Markdown of the mean and deviation over seeds, and of the paired difference to one row.
 
     Args:
         results: name -> metrics of each seed, the same seeds in the same order.
+        against: the name of that row.
     """
-    base = next(iter(results.values()))
+    base = results[against]
     rows = []
     for name, runs in results.items():
         gains = [run["AP"] - own["AP"] for run, own in zip(runs, base, strict=True)]
         cells = [spread([run[m] for run in runs]) for m in METRICS]
         rows.append([name, *cells, "" if runs is base else spread(gains)])
-    headers = ["", *METRICS, f"AP - {next(iter(results))}"]
+    headers = ["", *METRICS, f"AP - {against}"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
 
 
@@ -135,12 +136,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--against", help="name of the entry to compare with; default: the first")
     args = parser.parse_args()
 
     entries = [parse_entry(entry) for entry in args.entries]
     names = [name for name, *_ in entries]
     if len(set(names)) < len(names):
         raise ValueError(f"expected a different name for each entry, found {names}")
+    against = args.against or names[0]
+    if against not in names:
+        raise ValueError(f"--against: expected one of {names}, found {against!r}")
     runs = {
         name: [
             Run(name, config, overrides, seed, args.output / _folder(name) / f"seed{seed}")
@@ -162,7 +167,7 @@ def main() -> None:
         ]
         for job in waiting:
             job.result()
-    text = table({name: [run.result() for run in seeds] for name, seeds in runs.items()})
+    text = table({name: [run.result() for run in seeds] for name, seeds in runs.items()}, against)
     temporary = args.output / "results.md.tmp"
     temporary.write_text(text + "\n")
     temporary.replace(args.output / "results.md")

@@ -31,7 +31,8 @@ def test_table_pairs_runs_by_seed():
         {
             "alone": [metrics(10.0), metrics(14.0)],
             "method": [metrics(11.0), metrics(17.0)],
-        }
+        },
+        against="alone",
     )
     # Differences 1 and 3: mean 2, sample deviation sqrt(2); means of the rows 12 and 14.
     _, _, alone, method = text.splitlines()
