@@ -1,4 +1,4 @@
-"""FCOS, the small one with the neck and head of the large one at the start, and nothing else."""
+"""FCOS, the small one with the neck and head of the large one at the start, no more."""
 
 from .common import dataloader, distilled, lr_multiplier, optimizer, train
 

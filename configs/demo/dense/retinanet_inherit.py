@@ -1,4 +1,4 @@
-"""RetinaNet, the small one with the neck and head of the large one at the start, and nothing else."""
+"""RetinaNet, the small one with the neck and head of the large one at the start, no more."""
 
 from .common import dataloader, distilled, lr_multiplier, optimizer, train
 
