@@ -4,18 +4,11 @@
 """
 
 import json
-import statistics
 import sys
 from pathlib import Path
 
+from compare import METRICS, spread
 from tabulate import tabulate
-
-METRICS = ("AP", "AP50", "AP75")
-
-
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation."""
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
 def summary(runs: list[dict]) -> str:

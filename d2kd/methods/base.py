@@ -13,7 +13,15 @@ from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
 
-__all__ = ["FeatureMethod", "LevelPair", "Method", "Methods", "pair_levels"]
+__all__ = [
+    "FeatureMethod",
+    "LevelPair",
+    "Method",
+    "Methods",
+    "make_adapter",
+    "pair_levels",
+    "resize_to",
+]
 
 
 class Method(nn.Module):
@@ -133,6 +141,18 @@ def _strides(reader: Reader) -> str:
     return ", ".join(f"{name} (stride {shape.stride})" for name, shape in reader.shapes.items())
 
 
+def make_adapter(student: int, teacher: int) -> nn.Module:
+    """From the student's channels to the teacher's: a 1x1 convolution only where they differ."""
+    return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, kernel_size=1)
+
+
+def resize_to(student: Tensor, teacher: Tensor) -> Tensor:
+    """The student's map (N, C, H, W) on the grid of the teacher's."""
+    if student.shape[-2:] == teacher.shape[-2:]:
+        return student
+    return F.interpolate(student, size=teacher.shape[-2:], mode="bilinear", align_corners=False)
+
+
 class FeatureMethod(Method):
     """A method on pyramid maps, in the three stages of UET (arXiv 2406.06999).
 
@@ -164,9 +184,8 @@ class FeatureMethod(Method):
         super().setup(student, teacher)
         self.pairs = pair_levels(self.levels, student, teacher, type(self).__name__)
         for pair in self.pairs:
-            widths = pair.student_shape.channels, pair.teacher_shape.channels
-            self.adapters[pair.student] = (
-                nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, kernel_size=1)
+            self.adapters[pair.student] = make_adapter(
+                pair.student_shape.channels, pair.teacher_shape.channels
             )
             self.setup_level(pair)
 
@@ -193,9 +212,7 @@ class FeatureMethod(Method):
         """
         s = self.adapters[pair.student](student.features[pair.student])
         t = teacher.features[pair.teacher]
-        if s.shape[-2:] != t.shape[-2:]:
-            s = F.interpolate(s, size=t.shape[-2:], mode="bilinear", align_corners=False)
-        return s, t
+        return resize_to(s, t), t
 
     def compare(
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
-from .base import Method
+from .base import Method, make_adapter, resize_to
 from .key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
 
 __all__ = ["PGD"]
@@ -127,9 +126,8 @@ class PGD(Method):
         for name in self.maps:
             self.adapters[name] = nn.ModuleDict()
             for s, t in self.pairs:
-                widths = _channels(student, name, s), _channels(teacher, name, t)
-                self.adapters[name][s] = (
-                    nn.Identity() if widths[0] == widths[1] else nn.Conv2d(*widths, kernel_size=1)
+                self.adapters[name][s] = make_adapter(
+                    _channels(student, name, s), _channels(teacher, name, t)
                 )
 
     def _pair(self, student: Reader, teacher: Reader) -> list[tuple[str, str]]:
@@ -160,8 +158,7 @@ class PGD(Method):
             for name, foreground in zip(self.maps, foregrounds, strict=True):
                 s = self.adapters[name][s_level](getattr(student, name)[s_level])
                 t = self.uncertainty(getattr(teacher, name)[t_level])
-                if s.shape[-2:] != t.shape[-2:]:
-                    s = F.interpolate(s, size=t.shape[-2:], mode="bilinear", align_corners=False)
+                s = resize_to(s, t)
                 fg, bg = foreground[t_level], background[t_level]
                 if name == "box_tower":
                     terms = self.regression(s, t, fg)

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou, generalized_box_iou
 
 from d2kd.detectors.autoassign import AutoAssign, CenterPrior
 from d2kd.detectors.base import Locations, Predictions
 from d2kd.targets import Targets
 from tests import toys
+from tests.waits import Waits
 
 from .scene import (
     close,
@@ -277,17 +277,15 @@ def test_chunks_change_neither_losses_nor_gradients_nor_assignment():
     torch.testing.assert_close(found[0], found[1])
 
 
-class Watch(TorchDispatchMode):
+class Watch(Waits):
     """Operations for which a GPU's host would wait, and the elements of the largest tensor."""
 
     def __init__(self):
         super().__init__()
-        self.waits, self.largest = [], 0
+        self.largest = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select"):
-            self.waits.append(func)
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         for x in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(x, torch.Tensor):
                 self.largest = max(self.largest, x.untyped_storage().nbytes() // x.element_size())
@@ -299,7 +297,7 @@ def test_steps_do_not_wait_for_the_device(scene):
     with Watch() as watch:
         sum(model.losses(*inputs).values()).backward()
         model.assign(*inputs)
-    assert watch.waits == []
+    assert watch.found == []
 
 
 def test_memory_does_not_grow_with_boxes():
