@@ -19,7 +19,7 @@ from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.engine import Segments, Trainer, TrainLoader, launch
+from d2kd.engine import Progress, Segments, Trainer, TrainLoader, launch
 from d2kd.evaluation import evaluate, prove_teacher, teacher_of
 
 logger = logging.getLogger("d2kd")
@@ -62,6 +62,7 @@ def do_train(args, cfg):
         [
             hooks.IterationTimer(),
             Segments(loader, period, cfg.train.seed),
+            Progress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
             if comm.is_main_process()

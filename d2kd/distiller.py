@@ -9,6 +9,7 @@ import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from .balance import gradient_norms
 from .build import build_detector
 from .inherit import inherit_weights
 from .knowledge import Knowledge
@@ -21,8 +22,9 @@ __all__ = ["Distiller"]
 
 logger = logging.getLogger(__name__)
 
-# A method is said to drown the task at this ratio of their losses, in so many records in a row:
-# at the start of training, before the student resembles its teacher at all, high ratios are usual.
+# A method is said to drown the task at this ratio of their gradients (where they are measured, else
+# of their losses), in so many records in a row: at the start of training, before the student
+# resembles its teacher at all, high ratios are usual.
 _DROWNS, _DROWNS_FOR = 10, 10
 
 
@@ -47,6 +49,9 @@ class Distiller(nn.Module):
         input_format: channel order of the images that the data loader gives, "BGR" or "RGB".
             Default: the student's `input_format` where it has one, else "BGR", as in Detectron2.
         log_period: steps between two records of the methods' terms and ratios.
+        balance_period: steps between two measurements of all gradients at the neck, which are
+            made where a method has `balance`. One costs about the backward pass of the head and
+            of the methods.
 
     Raises:
         TypeError: a detector that no reader knows.
@@ -64,6 +69,7 @@ class Distiller(nn.Module):
         teacher_assigns: bool = False,
         input_format: str | None = None,
         log_period: int = 20,
+        balance_period: int = 20,
     ):
         super().__init__()
         student, loaded_format = build_detector(student)
@@ -86,6 +92,9 @@ class Distiller(nn.Module):
         self.teacher = teacher
         self.input_format = check_format(input_format or loaded_format, student)
         self.log_period = log_period
+        self.balance_period = balance_period
+        # Done share of training in [0, 1), for schedules. d2kd's trainer sets it.
+        self.progress: float | None = None
         methods = self.distillation.values()
         self._needs = frozenset({"features"}).union(*(m.needs for m in methods))
         self._teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in methods))
@@ -104,6 +113,9 @@ class Distiller(nn.Module):
             self._check_assignment()
             self._teacher_needs |= {"logits", "boxes"}
         self._drowned = dict.fromkeys(self.distillation, 0)
+        # Each method's unweighted gradient at the neck over the task's, where measured.
+        self._gradients: dict[str, Tensor] = {}
+        self._steps = 0
         self._inherits = inherit
         self.inherit()
 
@@ -150,6 +162,7 @@ class Distiller(nn.Module):
         """
         if not self.training or not self.distillation:
             return self.student(batched_inputs)
+        scheduled = self._scheduled()
         taught: list[Knowledge] = []
 
         def teach(images: Tensor) -> None:
@@ -167,57 +180,112 @@ class Distiller(nn.Module):
         # The teacher runs as soon as the student has padded its batch: its predictions may be
         # what the student's boxes are assigned by, and the peak of its memory is over before the
         # student's begins.
-        with self._reader.listen(self._needs, before=teach) as seen:
+        asked = self.teacher_assigns or any(scheduled.values())
+        with self._reader.listen(self._needs, before=teach if asked else None) as seen:
             losses = self.student(batched_inputs)
-        (teacher,) = taught
-        device = next(iter(losses.values())).device
-        targets = Targets.from_inputs(batched_inputs, device)
-        with torch.autocast(device.type, enabled=False):
+        task = sum(losses.values())
+        targets = Targets.from_inputs(batched_inputs, task.device)
+        neck = list(seen.features.values())
+        with torch.autocast(task.device.type, enabled=False):
             seen = self._reader.complete(seen, self._needs)
             terms = {
-                name: method(seen, teacher, targets) for name, method in self.distillation.items()
+                name: method(seen, taught[0], targets)
+                for name, method in self.distillation.items()
+                if scheduled[name]
             }
+            raw = {name: sum(values.values()) for name, values in terms.items()}
+            self._measure(task, raw, neck)
             added = {
-                f"loss_distill_{name}": self.distillation[name].weight * sum(values.values())
-                for name, values in terms.items()
+                f"loss_distill_{name}": self._factor(name, scheduled[name]) * raw[name]
+                if name in raw
+                else _nothing(method, task)
+                for name, method in self.distillation.items()
             }
-        self._record(losses, terms, added)
+        self._record(task, terms, added)
+        self._steps += 1
         return {**losses, **added}
+
+    def _scheduled(self) -> dict[str, float]:
+        """Method name -> what its schedule says now."""
+        found = {}
+        for name, method in self.distillation.items():
+            if method.schedule is not None and self.progress is None:
+                raise RuntimeError(
+                    f"methods.{name}.schedule: expected to know how much of training is done. Add "
+                    f"d2kd.engine.Progress() to the trainer's hooks, as train_net.py does, or set "
+                    f"`progress` of the distiller before each step."
+                )
+            found[name] = 1.0 if method.schedule is None else method.schedule(self.progress)
+        return found
+
+    def _factor(self, name: str, scheduled: float) -> float | Tensor:
+        method = self.distillation[name]
+        return scheduled * (method.weight if method.balance is None else method.balance())
+
+    def _measure(self, task: Tensor, raw: dict[str, Tensor], neck: list[Tensor]) -> None:
+        """Tell the balances the norms of the gradients, when it is time."""
+        step = _step()
+        step = self._steps if step is None else step
+        balanced = [name for name in raw if self.distillation[name].balance is not None]
+        if not balanced or step % self.balance_period:
+            return
+        norms = gradient_norms([task, *raw.values()], neck)
+        for name, norm in zip(raw, norms[1:], strict=True):
+            if name in balanced:
+                self.distillation[name].balance.update(norms[0], norm)
+        self._gradients = dict(zip(raw, norms[1:] / norms[0].clamp(min=1e-30), strict=True))
 
     @torch.no_grad()
     def _record(
-        self,
-        losses: dict[str, Tensor],
-        terms: dict[str, dict[str, Tensor]],
-        added: dict[str, Tensor],
+        self, task: Tensor, terms: dict[str, dict[str, Tensor]], added: dict[str, Tensor]
     ) -> None:
         """Put each term and each method's ratio to the task's loss into Detectron2's storage.
 
         Only every `log_period` steps: reading a number makes a GPU wait.
         """
-        try:
-            storage = get_event_storage()
-        except AssertionError:  # outside a trainer
+        step = _step()
+        if step is None or step % self.log_period:
             return
-        if storage.iter % self.log_period:
-            return
-        task = sum(losses.values()).item()
+        storage = get_event_storage()
+        task = task.item()
         for name, values in terms.items():
-            raw = {term: value.item() for term, value in values.items()}
+            scalars = {term: value.item() for term, value in values.items()}
+            raw = sum(scalars.values())
             weighted = added[f"loss_distill_{name}"].item()
-            self._drowned[name] = self._drowned[name] + 1 if weighted > _DROWNS * task else 0
+            ratio = weighted / max(task, 1e-12)
+            scalars.update(raw=raw, weighted=weighted, ratio=ratio)
+            what = "loss"
+            if name in self._gradients:
+                factor = self._factor(name, self._scheduled()[name])
+                ratio = float(factor * self._gradients[name])
+                scalars["gradient_ratio"] = ratio
+                what = "gradient at the neck"
+            self._drowned[name] = self._drowned[name] + 1 if ratio > _DROWNS else 0
             if self._drowned[name] == _DROWNS_FOR:
                 logger.warning(
-                    "Method %s: its loss is %.0f times the student's own (%.3g and %.3g). Lower "
-                    "its weight, unless it falls soon.",
-                    *(name, weighted / max(task, 1e-12), weighted, task),
+                    "Method %s: its %s is %.0f times the student's own. Lower its %s, unless it "
+                    "falls soon.",
+                    *(
+                        name,
+                        what,
+                        ratio,
+                        "weight" if self.distillation[name].balance is None else "balance",
+                    ),
                 )
             storage.put_scalars(
                 smoothing_hint=False,
-                **{f"distill/{name}/{term}": value for term, value in raw.items()},
-                **{
-                    f"distill/{name}/raw": sum(raw.values()),
-                    f"distill/{name}/weighted": weighted,
-                    f"distill/{name}/ratio": weighted / max(task, 1e-12),
-                },
+                **{f"distill/{name}/{term}": value for term, value in scalars.items()},
             )
+
+
+def _step() -> int | None:
+    """The trainer's step, if there is a trainer."""
+    try:
+        return get_event_storage().iter
+    except AssertionError:
+        return None
+
+
+def _nothing(method: nn.Module, like: Tensor) -> Tensor:
+    # Processes wait for a gradient of each parameter, also of those that rest.
+    return sum((p.sum() * 0 for p in method.parameters() if p.requires_grad), like.new_zeros(()))

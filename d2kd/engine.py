@@ -22,7 +22,7 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Segments", "TrainLoader", "Trainer", "launch"]
+__all__ = ["Progress", "Segments", "TrainLoader", "Trainer", "launch"]
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,15 @@ def _normalizers(model: nn.Module) -> dict[str, float]:
 def _set_normalizers(model: nn.Module, values: dict[str, float]) -> None:
     for name, value in values.items():
         setattr(_detector(model), name, value)
+
+
+class Progress(HookBase):
+    """Tells a distiller how much of training is done, for the schedules of its methods."""
+
+    def before_step(self) -> None:
+        model = self.trainer.model
+        model = model.module if isinstance(model, DistributedDataParallel) else model
+        model.progress = self.trainer.iter / self.trainer.max_iter
 
 
 class Segments(HookBase):

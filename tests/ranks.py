@@ -24,7 +24,7 @@ def main(args) -> None:
     student = toys.retinanet(norm="")
     student.loss_normalizer = 100.0 * len(inputs)
     teacher = Teacher(toys.retinanet(width=6, channels=12, norm=""), None)
-    methods = Methods(fgd=FGD(), mimic=Mimic())
+    methods = Methods(fgd=FGD(), mimic=Mimic(balance=0.5))
     model = Distiller(student=student, teacher=teacher, methods=methods)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     model = create_ddp_model(model, device_ids=None)

@@ -6,7 +6,6 @@ row. Boxes are x1y1x2y2 in pixels of the padded input.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,8 +16,8 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from d2kd.targets import Targets
-
+from ..signature import merge_signature
+from ..targets import Targets
 from .head import PointHead
 
 __all__ = ["Locations", "PointDetector", "Predictions"]
@@ -82,16 +81,7 @@ class PointDetector(DenseDetector):
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
-        # `**detector` of a subclass stands for the fields of its base. Whoever asks what fields
-        # there are, such as the check of a config, gets them all.
-        own = dict(inspect.signature(cls.__init__).parameters)
-        own.pop("self")
-        if any(p.kind is p.VAR_KEYWORD for p in own.values()):
-            base = inspect.signature(cls.__base__).parameters
-            own = {k: p for k, p in own.items() if p.kind is not p.VAR_KEYWORD} | {
-                k: p for k, p in base.items() if k not in own
-            }
-        cls.__signature__ = inspect.Signature(list(own.values()))
+        merge_signature(cls)
 
     def __init__(
         self,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from ..balance import Balance
 from ..knowledge import Knowledge
 from ..readers import Reader
+from ..signature import merge_signature
 from ..targets import Targets
 
 __all__ = [
@@ -31,6 +33,17 @@ class Method(nn.Module):
 
     Args:
         weight: multiplies all of the method's losses, on top of their published coefficients.
+        balance: in place of `weight`, whatever keeps the norm of the method's gradient at the
+            neck at this fraction of the task's; see `d2kd.balance.Balance`. With several methods,
+            each is held by itself.
+        schedule: multiplies `weight` or `balance`, by the share of training that is done: a
+            scheduler of fvcore.common.param_scheduler, or any other function from [0, 1) to a
+            factor >= 0. While it says 0, the method does not run, and a teacher that no other
+            method asks does not either.
+
+    Raises:
+        ValueError: a weight or balance out of its range.
+        TypeError: a schedule that cannot be called.
     """
 
     needs: frozenset[str] = frozenset()
@@ -41,11 +54,31 @@ class Method(nn.Module):
         """What the teacher has to show: the same, where a method does not say otherwise."""
         return self.needs
 
-    def __init__(self, *, weight: float = 1.0):
+    def __init_subclass__(cls, **kwargs) -> None:
+        super().__init_subclass__(**kwargs)
+        merge_signature(cls)
+
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        balance: float | None = None,
+        schedule: Callable[[float], float] | None = None,
+    ):
         super().__init__()
+        name = type(self).__name__
         if weight < 0:
-            raise ValueError(f"{type(self).__name__}.weight: expected >= 0, found {weight}")
+            raise ValueError(f"{name}.weight: expected >= 0, found {weight}")
+        if balance is not None and balance <= 0:
+            raise ValueError(f"{name}.balance: expected > 0 or None, found {balance}")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(
+                f"{name}.schedule: expected a scheduler of fvcore.common.param_scheduler, found "
+                f"{schedule!r}"
+            )
         self.weight = float(weight)
+        self.balance = None if balance is None else Balance(balance)
+        self.schedule = schedule
 
     def setup(self, student: Reader, teacher: Reader) -> None:
         """Check that the method fits both detectors and make its parameters.
@@ -162,7 +195,7 @@ class FeatureMethod(Method):
     Args:
         levels: see `pair_levels`.
         uncertainty: module from teacher map to teacher map, such as `MCDropout`.
-        weight: see `Method`.
+        shared: see `Method`.
     """
 
     needs = frozenset({"features"})
@@ -172,9 +205,9 @@ class FeatureMethod(Method):
         *,
         levels: Sequence[str] | Mapping[str, str] | None = None,
         uncertainty: nn.Module | None = None,
-        weight: float = 1.0,
+        **shared,
     ):
-        super().__init__(weight=weight)
+        super().__init__(**shared)
         self.levels = levels
         self.uncertainty = uncertainty or nn.Identity()
         self.adapters = nn.ModuleDict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class FGD(FeatureMethod):
         alpha, beta: weights of the squared difference on foreground and background.
         gamma: weight of the difference between attentions.
         lambd: weight of the relation term (the paper's lambda).
-        levels, uncertainty, weight: see `FeatureMethod`.
+        shared: see `FeatureMethod`.
     """
 
     def __init__(
@@ -38,11 +38,9 @@ class FGD(FeatureMethod):
         beta: float = 5e-4,
         gamma: float = 5e-4,
         lambd: float = 5e-6,
-        levels: Sequence[str] | Mapping[str, str] | None = None,
-        uncertainty: nn.Module | None = None,
-        weight: float = 1.0,
+        **shared,
     ):
-        super().__init__(levels=levels, uncertainty=uncertainty, weight=weight)
+        super().__init__(**shared)
         if tau <= 0:
             raise ValueError(f"FGD.tau: expected > 0, found {tau}")
         self.tau = tau

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..knowledge import Knowledge
 from ..readers import Reader
@@ -39,7 +39,7 @@ class PFI(FeatureMethod):
             features agree.
         levels: see `pair_levels`; default: all levels of the student's head whose stride the
             teacher's head has too.
-        uncertainty, weight: see `FeatureMethod`.
+        weight, shared: see `FeatureMethod`.
 
     Raises:
         ValueError: an argument has an impossible value.
@@ -54,10 +54,10 @@ class PFI(FeatureMethod):
         scores: str = "logit",
         detach_weight: bool = False,
         levels: Sequence[str] | Mapping[str, str] | None = None,
-        uncertainty: nn.Module | None = None,
         weight: float = 1.5,
+        **shared,
     ):
-        super().__init__(levels=levels, uncertainty=uncertainty, weight=weight)
+        super().__init__(levels=levels, weight=weight, **shared)
         if reduction not in _REDUCTIONS:
             raise ValueError(
                 f"PFI.reduction: expected one of {', '.join(_REDUCTIONS)}, found {reduction!r}"

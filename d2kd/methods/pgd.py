@@ -49,7 +49,8 @@ class PGD(Method):
         delta: weight of the difference between attentions.
         level_step: level i of the head, the finest being 0, weighs alpha and beta by
             1 + level_step * i.
-        uncertainty, weight: see `FeatureMethod`.
+        uncertainty: see `FeatureMethod`.
+        shared: see `Method`.
 
     Raises:
         ValueError: a value out of its range, or an unknown word.
@@ -71,9 +72,9 @@ class PGD(Method):
         delta: float = 8e-4,
         level_step: float = 0.25,
         uncertainty: nn.Module | None = None,
-        weight: float = 1.0,
+        **shared,
     ):
-        super().__init__(weight=weight)
+        super().__init__(**shared)
         for name, expected, found, fits in (
             ("on", " or ".join(_MAPS), on, on in _MAPS),
             ("candidates", " or ".join(CANDIDATES), candidates, candidates in CANDIDATES),

@@ -45,7 +45,7 @@ class RankMimic(Method):
             compared, and not which anchor is the best.
         assigner: whose predictions the student's label assignment sees, "student" or "teacher",
             where it depends on predictions. Either way both networks share its candidates.
-        weight: see `Method`.
+        weight, shared: see `Method`.
 
     Raises:
         ValueError: an argument has an impossible value.
@@ -63,8 +63,9 @@ class RankMimic(Method):
         sort: bool = False,
         assigner: str = "student",
         weight: float = 4.0,
+        **shared,
     ):
-        super().__init__(weight=weight)
+        super().__init__(weight=weight, **shared)
         if tau <= 0:
             raise ValueError(f"RankMimic.tau: expected > 0, found {tau}")
         if scores not in ("sigmoid", "logit"):
