@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .matching import Detections, Truth, match
+from .methods import MCDropout
 from .methods.fgd import attention, box_masks
 from .readers import read
 
@@ -28,6 +29,7 @@ __all__ = [
     "draw_heat",
     "key_regions",
     "spatial_attention",
+    "uncertainty",
     "upsample",
 ]
 
@@ -82,6 +84,27 @@ def key_regions(
     valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
     foreground, _ = box_masks(boxes, valid, features.shape[-2:], 1 / stride)
     return upsample(foreground[0], stride, inputs["image"].shape[-2:], smooth=False)
+
+
+def uncertainty(
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    dropout: MCDropout,
+    *,
+    level: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What UET's Monte Carlo dropout makes of a teacher's map of one image, in one draw.
+
+    Its noise is multiplicative: where features are strong, they are uncertain too.
+
+    Returns:
+        mean over channels of the absolute mean of the samples, and root of the mean over channels
+        of their variance, both (h, w), to be drawn with `draw_heat`.
+    """
+    features, stride = _level(model, inputs, level)
+    mean, variance = dropout.uncertainty(features)
+    maps = mean.abs().mean(1)[0], variance.mean(1).sqrt()[0]
+    return tuple(upsample(x, stride, inputs["image"].shape[-2:]) for x in maps)
 
 
 def upsample(cells: Tensor, stride: int, size: Sequence[int], *, smooth: bool = True) -> np.ndarray:

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from d2kd import visualize
+from d2kd.methods import MCDropout
 from d2kd.visualize import Column, View
 
 from . import toys
@@ -50,6 +51,28 @@ def test_key_regions():
     expected = np.zeros((48, 64))
     expected[8:24, 8:24] = 1 / 4
     np.testing.assert_allclose(regions, expected)
+
+
+def test_uncertainty_of_a_teacher():
+    model = toys.retinanet().eval()
+    image = toys.image(size=(48, 64))
+    mean, spread = visualize.uncertainty(model, image, MCDropout((0.5,) * 4), level="p3")
+    assert mean.shape == spread.shape == (48, 64)
+    with torch.no_grad():
+        features = model.backbone(model.preprocess_image([image]).tensor)["p3"][0]
+    # Each sample is 0 or twice the value, so that mean and variance give back its square:
+    # with k of 4 kept, mean = k f / 2 and mean square = k f^2, thus variance = (k - k^2 / 4) f^2.
+    torch.manual_seed(0)
+    kept = torch.stack([torch.empty(1, *features.shape).bernoulli_(0.5) for _ in range(4)]).sum(0)
+    torch.manual_seed(0)
+    mean, spread = visualize.uncertainty(model, image, MCDropout((0.5,) * 4), level="p3")
+    k, middle = kept[0], (slice(15, 17), slice(23, 25))
+    expected = (k * features / 2).abs().mean(0)[1:3, 2:4].mean()
+    np.testing.assert_allclose(mean[middle].mean(), expected.item(), rtol=1e-5)
+    expected = ((k - k**2 / 4) * features**2).mean(0).sqrt()[1:3, 2:4].mean()
+    np.testing.assert_allclose(spread[middle].mean(), expected.item(), rtol=1e-4)
+    none = visualize.uncertainty(model, image, MCDropout((0.0,)), level="p3")[1]
+    assert not none.any()
 
 
 @pytest.fixture

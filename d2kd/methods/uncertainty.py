@@ -62,14 +62,38 @@ class MCDropout(nn.Module):
         Returns:
             (N, C, H, W), or (N, C, 1, 1) for whole channels; 1 where there are no samples.
         """
+        return self._moments(shape, device)[0]
+
+    def uncertainty(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """U and the variance of the n samples about it, for pictures: the loss uses no variance.
+
+        Args:
+            features: (N, C, H, W), the teacher's map F.
+
+        Returns:
+            mean and (population) variance over one draw of the samples Drop_{p_i}(F), both
+            (N, C, H, W).
+        """
+        mean, square = self._moments(features.shape, features.device, second=True)
+        # Rounding may leave a little less than nothing where all samples agree.
+        variance = (square - mean.square()).clamp(min=0)
+        return features * mean, features.square() * variance
+
+    def _moments(self, shape: torch.Size, device: torch.device, second: bool = False) -> tuple:
+        """Means over the samples of m / (1 - p) and, if asked, of its square."""
         size = shape if self.granularity == "element" else (*shape[:2], 1, 1)
         if not self.rates:
-            return torch.ones(size, device=device)
-        total = torch.zeros(size, device=device)
+            return torch.ones(size, device=device), torch.ones(size, device=device)
+        mean = torch.zeros(size, device=device)
+        square = torch.zeros(size, device=device) if second else None
         mask = torch.empty(size, device=device)
         for p in self.rates:
-            total.add_(mask.bernoulli_(1 - p), alpha=1 / (1 - p))
-        return total.div_(len(self.rates))
+            mask.bernoulli_(1 - p)
+            mean.add_(mask, alpha=1 / (1 - p))
+            if second:  # a mask is its own square
+                square.add_(mask, alpha=1 / (1 - p) ** 2)
+        n = len(self.rates)
+        return mean.div_(n), square.div_(n) if second else None
 
     def forward(self, features: Tensor) -> Tensor:
         target = features * self.multiplier(features.shape, features.device).add_(1)

@@ -58,6 +58,27 @@ def test_no_more_than_one_multiplier_is_kept():
     assert drop.multiplier((2, 3, 4, 5), "cpu").shape == (2, 3, 4, 5)
 
 
+@pytest.mark.parametrize("granularity", ["element", "channel"])
+def test_uncertainty_is_mean_and_variance_of_the_very_samples(granularity, monkeypatch):
+    features = torch.randn(2, 3, 4, 5)
+    masks = []
+    draw = torch.Tensor.bernoulli_
+    monkeypatch.setattr(
+        torch.Tensor, "bernoulli_", lambda m, p: masks.append(draw(m, p).clone()) or m
+    )
+    mean, variance = MCDropout(RAMP, granularity=granularity).uncertainty(features)
+    samples = [features * m / (1 - p) for m, p in zip(masks, RAMP, strict=True)]
+    torch.testing.assert_close(mean, torch.stack(samples).mean(0))
+    torch.testing.assert_close(variance, torch.stack(samples).var(0, correction=0))
+
+
+@pytest.mark.parametrize("rates", [(), (0.0,) * 3])
+def test_without_noise_nothing_is_uncertain(rates):
+    features = torch.randn(2, 3, 4, 5)
+    mean, variance = MCDropout(rates).uncertainty(features)
+    assert torch.equal(mean, features) and not variance.any()
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
