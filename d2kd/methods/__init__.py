@@ -1,17 +1,25 @@
 """Distillation methods: one file each."""
 
 from .base import FeatureMethod, Method, Methods
+from .cwd import CWD
 from .fgd import FGD
+from .ld import LD
+from .mgd import MGD
 from .mimic import Mimic
 from .pfi import PFI
 from .pgd import PGD
+from .pkd import PKD
 from .rank_mimic import RankMimic
 from .uncertainty import MCDropout
 
 __all__ = [
+    "CWD",
     "FGD",
+    "LD",
+    "MGD",
     "PFI",
     "PGD",
+    "PKD",
     "FeatureMethod",
     "MCDropout",
     "Method",
