@@ -120,8 +120,10 @@ class LD(Method):
         terms = {}
         matched = self.reader.assign(student, targets)
         if self.main or self.valuable:
-            dulled = {level: self.uncertainty(x) for level, x in teacher.deltas.items()}
-            sides = divergence(self._sides(student.deltas), self._sides(dulled), self.tau).sum(-1)
+            uncertain = {level: self.uncertainty(x) for level, x in teacher.deltas.items()}
+            sides = divergence(self._sides(student.deltas), self._sides(uncertain), self.tau).sum(
+                -1
+            )
         if self.main:
             best = {level: x.detach().amax(1, True) for level, x in student.logits.items()}
             score = _flatten(best, 1).squeeze(-1).sigmoid()
