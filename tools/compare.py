@@ -1,185 +1,236 @@
 #!/usr/bin/env python
-"""Train several configs with several seeds and compare their accuracy.
+"""Train several configs with several seeds and compare them.
 
     python tools/compare.py \\
         "alone: configs/demo/dense/atss.py" \\
         "PGD: configs/demo/dense/atss_pgd.py" \\
-        "PGD x 2: configs/demo/dense/atss_pgd.py model.methods.pgd.weight=2" \\
+        "PGD x 2 (vs PGD): configs/demo/dense/atss_pgd.py model.methods.pgd.weight=2" \\
         --output output/compare/atss --seeds 1 2 3
 
-Each run is `train_net.py --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own
-below --output. A run that was interrupted goes on where its last checkpoint is, a finished one is
-not trained again. The table is printed and written to <output>/results.md. Its last column compares
-with the first row, or with that of --against, seed by seed.
+Each run is `train_net.py --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own,
+<output>/<name>/seed<k>. A run that was interrupted goes on where its last checkpoint is, a finished
+one is not trained again, and one that fails stops no other. Rows are compared seed by seed with the
+first one, with that of --against, or with their own: "NAME (vs OTHER): CONFIG".
+
+Written to <output>, anew after each run: results.md (means, spread, paired t tests), results.csv (a
+line a run) and results.png. Runs beside each other on the same cores slow each other down: measure
+seconds per iteration with one run at a time. Exit status 1: a run failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
-import statistics
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from tabulate import tabulate
+from runs import Run, train_all, visible_as, write
+from seeds import as_csv, picture, table
 
 ROOT = Path(__file__).resolve().parent.parent
-METRICS = ("AP", "AP50", "AP75")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training with one seed."""
-
+class Entry(NamedTuple):
     name: str
     config: str
     overrides: tuple[str, ...]
-    seed: int
-    folder: Path
+    against: str | None  # the name of its own row to compare with
 
     @property
-    def options(self) -> list[str]:
-        return [*self.overrides, f"train.seed={self.seed}"]
-
-    def result(self) -> dict[str, float] | None:
-        """Its metrics, if it has finished."""
-        path = self.folder / "metrics.json"
-        lines = path.read_text().splitlines() if path.exists() else []
-        last = json.loads(lines[-1]) if lines else {}
-        done = (self.folder / "model_final.pth").exists() and "bbox/AP" in last
-        return {m: last[f"bbox/{m}"] for m in METRICS} if done else None
-
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: the folder holds a run of another config or with other options.
-        """
-        note = self.folder / "run.json"
-        found = json.loads(note.read_text()) if note.exists() else None
-        expected = [self.config, *self.options]
-        if found not in (None, expected):
-            raise ValueError(
-                f"{self.folder}: expected a run of {shlex.join(expected)}, found one of "
-                f"{shlex.join(found)}. Choose another --output or name, or delete the folder."
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        note.with_suffix(".tmp").write_text(json.dumps(expected))
-        note.with_suffix(".tmp").replace(note)
-
-    def train(self, threads: int) -> None:
-        """
-        Raises:
-            RuntimeError: the training failed.
-        """
-        if self.result() is not None:
-            return
-        command = [sys.executable, "train_net.py", "--resume", "--config-file", self.config]
-        command += [*self.options, f"train.output_dir={self.folder.resolve()}"]
-        with open(self.folder / "output.txt", "a") as log:
-            code = subprocess.run(
-                command,
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            ).returncode
-        if code or self.result() is None:
-            raise RuntimeError(f"{self.name}, seed {self.seed}: see {self.folder}/output.txt")
-        print(f"{self.name}, seed {self.seed}: {self.result()['AP']:.1f} AP", flush=True)
+    def folder(self) -> str:
+        return re.sub(r"[^\w.+-]+", "_", self.name)
 
 
-def parse_entry(entry: str) -> tuple[str, str, tuple[str, ...]]:
-    """ "[name:] config [overrides]" to its parts.
+def parse_entry(text: str) -> Entry:
+    """
+    Raises:
+        ValueError: there is no config of that path.
+    """
+    name, _, rest = text.rpartition(": ")
+    config, *overrides = shlex.split(rest) or [""]
+    if not (ROOT / config).is_file():
+        raise ValueError(
+            f"{text!r}: expected '[NAME [(vs OTHER)]:] CONFIG [OVERRIDES]', no file {config}"
+        )
+    name, against = re.fullmatch(r"(.*?)(?: \(vs (.+)\))?", name or Path(config).stem).groups()
+    return Entry(name, config, tuple(overrides), against)
+
+
+def read_entries(texts: Sequence[str], file: Path | None) -> list[Entry]:
+    """Those of the command line, then those of a file: one a line, none after #.
 
     Raises:
-        ValueError: no config of that path.
+        ValueError: there are none, or two share a folder.
     """
-    name, _, rest = entry.rpartition(": ")
-    config, *overrides = shlex.split(rest)
-    if not (ROOT / config).exists():
-        raise ValueError(f"{entry!r}: expected '[name:] CONFIG [OVERRIDES]', no file {config}")
-    return name or Path(config).stem, config, tuple(overrides)
+    lines = [line.strip() for line in file.read_text().splitlines()] if file else []
+    entries = [parse_entry(t) for t in [*texts, *(x for x in lines if x and x[0] != "#")]]
+    if not entries:
+        raise ValueError("expected entries '[NAME:] CONFIG [OVERRIDES]' or a --file of them")
+    if len({entry.folder for entry in entries}) < len(entries):
+        names = [entry.name for entry in entries]
+        raise ValueError(f"expected a different name for each entry, found {names}")
+    return entries
 
 
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation, where there are two or more."""
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def table(results: dict[str, list[dict[str, float]]], against: str) -> str:
-    """Markdown of the mean and deviation over seeds, and of the paired difference to one row.
+def bases(entries: Sequence[Entry], against: str | None) -> dict[str, str]:
+    """Which row each row is compared with.
 
     Args:
-        results: name -> metrics of each seed, the same seeds in the same order.
-        against: the name of that row.
+        against: the name of that of all rows that name none; default: the first.
+
+    Raises:
+        ValueError: no row has that name.
     """
-    base = results[against]
-    rows = []
-    for name, runs in results.items():
-        gains = [run["AP"] - own["AP"] for run, own in zip(runs, base, strict=True)]
-        cells = [spread([run[m] for run in runs]) for m in METRICS]
-        rows.append([name, *cells, "" if runs is base else spread(gains)])
-    headers = ["", *METRICS, f"AP - {against}"]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    names = [entry.name for entry in entries]
+    found = {entry.name: entry.against or against or names[0] for entry in entries}
+    for base in found.values():
+        if base not in names:
+            raise ValueError(f"a row to compare with: expected one of {names}, found {base!r}")
+    return {name: base for name, base in found.items() if name != base}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("entries", nargs="+", help="'[name:] CONFIG [OVERRIDES]', quoted")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--against", help="name of the entry to compare with; default: the first")
-    args = parser.parse_args()
+def publish(
+    output: Path, runs: Sequence[Run], against: dict[str, str], seeds: Sequence[int]
+) -> str:
+    """Write results.md, .csv and .png of what has finished; return the first."""
+    results: dict[str, dict[int, dict[str, float]]] = {run.name: {} for run in runs}
+    for run in runs:
+        if (found := run.result()) is not None:
+            results[run.name][run.seed] = found
+    text = table(results, against, seeds) + "\n"
+    output.mkdir(parents=True, exist_ok=True)
+    write(output / "results.md", text)
+    write(output / "results.csv", as_csv(runs, results))
+    write(output / "results.png", picture(results, against))
+    return text
 
-    entries = [parse_entry(entry) for entry in args.entries]
-    names = [name for name, *_ in entries]
-    if len(set(names)) < len(names):
-        raise ValueError(f"expected a different name for each entry, found {names}")
-    against = args.against or names[0]
-    if against not in names:
-        raise ValueError(f"--against: expected one of {names}, found {against!r}")
-    runs = {
-        name: [
-            Run(name, config, overrides, seed, args.output / _folder(name) / f"seed{seed}")
-            for seed in args.seeds
-        ]
-        for name, config, overrides in entries
-    }
-    for run in (run for seeds in runs.values() for run in seeds):
+
+def split_markers(place: str) -> tuple[Path, str, str, str]:
+    """Find "FILE#NAME": what stands between <!-- compare: NAME --> and <!-- /compare -->.
+
+    Returns:
+        the file, its text up to the first marker, between them, and from the second on.
+
+    Raises:
+        ValueError: there are no such markers.
+    """
+    file, _, name = place.rpartition("#")
+    first, last = f"<!-- compare: {name} -->", "<!-- /compare -->"
+    text = Path(file).read_text() if Path(file).is_file() else ""
+    before, found, rest = text.partition(first)
+    between, end, after = rest.partition(last)
+    if not found or not end or "<!-- compare: " in between or first in after:
+        raise ValueError(f"--into {place}: expected one {first} and then {last} in {file!r}")
+    return Path(file), before + found, between, end + after
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that makes the table, as an indented block of Markdown."""
+    lines = [shlex.quote(entry) for entry in args.entries]
+    lines += [f"--file {shlex.quote(str(args.file))}"] if args.file else []
+    rest = ["--output", str(args.output), "--seeds", *map(str, args.seeds)]
+    rest += ["--against", args.against] if args.against else []
+    rest += ["--devices", *args.devices] if args.devices else []
+    rest += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
+    command = ".venv/bin/python tools/compare.py"
+    return "    " + " \\\n        ".join([command, *lines, shlex.join(rest)])
+
+
+def pool(devices: Sequence[str] | None, jobs: int) -> list[str]:
+    """A device for each run at a time; by default all CUDA devices, or else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if not devices:
+        # In a process of its own: see runs.py.
+        count = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+        found = subprocess.run(count, check=True, stdout=subprocess.PIPE, text=True).stdout
+        devices = [f"cuda:{i}" for i in range(int(found))] or ["cpu"]
+    for device in devices:
+        visible_as(device)
+    return [*devices] * jobs
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("entries", nargs="*", help="'[NAME [(vs OTHER)]:] CONFIG [OVERRIDES]', quoted")
+    add("--file", type=Path, help="more entries, one a line; lines that begin with # are comments")
+    add("--output", type=Path, required=True, help="folder of all runs and results")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
+    add("--devices", nargs="+", help="cpu, cuda:0, ...; default: all CUDA devices, or else cpu")
+    add("--jobs", type=int, default=1, help="runs at a time on each device; default: 1")
+    add("--against", help="name of the row to compare with; default: the first")
+    add("--into", metavar="FILE#NAME", help="also put the table and its command between "
+        "<!-- compare: NAME --> and <!-- /compare --> of that file")  # fmt: skip
+    add("--table-only", action="store_true", help="train nothing; show what is there")
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, found {args.jobs}")
+    args.seeds = list(dict.fromkeys(args.seeds))
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    entries = read_entries(args.entries, args.file)
+    against = bases(entries, args.against)
+    if args.into:
+        split_markers(args.into)  # before hours of training
+    runs = [
+        Run(e.name, e.config, e.overrides, seed, args.output / e.folder / f"seed{seed}")
+        for e in entries
+        for seed in args.seeds
+    ]
+    for run in runs:
         run.check()
-    # More threads than cores wait for one another most of the time.
-    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    threads = max(cores // args.jobs, 1)
-    with ThreadPoolExecutor(args.jobs) as pool:
+    failed: dict[Run, str] = {}
+
+    def ended(run: Run, problem: str) -> None:
+        if problem:
+            failed[run] = problem
+        words = "FAILED" if problem else f"{run.result()['AP']:.1f} AP"
+        print(f"{run.name}, seed {run.seed}: {words}", flush=True)
+        publish(args.output, runs, against, args.seeds)
+
+    todo = [run for run in runs if run.result() is None]
+    if todo and not args.table_only:
+        devices = pool(args.devices, args.jobs)
+        # More threads than cores wait for one another most of the time.
+        cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        threads = max(cores // len(devices), 1)
+        words = f"{len(todo)} of {len(runs)} runs to train, {len(devices)} at a time"
+        print(f"{words}: {', '.join(devices)}; {threads} threads each", flush=True)
         # Seed by seed, so that an unfinished comparison is a fair one of fewer seeds.
-        waiting = [
-            pool.submit(run.train, threads)
-            for seeds in zip(*runs.values(), strict=True)
-            for run in seeds
-        ]
-        for job in waiting:
-            job.result()
-    text = table({name: [run.result() for run in seeds] for name, seeds in runs.items()}, against)
-    temporary = args.output / "results.md.tmp"
-    temporary.write_text(text + "\n")
-    temporary.replace(args.output / "results.md")
+        todo.sort(key=lambda run: args.seeds.index(run.seed))
+        train_all(todo, ROOT / "train_net.py", devices, threads, ended)
+    text = publish(args.output, runs, against, args.seeds)
     print(text)
-
-
-def _folder(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", name)
+    if args.into:
+        file, before, _, after = split_markers(args.into)
+        write(file, f"{before}\n\n{text}\n{command_line(args)}\n\n{after}")
+    for run, problem in failed.items():
+        print(f"{run.name}, seed {run.seed}: {problem}\n", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        main()
-    except (RuntimeError, ValueError) as error:
+        sys.exit(main())
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoints.", file=sys.stderr)
+        sys.exit(130)

@@ -7,8 +7,10 @@ import json
 import sys
 from pathlib import Path
 
-from compare import METRICS, spread
+from seeds import spread
 from tabulate import tabulate
+
+METRICS = ("AP", "AP50", "AP75")
 
 
 def summary(runs: list[dict]) -> str:
