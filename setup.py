@@ -36,7 +36,8 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
-        "dev": ["pytest>=7", "ruff>=0.4"],
+        "timm": ["timm>=1.0"],  # backbones beside Detectron2's and torchvision's
+        "dev": ["pytest>=7", "ruff>=0.4", "timm>=1.0"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
