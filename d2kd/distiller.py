@@ -15,6 +15,7 @@ from .inherit import inherit_weights
 from .knowledge import Knowledge
 from .methods import Methods
 from .readers import check_same_anchors, read
+from .supervision import supervised
 from .targets import Targets
 from .teacher import Teacher, check_format
 
@@ -160,8 +161,13 @@ class Distiller(nn.Module):
             in training, loss name -> scalar: the student's losses and, for each method,
             `loss_distill_<name>`; else the student's output.
         """
-        if not self.training or not self.distillation:
+        if not self.training:
             return self.student(batched_inputs)
+        device = next(self.student.parameters()).device
+        targets = Targets.from_inputs(batched_inputs, device, self._reader.num_classes)
+        if not self.distillation:
+            with supervised(self.student, targets):
+                return self.student(batched_inputs)
         scheduled = self._scheduled()
         taught: list[Knowledge] = []
 
@@ -181,10 +187,12 @@ class Distiller(nn.Module):
         # what the student's boxes are assigned by, and the peak of its memory is over before the
         # student's begins.
         asked = self.teacher_assigns or any(scheduled.values())
-        with self._reader.listen(self._needs, before=teach if asked else None) as seen:
+        with (
+            self._reader.listen(self._needs, before=teach if asked else None) as seen,
+            supervised(self.student, targets),
+        ):
             losses = self.student(batched_inputs)
         task = sum(losses.values())
-        targets = Targets.from_inputs(batched_inputs, task.device)
         neck = list(seen.features.values())
         with torch.autocast(task.device.type, enabled=False):
             seen = self._reader.complete(seen, self._needs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -16,7 +16,7 @@ __all__ = ["Targets"]
 class Targets:
     """Ground truth of one batch, padded to the largest number of boxes of an image.
 
-    Shapes: N images, G boxes.
+    Shapes: N images, G boxes, I regions to ignore, K classes.
 
     Attributes:
         boxes: (N, G, 4) x1y1x2y2 in pixels of the padded input; rows without a box are zero.
@@ -24,6 +24,11 @@ class Targets:
         valid: (N, G) bool, True where there is a box.
         sizes: (N, 2) height and width of each image before padding, in pixels.
         counts: number of boxes of each image.
+        ignored: (N, I, 4), regions that are neither object nor background; rows without one are
+            zero. None where no image has any.
+        annotated: (N, K) bool, the classes that an image was searched for; of the others nothing
+            is known. None where all images were searched for all.
+        weights: (N, G) in [0, 1], how much a box counts. None where all count fully.
     """
 
     boxes: Tensor
@@ -31,10 +36,26 @@ class Targets:
     valid: Tensor
     sizes: Tensor
     counts: tuple[int, ...]
+    ignored: Tensor | None = None
+    annotated: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the labels leave nothing open: what is not a box is background."""
+        return self.ignored is None and self.annotated is None and self.weights is None
 
     @classmethod
-    def from_inputs(cls, batched_inputs: Sequence[dict], device: torch.device | str) -> Targets:
+    def from_inputs(
+        cls, batched_inputs: Sequence[dict], device: torch.device | str, num_classes: int = 0
+    ) -> Targets:
         """Collect the ground truth of Detectron2's `batched_inputs`.
+
+        Beside Detectron2's own fields, what `d2kd.data.PartialMapper` adds: "ignore_boxes", (I, 4)
+        in pixels; "annotated_classes", a list of class indices; and `gt_weights` of the instances.
+
+        Args:
+            num_classes: K; needed only where an input has "annotated_classes".
 
         Raises:
             ValueError: an input has no "instances".
@@ -45,7 +66,31 @@ class Targets:
                     f"image {i} of the batch has no 'instances': expected ground truth in "
                     f"training, found only {sorted(x)}. Use a DatasetMapper with is_train=True."
                 )
-        return cls.from_instances([x["instances"] for x in batched_inputs], device)
+        targets = cls.from_instances([x["instances"] for x in batched_inputs], device)
+        n, g = targets.valid.shape
+        regions = [x.get("ignore_boxes", ()) for x in batched_inputs]
+        searched = [x.get("annotated_classes") for x in batched_inputs]
+        weights = [x["instances"].get_fields().get("gt_weights") for x in batched_inputs]
+        ignored = annotated = counted = None
+        if any(len(r) for r in regions):
+            ignored = torch.zeros(n, max(len(r) for r in regions), 4)
+            for row, r in zip(ignored, regions, strict=True):
+                row[: len(r)] = torch.as_tensor(r, dtype=row.dtype).reshape(-1, 4)
+        if any(classes is not None for classes in searched):
+            annotated = torch.ones(n, num_classes, dtype=torch.bool)
+            for row, classes in zip(annotated, searched, strict=True):
+                if classes is not None:
+                    row.fill_(False)[list(classes)] = True
+        if any(w is not None for w in weights):
+            counted = torch.ones(n, g)
+            for row, w in zip(counted, weights, strict=True):
+                if w is not None:
+                    row[: len(w)] = w
+        open_ = {
+            name: value if value is None else value.to(device, non_blocking=True)
+            for name, value in dict(ignored=ignored, annotated=annotated, weights=counted).items()
+        }
+        return replace(targets, **open_)
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device | str) -> Targets:
@@ -65,6 +110,25 @@ class Targets:
         sizes = torch.tensor([tuple(x.image_size) for x in instances])
         boxes, classes, sizes = (x.to(device, non_blocking=True) for x in (boxes, classes, sizes))
         return cls(boxes, classes, classes >= 0, sizes, counts)
+
+    def known(self, points: Tensor) -> Tensor:
+        """Where it is known what is there: outside of regions to ignore, in images that were
+        searched for anything at all.
+
+        Args:
+            points: (R, 2) x, y in pixels.
+
+        Returns:
+            (N, R) bool.
+        """
+        known = points.new_ones(len(self.boxes), len(points), dtype=torch.bool)
+        if self.annotated is not None:
+            known &= self.annotated.any(1, keepdim=True)
+        if self.ignored is not None:
+            for box in self.ignored.unbind(1):  # few; (N, R) is the largest tensor
+                low, high = box[:, None].split(2, -1)
+                known &= ~((points >= low) & (points < high)).all(-1)
+        return known
 
     def instances(self) -> list[Instances]:
         """The same ground truth as Detectron2 gives it to its detectors."""

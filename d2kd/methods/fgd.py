@@ -60,6 +60,9 @@ class FGD(FeatureMethod):
         foreground, background = box_masks(
             targets.boxes, targets.valid, teacher.shape[-2:], 1 / pair.teacher_shape.stride
         )
+        if not targets.whole:
+            cells = grid_centers(teacher.shape[-2:], pair.teacher_shape.stride, teacher.device)
+            background = background * targets.known(cells).view_as(background)
         return {
             **self.focal(student, teacher, foreground, background),
             "relation": self.lambd * self.relation(pair.student, student, teacher),
@@ -150,6 +153,12 @@ def box_masks(
     background = (foreground == 0).to(foreground.dtype)
     background = background / background.sum((1, 2), keepdim=True).clamp(min=1)
     return foreground, background
+
+
+def grid_centers(size: Sequence[int], stride: int, device: torch.device) -> Tensor:
+    """(H * W, 2) x, y in pixels of the centres of a level's cells, row by row."""
+    y, x = (stride * (torch.arange(n, device=device) + 0.5) for n in size)
+    return torch.cartesian_prod(y, x).flip(1)
 
 
 class GlobalContext(nn.Module):

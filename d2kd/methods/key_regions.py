@@ -99,6 +99,8 @@ def key_regions(
                 best = density(points, *fit_gaussian(points, chosen)).to(best.dtype)
             best = best * (chosen & inside.gather(-1, rows))
             foreground.scatter_reduce_(1, rows.flatten(1), best.flatten(1), "amax")
+    if not targets.whole:
+        usable = usable & targets.known(centers)
     return foregrounds, (usable & ~covered).to(boxes.dtype)
 
 
