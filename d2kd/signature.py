@@ -7,11 +7,12 @@ import inspect
 __all__ = ["merge_signature"]
 
 
-def merge_signature(cls: type) -> None:
+def merge_signature(cls: type) -> type:
     """Let `inspect.signature(cls)` show the base's fields in place of the `**fields` for them.
 
     Whoever asks what fields there are, such as the check of a config or an editor, gets all.
-    For `__init_subclass__` of classes whose subclasses name their own fields only.
+    A decorator of a class; or for `__init_subclass__` of those whose subclasses name their own fields
+    only.
     """
     own = dict(inspect.signature(cls.__init__).parameters)
     own.pop("self")
@@ -20,3 +21,4 @@ def merge_signature(cls: type) -> None:
         own = {k: p for k, p in own.items() if p.kind is not p.VAR_KEYWORD}
         own |= {k: p for k, p in base.items() if k not in own}
     cls.__signature__ = inspect.Signature(list(own.values()))
+    return cls

@@ -1,0 +1,185 @@
+"""Images whose labels say only a part: by teachers, of some classes, or none at all."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data.datasets import load_coco_json
+
+from ..signature import merge_signature
+
+__all__ = ["PartialMapper", "load_labels", "load_unlabelled", "mix", "share"]
+
+Images = list[dict]
+
+
+@merge_signature
+class PartialMapper(DatasetMapper):
+    """Detectron2's `DatasetMapper` that keeps what labels leave open, for `Distiller`.
+
+    It adds to its output: "ignore_boxes", float32 (I, 4) x1y1x2y2 in pixels of the output image,
+    the annotations with `pseudo_ignore`; `gt_weights` of the instances, the annotations' `weight`,
+    where one has any; and "annotated_classes" as it is, class indices.
+
+    Args:
+        ignore_crowds: ignore all annotations with `iscrowd`, and not only those of teachers.
+            Detectron2 itself drops them: what they show is background.
+        mapper: see `DatasetMapper`.
+    """
+
+    def __init__(self, is_train: bool, *, ignore_crowds: bool = False, **mapper):
+        super().__init__(is_train, **mapper)
+        self.ignore_crowds = ignore_crowds
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
+        # Detectron2's own method forgets which annotation a box came from; this is its sequence.
+        annotations = dataset_dict.pop("annotations")
+        key = "iscrowd" if self.ignore_crowds else "pseudo_ignore"
+        regions = [
+            utils.transform_instance_annotations(
+                {k: a[k] for k in ("bbox", "bbox_mode")}, transforms, image_shape
+            )["bbox"]
+            for a in annotations
+            if a.get(key)
+        ]
+        boxes = torch.as_tensor(np.array(regions, dtype=np.float32).reshape(-1, 4))
+        dataset_dict["ignore_boxes"] = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+
+        unused = {"segmentation"} if not self.use_instance_mask else set()
+        unused |= {"keypoints"} if not self.use_keypoint else set()
+        kept = [
+            {k: v for k, v in a.items() if k not in unused}
+            for a in annotations
+            if not a.get("iscrowd", 0)
+        ]
+        instances = utils.annotations_to_instances(
+            [
+                utils.transform_instance_annotations(
+                    a, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
+                )
+                for a in kept
+            ],
+            image_shape,
+            mask_format=self.instance_mask_format,
+        )
+        if any(a.get("weight", 1.0) != 1.0 for a in kept):
+            instances.gt_weights = torch.tensor([float(a.get("weight", 1.0)) for a in kept])
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        dataset_dict["instances"] = utils.filter_empty_instances(instances)
+
+
+def load_labels(path: str | Path, verify: bool = True) -> Images:
+    """The images of a COCO file that `tools/pseudo_label.py` wrote, with all that it says.
+
+    Class indices follow its list of categories, which are the student's.
+
+    Args:
+        verify: refuse a file that is not the one that its provenance speaks of.
+
+    Raises:
+        ValueError: it was changed after it was written.
+    """
+    from ..pseudo.coco import EXTRA_KEYS
+    from ..pseudo.coco import verify as verify_labels
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: expected labels, found no such file. Make them with tools/pseudo_label.py."
+        )
+    # What they were made from need not lie here: labels travel alone.
+    differs = [d for d in verify_labels(path) if not d.startswith("parent ")] if verify else []
+    if differs:
+        raise ValueError(
+            f"{path}: expected the labels that its provenance.json speaks of, found: "
+            f"{'; '.join(differs)}. Make them again with tools/pseudo_label.py, or load them with "
+            f"verify=False."
+        )
+    content = json.loads(path.read_text())
+    root = content.get("info", {}).get("image_root", path.parent)
+    images = load_coco_json(str(path), str(root), extra_annotation_keys=EXTRA_KEYS)
+    # Without a data set's name, `load_coco_json` leaves category ids as they are.
+    index = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
+    searched = {x["id"]: x.get("annotated_classes") for x in content["images"]}
+    for image in images:
+        for annotation in image["annotations"]:
+            annotation["category_id"] = index[annotation["category_id"]]
+        classes = searched[image["image_id"]]
+        if classes is not None:
+            image["annotated_classes"] = [index[c] for c in classes]
+    return images
+
+
+def load_unlabelled(name: str) -> Images:
+    """A registered data set as images that were not searched for anything, whatever its labels.
+
+    Detection losses leave them out; methods that compare features or predictions do not.
+    """
+    images = DatasetCatalog.get(name)
+    return [{**image, "annotations": [], "annotated_classes": []} for image in images]
+
+
+def share(dataset: Images, share: float, seed: int = 0, rest: str = "drop") -> Images:
+    """A fixed random share of a data set, the same for the same images, share and seed.
+
+    Args:
+        share: in (0, 1]; a larger share contains the smaller ones.
+        rest: "drop" the other images, or keep them as "unlabelled".
+
+    Raises:
+        ValueError: a share outside (0, 1], or without any image.
+    """
+    if not 0 < share <= 1 or rest not in ("drop", "unlabelled"):
+        raise ValueError(
+            f"share: expected a share in (0, 1] and rest 'drop' or 'unlabelled', found {share} and "
+            f"{rest!r}"
+        )
+    # Ids decide, not the order in which a file lists them.
+    order = sorted(range(len(dataset)), key=lambda i: str(dataset[i]["image_id"]))
+    random.Random(seed).shuffle(order)
+    chosen = set(order[: round(share * len(dataset))])
+    if not chosen:
+        raise ValueError(f"share: expected images, found none in {share} of {len(dataset)}")
+    blank = {"annotations": [], "annotated_classes": []}
+    return [
+        image if i in chosen else {**image, **blank}
+        for i, image in enumerate(dataset)
+        if i in chosen or rest == "unlabelled"
+    ]
+
+
+def mix(parts: Sequence[Images], shares: Sequence[float] | None = None, seed: int = 0) -> Images:
+    """Several data sets as one, in which each has a set share.
+
+    Images of a set that is too small for its share are repeated, some once more than others, by
+    the seed; of none are any left out. As it is a list, sampling, epochs and exact resuming work as
+    ever; the share of a batch holds on average.
+
+    Args:
+        shares: of each set, in any unit; default: as they are.
+
+    Raises:
+        ValueError: no shares for some sets, or a share that is not positive; an empty set.
+    """
+    if any(not len(part) for part in parts):
+        raise ValueError(f"mix: expected images, found sets of {[len(p) for p in parts]}")
+    if shares is None:
+        return [image for part in parts for image in part]
+    if len(shares) != len(parts) or min(shares) <= 0:
+        raise ValueError(f"mix.shares: expected {len(parts)} numbers > 0, found {list(shares)}")
+    # The set that is the largest for its share stays as it is.
+    unit = max(len(part) / s for part, s in zip(parts, shares, strict=True))
+    mixed: Images = []
+    for i, (part, s) in enumerate(zip(parts, shares, strict=True)):
+        times, more = divmod(round(unit * s), len(part))
+        extra = random.Random(f"{seed}/{i}").sample(range(len(part)), more)
+        mixed += list(part) * times + [part[k] for k in sorted(extra)]
+    return mixed

@@ -1,0 +1,50 @@
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2kd.data.folders import register_folder, register_folders
+from tests import toys
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A set "farm" with labels for "train" and none for "extra", and a folder that is no set."""
+    before = set(DatasetCatalog.list())
+    table, _ = toys.coco_dataset(tmp_path / "farm" / "train", n=3)
+    (tmp_path / "farm" / "annotations").mkdir()
+    table.rename(tmp_path / "farm" / "annotations" / "train.json")
+    toys.coco_dataset(tmp_path / "farm" / "extra", n=2)[0].unlink()
+    (tmp_path / "other" / "annotations").mkdir(parents=True)
+    (tmp_path / "other" / "annotations" / "instances_2017.json").write_text("{}")
+    yield tmp_path
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
+
+
+def test_splits_with_and_without_labels(root):
+    assert register_folders(root) == ["farm_extra", "farm_train"]
+    train = DatasetCatalog.get("farm_train")
+    assert len(train) == 3 and all(len(x["annotations"]) == 1 for x in train)
+    assert MetadataCatalog.get("farm_train").evaluator_type == "coco"
+    assert MetadataCatalog.get("farm_train").thing_classes == [str(c) for c in range(10)]
+    extra = DatasetCatalog.get("farm_extra")
+    assert [x["annotated_classes"] for x in extra] == [[], []]
+    assert all(x["annotations"] == [] for x in extra)
+
+
+def test_a_name_of_ones_own_and_names_that_are_taken(root):
+    DatasetCatalog.register("cows_train", lambda: ["mine"])
+    assert register_folder(root / "farm", "cows") == ["cows_extra", "cows_train"]
+    assert DatasetCatalog.get("cows_train") == ["mine"]
+    assert register_folder(root / "farm", "cows") == ["cows_extra", "cows_train"]
+
+
+def test_a_split_that_has_the_name_already_keeps_it(root):
+    (root / "farm" / "extra").rename(root / "farm" / "farm_extra")
+    assert register_folder(root / "farm") == ["farm_extra", "farm_train"]
+
+
+def test_a_folder_without_splits_is_named(root):
+    with pytest.raises(ValueError, match=r"<split>.*found no split"):
+        register_folder(root / "nothing")

@@ -1,0 +1,207 @@
+import collections
+import inspect
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+
+from d2kd.data.partial import PartialMapper, load_labels, load_unlabelled, mix, share
+from d2kd.pseudo.coco import write_labels
+from d2kd.pseudo.records import Image, Labels
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), np.zeros((40, 60, 3), np.uint8))
+    return path
+
+
+def record(file, *annotations, **fields) -> dict:
+    made = [
+        {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1, "iscrowd": 0, **more}
+        for box, more in annotations
+    ]
+    return dict(file_name=str(file), image_id=1, height=40, width=60, annotations=made, **fields)
+
+
+def mapper(*augmentations, **fields) -> PartialMapper:
+    return PartialMapper(
+        is_train=True, augmentations=list(augmentations), image_format="BGR", **fields
+    )
+
+
+UNSURE = {"iscrowd": 1, "pseudo_ignore": 1}
+
+
+def test_regions_to_ignore_move_with_the_image(file):
+    crop = T.CropTransform(10, 0, 40, 40)
+    out = mapper(T.HFlipTransform(60), crop)(
+        record(file, ([0, 5, 20, 10], {}), ([5, 10, 40, 8], UNSURE), ([0, 0, 5, 5], UNSURE))
+    )
+    # Flipped: x from 15 to 55, then 10 less and cut at 40. The small one leaves the image.
+    assert out["ignore_boxes"].tolist() == [[5.0, 10.0, 40.0, 18.0]]
+    assert out["instances"].gt_boxes.tensor.tolist() == [[30.0, 5.0, 40.0, 15.0]]
+
+
+def test_crowds_are_ignored_when_asked(file):
+    crowd = record(file, ([5, 5, 20, 10], {"iscrowd": 1}))
+    assert len(mapper()(crowd)["ignore_boxes"]) == 0
+    assert mapper(ignore_crowds=True)(crowd)["ignore_boxes"].tolist() == [[5, 5, 25, 15]]
+
+
+def test_weights_stay_with_their_boxes(file):
+    out = mapper(T.CropTransform(30, 0, 30, 40))(
+        record(file, ([0, 0, 9, 9], {"weight": 0.1}), ([35, 5, 9, 9], {"weight": 0.7}))
+    )
+    assert out["instances"].gt_weights.tolist() == [pytest.approx(0.7)]  # the other is cut off
+    assert not mapper()(record(file, ([0, 0, 9, 9], {})))["instances"].has("gt_weights")
+
+
+def test_the_rest_is_detectron2s(file):
+    from detectron2.data import DatasetMapper
+
+    box = record(file, ([3, 4, 20, 10], {}), ([1, 1, 5, 5], {}), annotated_classes=[1])
+    fields = dict(is_train=True, augmentations=[T.RandomFlip(1.0)], image_format="BGR")
+    ours, theirs = PartialMapper(**fields)(box), DatasetMapper(**fields)(box)
+    assert set(ours) == {*theirs, "ignore_boxes"}
+    assert torch.equal(ours["image"], theirs["image"])
+    assert ours["annotated_classes"] == [1]
+    for name in ("gt_boxes", "gt_classes"):
+        a, b = (getattr(x["instances"], name) for x in (ours, theirs))
+        assert torch.equal(getattr(a, "tensor", a), getattr(b, "tensor", b))
+
+
+def test_an_image_without_annotations_has_empty_instances(file):
+    assert len(mapper()(record(file))["instances"]) == 0
+
+
+def test_all_fields_of_the_mapper_are_known():
+    fields = inspect.signature(PartialMapper).parameters
+    assert {"is_train", "augmentations", "image_format", "ignore_crowds"} <= set(fields)
+    assert not any(p.kind is p.VAR_KEYWORD for p in fields.values())
+
+
+# ---- labels by teachers
+
+
+@pytest.fixture
+def labels(tmp_path):
+    image = tmp_path / "images" / "a.png"
+    image.parent.mkdir()
+    cv2.imwrite(str(image), np.zeros((40, 60, 3), np.uint8))
+    found = Labels(
+        boxes=np.array([[1, 2, 20, 30], [5, 5, 15, 15]], np.float32),
+        scores=np.array([0.9, 0.4], np.float32),
+        classes=np.array([1, 0]),
+        votes=np.array([1, 1]),
+        teachers=np.ones((2, 1), bool),
+        ignore=np.array([False, True]),
+        weights=np.array([0.5, 1.0], np.float32),
+    )
+    path = tmp_path / "out" / "labels.json"
+    write_labels(
+        path,
+        [Image(7, str(image), 40, 60)],
+        {7: found},
+        ["cat", "dog", "cow"],
+        dict(teachers={"big": {}}, settings={}, manifest={}),
+        annotated={7: np.array([True, True, False])},
+    )
+    return path
+
+
+def test_labels_come_with_all_that_they_say(labels):
+    (image,) = load_labels(labels)
+    assert image["annotated_classes"] == [0, 1]
+    box, region = image["annotations"]
+    assert (box["category_id"], region["category_id"]) == (1, 0)
+    assert box["weight"] == 0.5 and region["pseudo_ignore"] == 1
+    out = mapper()(image)
+    assert out["instances"].gt_boxes.tensor.tolist() == [[1.0, 2.0, 20.0, 30.0]]
+    assert out["instances"].gt_weights.tolist() == [0.5]
+    assert out["ignore_boxes"].tolist() == [[5.0, 5.0, 15.0, 15.0]]
+
+
+def test_changed_labels_are_refused_unless_asked_for(labels):
+    content = json.loads(labels.read_text())
+    content["annotations"][0]["bbox"][2] = 3.0
+    labels.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"labels\.json: its sha256 differs.*verify=False"):
+        load_labels(labels)
+    assert len(load_labels(labels, verify=False)) == 1
+
+
+def test_missing_labels_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"pseudo_label\.py"):
+        load_labels(tmp_path / "labels.json")
+
+
+def test_unlabelled_images_forget_their_labels():
+    DatasetCatalog.register("_labelled", lambda: [{"image_id": 1, "annotations": [{"bbox": []}]}])
+    try:
+        (image,) = load_unlabelled("_labelled")
+    finally:
+        DatasetCatalog.remove("_labelled")
+    assert image == {"image_id": 1, "annotations": [], "annotated_classes": []}
+
+
+# ---- shares and mixtures
+
+
+def images(n: int, first: int = 0) -> list[dict]:
+    return [{"image_id": first + i, "annotations": [i]} for i in range(n)]
+
+
+def ids(dataset) -> list[int]:
+    return [x["image_id"] for x in dataset]
+
+
+def test_a_share_is_fixed_by_ids_and_seed():
+    chosen = ids(share(images(50), 0.2, seed=3))
+    assert len(chosen) == 10
+    assert set(ids(share(images(50)[::-1], 0.2, seed=3))) == set(chosen)
+    assert set(ids(share(images(50), 0.2, seed=4))) != set(chosen)
+    assert set(chosen) < set(ids(share(images(50), 0.5, seed=3)))
+    assert ids(share(images(50), 1.0)) == ids(images(50))
+
+
+def test_the_rest_of_a_share_can_stay_without_labels():
+    kept = share(images(50), 0.2, rest="unlabelled")
+    assert ids(kept) == ids(images(50))
+    blank = [x for x in kept if x.get("annotated_classes") == []]
+    assert len(blank) == 40 and not any(x["annotations"] for x in blank)
+    assert sorted(x["image_id"] for x in kept if x not in blank) == sorted(
+        ids(share(images(50), 0.2))
+    )
+
+
+@pytest.mark.parametrize("bad", [dict(share=0.0), dict(share=1.5), dict(share=0.001)])
+def test_impossible_shares_are_named(bad):
+    with pytest.raises(ValueError, match="share: expected"):
+        share(images(50), **bad)
+
+
+def test_a_mixture_has_its_shares_and_leaves_nothing_out():
+    few, many = images(7), images(40, first=100)
+    mixed = mix([few, many], [1, 2])
+    count = collections.Counter(ids(mixed))
+    assert len(mixed) == 60
+    assert all(count[i] == 1 for i in ids(many))
+    assert sum(count[i] for i in ids(few)) == 20
+    assert {count[i] for i in ids(few)} == {2, 3}
+    assert ids(mix([few, many], [1, 2])) == ids(mixed)
+    assert ids(mix([few, many])) == [*ids(few), *ids(many)]
+
+
+@pytest.mark.parametrize("bad", [[1], [1, 0], [1, -1]])
+def test_impossible_mixtures_are_named(bad):
+    with pytest.raises(ValueError, match=r"mix\.shares: expected 2 numbers > 0"):
+        mix([images(2), images(3)], bad)
+    with pytest.raises(ValueError, match=r"sets of \[2, 0\]"):
+        mix([images(2), []])
