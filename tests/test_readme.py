@@ -53,6 +53,8 @@ def test_ten_lines_distil_ones_own_detector(folder):
     torch.manual_seed(1)
     model = instantiate(load_config("my_distilled.py", ["model.methods.fgd.weight=0.2"]).model)
     assert isinstance(model, Distiller) and model.distillation.fgd.weight == 0.2
+    balanced = load_config("my_distilled.py", ["model.methods.fgd.balance=0.5"])
+    assert balanced.model.methods.fgd.balance == 0.5
     assert len(model.teacher.model.backbone.bottom_up.res4) == 6  # ResNet-34
     torch.manual_seed(1)
     alone = instantiate(LazyConfig.load("my_student.py").model)
