@@ -305,8 +305,37 @@ def _load(root: str | Path | None, split: str) -> list[dict[str, Any]]:
     return load_coco_json(f"{folder}/annotations/{split}.json", f"{folder}/{split}", split)
 
 
+def load_truth(root: str | Path | None, split: str) -> list[dict[str, Any]]:
+    """A split with its labels, also where it has none: drawn again, to tell how good others are.
+
+    Args:
+        root: see `make_demo`.
+    """
+    from detectron2.structures import BoxMode
+
+    images = sorted(_load(root, split), key=lambda image: image["image_id"])
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        drawn = pool.map(lambda image: draw(split, image["image_id"])[1], images)
+        return [
+            {
+                **image,
+                "annotations": [
+                    {
+                        **label,
+                        "bbox_mode": BoxMode.XYWH_ABS,
+                        "category_id": label["category_id"] - 1,
+                    }
+                    for label in labels
+                ],
+            }
+            for image, labels in zip(images, drawn, strict=True)
+        ]
+
+
 def register_demo(root: str | Path | None = None) -> None:
     """Register all splits with Detectron2. The data are made when a split is first loaded.
+
+    Those without labels are there a second time with them, as `<split>_truth`.
 
     Calling it again is fine; with another root, the last call holds. Detectron2's COCOEvaluator
     reads the JSON when it is built: build the test loader before it, or call `make_demo`.
@@ -314,10 +343,16 @@ def register_demo(root: str | Path | None = None) -> None:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     folder = _folder(root)
-    for split in SPLITS:
+    truths = {f"{split}_truth" for split, spec in SPLITS.items() if not spec.labelled}
+    for name in (*SPLITS, *truths):
         for catalog in (DatasetCatalog, MetadataCatalog):
-            if split in catalog.list():
-                catalog.remove(split)
+            if name in catalog.list():
+                catalog.remove(name)
+    for name in truths:
+        split = name.removesuffix("_truth")
+        DatasetCatalog.register(name, partial(load_truth, folder.parent, split))
+        MetadataCatalog.get(name).set(thing_classes=CLASSES)
+    for split in SPLITS:
         DatasetCatalog.register(split, partial(_load, folder.parent, split))
         MetadataCatalog.get(split).set(
             json_file=f"{folder}/annotations/{split}.json",

@@ -289,6 +289,20 @@ def test_registration(root, tmp_path, catalogs, monkeypatch):
     assert Path(MetadataCatalog.get("demo_val").json_file).is_relative_to(root)
 
 
+def test_labels_of_splits_without_labels_are_drawn_again(root, catalogs):
+    register_all(str(root))
+
+    def boxes(images):
+        ordered = sorted(images, key=lambda d: d["image_id"])
+        return [[(a["bbox"], a["category_id"]) for a in d["annotations"]] for d in ordered]
+
+    assert boxes(demo.load_truth(root, "demo_val")) == boxes(DatasetCatalog.get("demo_val"))
+    truth = DatasetCatalog.get("demo_fog_train_truth")
+    assert len(truth) == len(DatasetCatalog.get("demo_fog_train"))
+    assert all(d["annotations"] for d in truth)
+    assert "demo_val_truth" not in DatasetCatalog.list()
+
+
 def test_data_are_made_when_first_loaded(tmp_path, catalogs, monkeypatch):
     make = demo.make_demo
     monkeypatch.setattr(demo, "make_demo", lambda root: make(root, {"demo_val": 2}))
