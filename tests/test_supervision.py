@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from detectron2 import model_zoo
-from detectron2.config import instantiate
 from detectron2.structures import Boxes, pairwise_ioa
 from torch import nn
 
@@ -183,22 +181,6 @@ def test_the_gradient_of_a_box_is_scaled_by_its_weight(name):
 # ---- proposals and regions
 
 
-def cascade():
-    model = model_zoo.get_config("common/models/cascade_rcnn.py").model
-    plain = toys.rcnn()
-    torch.manual_seed(0)
-    heads = model.roi_heads
-    heads.num_classes = 3
-    for head in heads.box_heads:
-        head.input_shape.channels, head.fc_dims = 8, [16]
-    for predictor in heads.box_predictors:
-        predictor.input_shape.channels = 16
-    for field in ("mask_in_features", "mask_pooler", "mask_head"):
-        heads.pop(field, None)
-    plain.roi_heads = instantiate(heads)
-    return plain
-
-
 def rcnn_gradients(build, batch: list[dict]) -> dict[str, torch.Tensor]:
     """Of the losses with respect to objectness, (N, R), and to each stage's class scores."""
     torch.manual_seed(0)
@@ -241,13 +223,13 @@ def wide(batch: list[dict]) -> list[dict]:
     return batch
 
 
-@pytest.mark.parametrize("build", [toys.rcnn, cascade], ids=["Faster", "Cascade"])
+@pytest.mark.parametrize("build", [toys.rcnn, toys.cascade], ids=["Faster", "Cascade"])
 def test_proposals_in_a_region_teach_nothing(build):
     region = [30.0, 0.0, 128.0, 128.0]
     plain = rcnn_gradients(build, wide(inputs()))
     found = rcnn_gradients(build, wide(inputs(ignore_boxes=[region])))
     stages = [k for k in plain if k.startswith("roi")]
-    assert len(stages) == (3 if build is cascade else 1)
+    assert len(stages) == (3 if build is toys.cascade else 1)
     changed = 0
     for k, stage in enumerate(stages):
         proposals = found["sampled"][k]
@@ -266,7 +248,7 @@ def test_proposals_in_a_region_teach_nothing(build):
     assert 0 < left < objects
 
 
-@pytest.mark.parametrize("build", [toys.rcnn, cascade], ids=["Faster", "Cascade"])
+@pytest.mark.parametrize("build", [toys.rcnn, toys.cascade], ids=["Faster", "Cascade"])
 def test_an_image_that_was_not_searched_teaches_a_two_stage_detector_nothing(build):
     batch = [toys.image([BOX], seed=0), toys.image([], seed=1, size=(64, 64))]
     batch[1]["annotated_classes"] = []

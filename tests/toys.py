@@ -142,6 +142,21 @@ def rcnn(mask: bool = False, num_classes: int = 3, channels: int = 8):
     return instantiate(model)
 
 
+def cascade():
+    """Cascade R-CNN: Detectron2's three stages on the pyramid of `rcnn`."""
+    heads = model_zoo.get_config("common/models/cascade_rcnn.py").model.roi_heads
+    heads.num_classes = 3
+    for head in heads.box_heads:
+        head.input_shape.channels, head.fc_dims = 8, [16]
+    for predictor in heads.box_predictors:
+        predictor.input_shape.channels = 16
+    for field in ("mask_in_features", "mask_pooler", "mask_head"):
+        heads.pop(field, None)
+    model = rcnn()
+    model.roi_heads = instantiate(heads)
+    return model
+
+
 def image(
     boxes: Sequence[Sequence[float]] = ((8.0, 8.0, 40.0, 40.0),),
     size: tuple[int, int] = (64, 64),
