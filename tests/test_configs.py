@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import re
 from pathlib import Path
 
@@ -10,22 +12,29 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.model_zoo import get_checkpoint_url
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.backbone import fpn
+from detectron2.structures import BitMasks, Boxes, Instances
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd import Distiller, Teacher
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.methods import MCDropout
+from d2kd.methods import CWD, LD, MGD, PKD, MCDropout
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(str(p.relative_to(ROOT / "configs")) for p in (ROOT / "configs").rglob("*.py"))
 # What train_net.py can run; other configs import the rest.
 RUNS = [name for name in FILES if "common" not in name]
 COCO_RUNS = [name for name in RUNS if not name.startswith("demo/")]
-FGD_RUNS = [name for name in COCO_RUNS if name.endswith("fgd.py")]
-UET_RUNS = [name for name in COCO_RUNS if name.endswith("uet_fgd.py")]
-METHODS = ["common/fgd.py", "common/uet.py", "common/pgd.py", "common/rm_pfi.py"]
-DISTILLED = [name for name in COCO_RUNS if re.search(r"_(fgd|pgd|rm_pfi)\.py$", name)]
+METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "pgd", "rm_pfi"]
+METHODS = [f"common/{method}.py" for method in [*METHOD_NAMES, "uet"]]
+METHOD = re.compile(rf"(_cascade|_swin|_uet)?_({'|'.join(METHOD_NAMES)})\.py$")
+DISTILLED = [name for name in COCO_RUNS if METHOD.search(name)]
+UET_RUNS = [name for name in DISTILLED if "_uet_" in name]
+# R50 from R101 of the same detector.
+FGD_RUNS = [name for name in DISTILLED if re.search(r"_R_50_FPN_\dx(_bs16)?_fgd\.py$", name)]
+SMALL_RUNS = [name for name in DISTILLED if re.search(r"(_R_18|_R_34|mobilenet).*x.*_fgd", name)]
 ALONE = [n for n in FILES if n not in (*METHODS, *DISTILLED) and not n.startswith("demo/")]
 
 # FGD's released settings: tau, alpha, beta, gamma, lambda, strides by level, learning rate.
@@ -33,12 +42,56 @@ ONE_STAGE = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
 TWO_STAGE = {"p2": 4, "p3": 8, "p4": 16, "p5": 32}
 RELEASED = {
     "retinanet": (0.5, 0.001, 0.0005, 0.0005, 0.000005, ONE_STAGE, 0.01),
+    "gfl": (0.5, 0.001, 0.0005, 0.0005, 0.000005, ONE_STAGE, 0.01),
     "fcos": (0.8, 0.0016, 0.0008, 0.0008, 0.000008, ONE_STAGE, 0.01),
     "faster_rcnn": (0.5, 0.00005, 0.000025, 0.00005, 0.0000005, TWO_STAGE, 0.02),
     "mask_rcnn": (0.5, 0.00005, 0.000025, 0.00005, 0.0000005, TWO_STAGE, 0.02),
+    # Not published: those of Faster R-CNN.
+    "cascade_rcnn": (0.5, 0.00005, 0.000025, 0.00005, 0.0000005, TWO_STAGE, 0.02),
 }
 # Tensors outside the bottom-up backbone: the student inherits all of them.
-INHERITED = {"retinanet": 36, "fcos": 54, "faster_rcnn": 30, "mask_rcnn": 42}
+INHERITED = {
+    "retinanet": 36,
+    "fcos": 54,
+    "faster_rcnn": 30,
+    "mask_rcnn": 42,
+    "gfl": 45,
+    "cascade_rcnn": 46,  # two stages more, with two fully connected layers and two outputs each
+}
+
+# Of small students: channels of res3 to res5, and blocks of a ResNet's stages.
+SMALL = {
+    "R_18": ([128, 256, 512], [2, 2, 2, 2]),
+    "R_34": ([128, 256, 512], [3, 4, 6, 3]),
+    "mobilenet_v2": ([32, 96, 1280], None),
+}
+# The usual teachers.
+R101 = {
+    "retinanet": "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
+    "faster_rcnn": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
+    "gfl": "gfl_R_101_FPN_2x_ms.py",
+}
+# Published settings of other methods: values, levels, and whether neck and head are inherited.
+P3_TO_P6, P3_TO_P7 = ["p3", "p4", "p5", "p6"], ["p3", "p4", "p5", "p6", "p7"]
+P2_TO_P5, P2_TO_P6 = ["p2", "p3", "p4", "p5"], ["p2", "p3", "p4", "p5", "p6"]
+ONE_STAGE_MGD = (MGD, {"mask": 0.65, "alpha": 0.00002, "weight": 1})
+OTHERS = {
+    "retinanet/retinanet_R_50_FPN_2x_mgd.py": (*ONE_STAGE_MGD, P3_TO_P7, True),
+    "retinanet/retinanet_R_50_FPN_2x_pkd.py": (PKD, {"weight": 10}, P3_TO_P6, False),
+    "retinanet/retinanet_R_50_FPN_2x_cwd.py": (CWD, {"weight": 10, "tau": 1}, P3_TO_P7, False),
+    "faster_rcnn/faster_rcnn_R_50_FPN_2x_mgd.py": (
+        *(MGD, {"mask": 0.45, "alpha": 0.0000005, "weight": 1}),
+        *(P2_TO_P5, False),
+    ),
+    "faster_rcnn/faster_rcnn_R_50_FPN_2x_pkd.py": (PKD, {"weight": 6}, P2_TO_P5, False),
+    "faster_rcnn/faster_rcnn_R_50_FPN_2x_cwd.py": (CWD, {"weight": 10, "tau": 1}, P2_TO_P6, False),
+    "gfl/gfl_R_50_FPN_1x_bs16_pkd.py": (PKD, {"weight": 6}, P3_TO_P6, False),
+    "gfl/gfl_R_50_FPN_1x_bs16_cwd.py": (CWD, {"weight": 10, "tau": 1}, P3_TO_P7, False),
+    "gfl/gfl_R_50_FPN_1x_bs16_ld.py": (
+        *(LD, {"main": 0.25, "valuable": 0.25, "classification": 10, "tau": 10, "class_tau": 2}),
+        *(None, False),
+    ),
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,16 +101,24 @@ def _as_train_net():
         patch.chdir(ROOT)  # paths in configs are relative to the checkout
         patch.setattr(DatasetCatalog, "get", lambda name: [{}])  # COCO need not lie here
         patch.setattr("d2kd.build.instantiate", hollow)
+        patch.setattr("d2kd.build.build_model", hollow_zoo)
+        resnet = fpn.build_resnet_backbone
+        patch.setattr(fpn, "build_resnet_backbone", lambda *args: on_meta(resnet, *args))
         yield
 
 
 def load(name: str, *overrides: str) -> DictConfig:
+    return copy.deepcopy(_load(name, *overrides))
+
+
+@functools.cache
+def _load(name: str, *overrides: str) -> DictConfig:
     return load_config(f"configs/{name}", ["train.device=cpu", *overrides])
 
 
 def alone(name: str) -> str:
     """The student's own config beside a distilled one."""
-    return re.sub(r"((_uet)?_fgd|_pgd|_rm_pfi)\.py$", ".py", name)
+    return METHOD.sub(".py", name)
 
 
 def hollow(node: DictConfig) -> torch.nn.Module:
@@ -66,9 +127,22 @@ def hollow(node: DictConfig) -> torch.nn.Module:
     OmegaConf.resolve(node)  # other fields may refer to those of the bottom-up network
     bottom_up = OmegaConf.select(node, "backbone.bottom_up")
     if bottom_up is not None:
-        with torch.device("meta"):
-            node.backbone.bottom_up = instantiate(bottom_up)
+        if "pretrained" in bottom_up:
+            bottom_up.pretrained = False
+        node.backbone.bottom_up = on_meta(instantiate, bottom_up)
     return instantiate(node)
+
+
+def hollow_zoo(cfg) -> torch.nn.Module:
+    """The same for yacs: Detectron2's build_model, which would also move it to a device."""
+    # Deformable convolutions need Detectron2's compiled operators, which need not be here.
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+
+def on_meta(make, *args) -> torch.nn.Module:
+    with torch.device("meta"):
+        return make(*args)
 
 
 _built: dict[str, torch.nn.Module] = {}
@@ -144,15 +218,99 @@ def test_student_learns_from_r101_and_inherits_neck_and_head(distilled):
 
 
 def test_student_and_teacher_see_the_pixels_they_were_made_for(distilled):
-    # The weights, Caffe's for ImageNet, take BGR in [0, 255]; FCOS has no `input_format` to say so.
-    _, model = distilled
-    assert (model.input_format, model.teacher.input_format) == ("BGR", "BGR")
+    # GFL's weights are torchvision's. The others, Caffe's for ImageNet, take BGR in [0, 255]; FCOS
+    # has no `input_format` to say so.
+    detector, model = distilled
+    order = "RGB" if detector == "gfl" else "BGR"
+    assert (model.input_format, model.teacher.input_format) == (order, order)
     for net in (model.student, model.teacher.model):
-        assert net.pixel_mean.flatten().tolist() == pytest.approx([103.53, 116.28, 123.675])
-        assert net.pixel_std.flatten().tolist() == [1, 1, 1]
+        (check_rgb if order == "RGB" else check_bgr)(net)
 
 
-@pytest.mark.parametrize("name", [name for name in COCO_RUNS if "_2x" in name])
+def check_bgr(net):
+    assert net.pixel_mean.flatten().tolist() == pytest.approx([103.53, 116.28, 123.675])
+    assert net.pixel_std.flatten().tolist() == [1, 1, 1]
+
+
+def check_rgb(net):
+    assert net.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert net.pixel_std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_methods_are_as_published(name):
+    kind, values, levels, inherit = OTHERS[name]
+    node = load(name).model
+    (method,) = instantiate(node.methods).values()
+    assert type(method) is kind
+    assert {key: getattr(method, key) for key in values} == values
+    if levels:
+        assert list(method.levels) == levels
+    assert node.inherit is inherit
+    assert node.teacher.model.endswith(R101[name.split("/")[0]])
+
+
+def test_cascade_mask_rcnn_teaches_faster_rcnn_its_features():
+    name = "faster_rcnn/faster_rcnn_R_50_FPN_2x_cascade_fgd.py"
+    assert get_checkpoint_url(load(name).model.teacher.model).endswith(".pkl")
+    model = build(load(name))
+    fgd = model.distillation.fgd
+    tau, alpha, beta, gamma, lambd, strides, _ = RELEASED["faster_rcnn"]
+    assert (fgd.tau, fgd.alpha, fgd.beta, fgd.gamma, fgd.lambd) == (tau, alpha, beta, gamma, lambd)
+    assert {pair.teacher: pair.teacher_shape.stride for pair in fgd.pairs} == strides
+    assert not any(fgd.adapters.parameters())
+    teacher = model.teacher.model
+    assert type(teacher.roi_heads).__name__ == "CascadeROIHeads"
+    assert len(teacher.backbone.bottom_up.res4) == 36  # of a ResNet-152
+    own, given = model.student.state_dict(), teacher.state_dict()
+    kernel = "backbone.fpn_output2.weight"
+    assert not torch.equal(own[kernel], given[kernel])  # not inherited
+
+
+def test_swin_teaches_gfl_its_features():
+    model = build(load("gfl/gfl_R_50_FPN_1x_bs16_swin_pkd.py"))
+    teacher = model.teacher.model
+    channels = [shape.channels for shape in teacher.backbone.bottom_up.output_shape().values()]
+    assert channels == [192, 384, 768]  # of Swin-T
+    check_rgb(teacher)
+    (pkd,) = model.distillation.values()
+    assert type(pkd) is PKD
+    assert (pkd.weight, [pair.teacher for pair in pkd.pairs]) == (6, P3_TO_P6)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL_RUNS if "_uet_" not in name])
+def test_small_students_learn_from_r101(name):
+    model = build(load(name))
+    student, teacher = model.student, model.teacher.model
+    assert len(teacher.backbone.bottom_up.res4) == 23  # of a ResNet-101
+    channels, blocks = SMALL[re.search(r"R_18|R_34|mobilenet_v2", name)[0]]
+    bottom_up = student.backbone.bottom_up
+    assert [shape.channels for shape in bottom_up.output_shape().values()] == channels
+    if blocks:
+        assert [len(getattr(bottom_up, f"res{i}")) for i in (2, 3, 4, 5)] == blocks
+    check_rgb(student)
+    order = model.input_format, model.teacher.input_format
+    assert order == ("RGB", "RGB" if "gfl" in name else "BGR")
+    own, given = student.state_dict(), teacher.state_dict()
+    names = {k for k in given if not k.startswith("backbone.bottom_up.")}
+    other = {k for k in names if own[k].shape != given[k].shape}
+    # Whose input is the bottom-up network's.
+    top = {"backbone.top_block.p6.weight"} if "retinanet" in name else set()
+    assert other == {f"backbone.fpn_lateral{i}.weight" for i in (3, 4, 5)} | top
+    assert all(torch.equal(own[k], given[k]) for k in names - other)
+
+
+@pytest.mark.parametrize("name", [name for name in ALONE if re.search(r"_R_(18|34|101)_", name)])
+def test_starts_from_the_weights_of_its_depth(name):
+    cfg = load(name)
+    depth = cfg.model.backbone.bottom_up.stages.depth
+    assert f"_R_{depth}_" in name
+    assert cfg.train.init_checkpoint.endswith(f"R-{depth}.pkl")
+    torchvision = "MSRA" not in cfg.train.init_checkpoint
+    assert torchvision == (cfg.dataloader.train.mapper.image_format == "RGB")
+
+
+@pytest.mark.parametrize("name", [n for n in COCO_RUNS if "_2x" in n and "gfl" not in n])
 def test_schedule_is_24_epochs_with_drops_after_16_and_22(name):
     cfg = load(name)
     assert cfg.optimizer.lr == RELEASED[name.split("/")[0]][-1]
@@ -178,13 +336,13 @@ def test_only_the_distiller_is_added_to_the_student(name):
 
 @pytest.mark.parametrize("name", UET_RUNS)
 def test_uet_only_adds_its_uncertainty(name):
-    uet, fgd = load(name), load(name.replace("_uet", ""))
-    node = uet.model.methods.fgd.pop("uncertainty")
-    stage = instantiate(node)
+    uet, base = load(name), load(name.replace("_uet", ""))
+    (method,) = uet.model.methods.keys() - {"_target_"}
+    stage = instantiate(uet.model.methods[method].pop("uncertainty"))
     assert isinstance(stage, MCDropout)
     assert (stage.rates, stage.combine) == ((0.15, 0.2, 0.25, 0.3, 0.35), "sum")
-    uet.train.output_dir = fgd.train.output_dir
-    assert uet == fgd
+    uet.train.output_dir = base.train.output_dir
+    assert uet == base
 
 
 def test_distilled_student_starts_as_it_does_alone():
@@ -199,9 +357,11 @@ def test_distilled_student_starts_as_it_does_alone():
         assert torch.equal(distiller.state_dict()[key], value), key
 
 
-def test_fcos_teacher_is_what_its_config_trains():
-    teacher = load("fcos/fcos_R_50_FPN_2x_fgd.py").model.teacher
-    cfg, student = LazyConfig.load(teacher.model), load("fcos/fcos_R_50_FPN_2x.py")
+@pytest.mark.parametrize("detector", ["fcos", "cascade_rcnn"])
+def test_teacher_is_what_its_config_trains(detector):
+    name = f"{detector}/{detector}_R_50_FPN_2x"
+    teacher = load(f"{name}_fgd.py").model.teacher
+    cfg, student = LazyConfig.load(teacher.model), load(f"{name}.py")
     assert teacher.weights == f"{cfg.train.output_dir}/model_final.pth"
     assert cfg.train.init_checkpoint.endswith("R-101.pkl")
     cfg.model.backbone.bottom_up.stages.depth = 50
@@ -209,7 +369,7 @@ def test_fcos_teacher_is_what_its_config_trains():
     assert cfg.optimizer == student.optimizer
 
 
-@pytest.mark.parametrize("name", [n for n in FGD_RUNS if not n.startswith("fcos")])
+@pytest.mark.parametrize("name", [n for n in FGD_RUNS if re.match("retinanet|faster|mask", n)])
 def test_zoo_keeps_weights_for_the_teacher(name):
     teacher = load(name).model.teacher
     assert teacher.weights == "zoo"
@@ -235,10 +395,36 @@ def test_overrides_reach_the_methods():
 @pytest.mark.parametrize("name", ALONE)
 def test_students_and_teachers_alone_need_no_distillation(name):
     text = (ROOT / "configs" / name).read_text()
-    others = r"^\s*(from|import) d2kd(?!\.(detectors|crowdhuman_evaluation)\b)"
-    assert not re.search(others + r"|common\.(fgd|uet|pgd|rm_pfi)\b", text, re.MULTILINE)
+    others = r"^\s*(from|import) d2kd(?!\.(backbones|detectors|crowdhuman_evaluation)\b)"
+    methods = rf"|common\.({'|'.join(METHOD_NAMES)}|uet)\b"
+    assert not re.search(others + methods, text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("demo/")])
 def test_configs_stay_short(name):
     assert len((ROOT / "configs" / name).read_text().splitlines()) <= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DISTILLED)
+def test_takes_a_step(name, monkeypatch):
+    """With random weights, so that numbers mean nothing."""
+    monkeypatch.setitem(globals(), "on_meta", lambda make, *args: make(*args))
+    node = load(name, "model.teacher.weights=null").model
+    node.student = hollow(node.student)
+    model = instantiate(node).train()
+    for net in (model.student, model.teacher.model):
+        net.pixel_std.mul_(1000)  # without their own statistics, a hundred layers amplify
+    truth = Instances((96, 128))
+    truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 60.0, 72.0], [70.0, 20.0, 120.0, 90.0]]))
+    truth.gt_classes = torch.zeros(2, dtype=torch.long)  # which any data set has
+    if "mask" in name.split("/")[0]:
+        truth.gt_masks = BitMasks(torch.ones(2, 96, 128, dtype=torch.bool))
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)
+    losses = model([{"image": image, "instances": truth, "height": 96, "width": 128}])
+    added = {f"loss_distill_{method}" for method in model.distillation}
+    assert added and added <= losses.keys()
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    for key, parameter in model.distillation.named_parameters():
+        assert parameter.grad is not None, key

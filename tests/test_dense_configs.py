@@ -75,8 +75,19 @@ def config(detector: str, depth: int = 50, method: str = "") -> str:
     return f"{kind}/{'_'.join(part for part in parts if part)}.py"
 
 
-STUDENTS = {config(d): STUDENT for d in DETECTORS} | {config(CROWDS): CROWD_STUDENT}
-TEACHERS = {config(d, 101): TEACHER for d in DETECTORS} | {config(CROWDS, 101): CROWD_TEACHER}
+# FGD's students, and mmdetection's teacher of FGD, LD and PKD.
+FGD_STUDENT = (0.01, 16, 7330, 12, (8, 11), 35)
+FGD_TEACHER = (0.01, 16, 7330, 24, (16, 22), 0)
+STUDENTS = {config(d): STUDENT for d in DETECTORS} | {
+    config(CROWDS): CROWD_STUDENT,
+    "gfl/gfl_R_50_FPN_1x_bs16.py": FGD_STUDENT,
+    "gfl/gfl_R_18_FPN_1x_bs16.py": FGD_STUDENT,
+}
+TEACHERS = {config(d, 101): TEACHER for d in DETECTORS} | {
+    config(CROWDS, 101): CROWD_TEACHER,
+    "gfl/gfl_R_101_FPN_2x_ms.py": FGD_TEACHER,
+    "gfl/gfl_swin_T_FPN_2x_ms.py": (1e-4, *FGD_TEACHER[1:]),
+}
 
 
 @pytest.fixture(scope="module", params=PGD_WEIGHTS)
@@ -225,7 +236,8 @@ def test_images_have_the_released_size_and_colours(name):
     train, test = cfg.dataloader.train.mapper, cfg.dataloader.test.mapper
     short, flip = train.augmentations
     if name in TEACHERS:
-        assert (list(short.short_edge_length), short.sample_style) == ([480, 960], "range")
+        sizes = [480, 800] if "_2x_" in name else [480, 960]
+        assert (list(short.short_edge_length), short.sample_style) == (sizes, "range")
     else:
         assert list(short.short_edge_length) == [800]
     assert flip.horizontal
@@ -235,13 +247,21 @@ def test_images_have_the_released_size_and_colours(name):
     instantiate(short)
 
 
-@pytest.mark.parametrize("name", [*STUDENTS, *TEACHERS])
-def test_starts_from_the_weights_of_its_depth(name):
+@pytest.mark.parametrize("name", [config(d) for d in PGD_WEIGHTS])
+def test_students_start_from_the_weights_of_torchvision(name):
     cfg = load(name)
-    depth = 50 if name in STUDENTS else 101
-    assert cfg.model.backbone.bottom_up.stages.depth == depth
-    assert cfg.train.init_checkpoint.endswith(f"R-{depth}.pkl")
-    assert "MSRA" not in cfg.train.init_checkpoint  # whose images are BGR
+    assert cfg.model.backbone.bottom_up.stages.depth == 50
+    # MSRA's take BGR.
+    assert cfg.train.init_checkpoint == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+
+
+def test_swin_is_trained_by_adamw_as_by_its_authors():
+    cfg = load("gfl/gfl_swin_T_FPN_2x_ms.py")
+    cfg.optimizer.params.model = hollow(cfg.model)
+    optimizer = instantiate(cfg.optimizer)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert {g["lr"] for g in optimizer.param_groups} == {1e-4}
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.05, 0}  # none for norms
 
 
 @pytest.mark.parametrize("name", ["atss/atss_R_50_FPN_1x.py", "atss/atss_R_101_FPN_3x_ms.py"])
@@ -257,7 +277,8 @@ def test_everything_decays(name):
 @pytest.mark.parametrize(
     "name",
     [config(d, method="pgd") for d in PGD_WEIGHTS]
-    + [f"{d}/{d}_R_50_FPN_1x_rm_pfi.py" for d in ("atss", "gfl")],
+    + [f"{d}/{d}_R_50_FPN_1x_rm_pfi.py" for d in ("atss", "gfl")]
+    + [f"gfl/gfl_R_50_FPN_1x_bs16_{m}.py" for m in ("fgd", "pkd", "cwd", "ld")],
 )
 def test_teacher_is_what_its_config_trains(name):
     cfg = load(name)

@@ -1,0 +1,12 @@
+"""RetinaNet with MobileNetV2 <- R101 by FGD, with the released weights for R50.
+
+No setting is published. The student inherits whatever fits: not the laterals of FPN, nor P6.
+"""
+
+from .retinanet_mobilenet_v2_FPN_2x import dataloader, lr_multiplier, optimizer, train
+from .retinanet_mobilenet_v2_FPN_2x import model as _student
+from .retinanet_R_50_FPN_2x_fgd import model
+
+model.student = _student
+
+train.output_dir = "output/retinanet_mobilenet_v2_FPN_2x_fgd"
