@@ -11,8 +11,7 @@ def merge_signature(cls: type) -> type:
     """Let `inspect.signature(cls)` show the base's fields in place of the `**fields` for them.
 
     Whoever asks what fields there are, such as the check of a config or an editor, gets all.
-    A decorator of a class; or for `__init_subclass__` of those whose subclasses name their own fields
-    only.
+    A decorator; or for `__init_subclass__`, where subclasses name their own fields only.
     """
     own = dict(inspect.signature(cls.__init__).parameters)
     own.pop("self")

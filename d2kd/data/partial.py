@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import detection_utils as utils
-from detectron2.data.datasets import load_coco_json
 
 from ..signature import merge_signature
 
-__all__ = ["PartialMapper", "load_labels", "load_unlabelled", "mix", "share"]
+__all__ = ["PartialMapper", "load_unlabelled", "mix", "share", "without"]
 
 Images = list[dict]
 
@@ -76,48 +73,6 @@ class PartialMapper(DatasetMapper):
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
 
-def load_labels(path: str | Path, verify: bool = True) -> Images:
-    """The images of a COCO file that `tools/pseudo_label.py` wrote, with all that it says.
-
-    Class indices follow its list of categories, which are the student's.
-
-    Args:
-        verify: refuse a file that is not the one that its provenance speaks of.
-
-    Raises:
-        ValueError: it was changed after it was written.
-    """
-    from ..pseudo.coco import EXTRA_KEYS
-    from ..pseudo.coco import verify as verify_labels
-
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: expected labels, found no such file. Make them with tools/pseudo_label.py."
-        )
-    # What they were made from need not lie here: labels travel alone.
-    differs = [d for d in verify_labels(path) if not d.startswith("parent ")] if verify else []
-    if differs:
-        raise ValueError(
-            f"{path}: expected the labels that its provenance.json speaks of, found: "
-            f"{'; '.join(differs)}. Make them again with tools/pseudo_label.py, or load them with "
-            f"verify=False."
-        )
-    content = json.loads(path.read_text())
-    root = content.get("info", {}).get("image_root", path.parent)
-    images = load_coco_json(str(path), str(root), extra_annotation_keys=EXTRA_KEYS)
-    # Without a data set's name, `load_coco_json` leaves category ids as they are.
-    index = {c["id"]: i for i, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
-    searched = {x["id"]: x.get("annotated_classes") for x in content["images"]}
-    for image in images:
-        for annotation in image["annotations"]:
-            annotation["category_id"] = index[annotation["category_id"]]
-        classes = searched[image["image_id"]]
-        if classes is not None:
-            image["annotated_classes"] = [index[c] for c in classes]
-    return images
-
-
 def load_unlabelled(name: str) -> Images:
     """A registered data set as images that were not searched for anything, whatever its labels.
 
@@ -154,6 +109,12 @@ def share(dataset: Images, share: float, seed: int = 0, rest: str = "drop") -> I
         for i, image in enumerate(dataset)
         if i in chosen or rest == "unlabelled"
     ]
+
+
+def without(dataset: Images, images: Images) -> Images:
+    """A data set without the images that another one has, by `image_id`."""
+    known = {image["image_id"] for image in images}
+    return [image for image in dataset if image["image_id"] not in known]
 
 
 def mix(parts: Sequence[Images], shares: Sequence[float] | None = None, seed: int = 0) -> Images:

@@ -1,6 +1,5 @@
 import collections
 import inspect
-import json
 
 import cv2
 import numpy as np
@@ -10,8 +9,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from d2kd.data.partial import PartialMapper, load_labels, load_unlabelled, mix, share
-from d2kd.pseudo.coco import write_labels
+from d2kd.data.partial import PartialMapper, load_unlabelled, mix, share, without
+from d2kd.pseudo.coco import read, write_labels
 from d2kd.pseudo.records import Image, Labels
 
 
@@ -117,7 +116,7 @@ def labels(tmp_path):
 
 
 def test_labels_come_with_all_that_they_say(labels):
-    (image,) = load_labels(labels)
+    (image,) = read(labels)
     assert image["annotated_classes"] == [0, 1]
     box, region = image["annotations"]
     assert (box["category_id"], region["category_id"]) == (1, 0)
@@ -126,20 +125,6 @@ def test_labels_come_with_all_that_they_say(labels):
     assert out["instances"].gt_boxes.tensor.tolist() == [[1.0, 2.0, 20.0, 30.0]]
     assert out["instances"].gt_weights.tolist() == [0.5]
     assert out["ignore_boxes"].tolist() == [[5.0, 5.0, 15.0, 15.0]]
-
-
-def test_changed_labels_are_refused_unless_asked_for(labels):
-    content = json.loads(labels.read_text())
-    content["annotations"][0]["bbox"][2] = 3.0
-    labels.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"labels\.json: its sha256 differs.*verify=False"):
-        load_labels(labels)
-    assert len(load_labels(labels, verify=False)) == 1
-
-
-def test_missing_labels_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"pseudo_label\.py"):
-        load_labels(tmp_path / "labels.json")
 
 
 def test_unlabelled_images_forget_their_labels():
@@ -185,6 +170,10 @@ def test_the_rest_of_a_share_can_stay_without_labels():
 def test_impossible_shares_are_named(bad):
     with pytest.raises(ValueError, match="share: expected"):
         share(images(50), **bad)
+
+
+def test_images_of_another_set_are_left_out():
+    assert ids(without(images(6), images(3, first=2))) == [0, 1, 5]
 
 
 def test_a_mixture_has_its_shares_and_leaves_nothing_out():

@@ -1,0 +1,8 @@
+"""Stage 2: the student of share_pseudo.py on the labels of a fifth of the images, for a while."""
+
+from .share import dataloader, lr_multiplier, model, optimizer, train
+
+train.init_checkpoint = "output/pseudo/share_pseudo/model_final.pth"
+train.max_iter = 400
+optimizer.lr = 5e-4
+train.output_dir = "output/pseudo/share_finetune"
