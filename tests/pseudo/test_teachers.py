@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from d2kd.checkpoint import Checkpointer
+from d2kd.pseudo.fingerprint import fingerprint
+from d2kd.pseudo.records import Image
+from d2kd.pseudo.teachers import LabelTeacher, class_names
+from tests import toys
+from tests.pseudo import pictures
+
+NAMES = ["ant", "bee", "cat"]
+PIXELS = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(3)).byte()
+IMAGE = Image(1, "a.png", 128, 192)
+
+
+def teacher(model=None, weights=None, classes=NAMES, **fields):
+    return LabelTeacher(model or pictures.detector(), weights, classes, **fields)
+
+
+@pytest.mark.parametrize("kind", [toys.retinanet, toys.fcos, toys.rcnn, lambda: toys.point("ATSS")])
+def test_found_is_what_the_detector_finds_in_pixels_of_the_file(kind):
+    model = pictures.detector(kind)
+    found = teacher(model, score_floor=0.3, max_detections=50)([IMAGE], [PIXELS])[0]
+    with torch.no_grad():
+        (output,) = model([{"image": PIXELS, "height": 128, "width": 192}])
+    expected = output["instances"]
+    expected = expected[expected.scores > 0.3]  # ATSS's floor is below what it multiplies
+    assert 0 < len(found.scores) <= 50
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.boxes, expected.pred_boxes.tensor)
+    np.testing.assert_array_equal(found.classes, expected.pred_classes)
+    assert (found.boxes.dtype, found.scores.dtype, found.classes.dtype) == tuple(
+        map(np.dtype, ("f4", "f4", "i8"))
+    )
+    assert (found.boxes.max(0) > [0, 0, 96, 64]).all()  # they are in the file's pixels
+    assert ((found.boxes >= 0) & (found.boxes <= [192, 128, 192, 128])).all()
+    assert (np.diff(found.scores) <= 0).all()
+
+
+def test_floor_and_count_overrule_the_detectors_own():
+    model = pictures.detector(test_score_thresh=0.99, max_detections_per_image=1)
+    many = teacher(model, score_floor=0.3)([IMAGE], [PIXELS])[0]
+    fewer = teacher(model, score_floor=float(np.median(many.scores)))([IMAGE], [PIXELS])[0]
+    few = teacher(model, score_floor=0.3, max_detections=3)([IMAGE], [PIXELS])[0]
+    assert len(many.scores) > len(fewer.scores) > 3
+    assert fewer.scores.min() > np.median(many.scores)
+    np.testing.assert_array_equal(few.boxes, many.boxes[:3])
+
+
+def test_cascade_and_masks():
+    model = pictures.detector(lambda: toys.rcnn(mask=True))
+    made = teacher(model, score_floor=0.25, max_detections=7)
+    assert model.roi_heads.box_predictor.test_score_thresh == 0.25
+    assert model.roi_heads.box_predictor.test_topk_per_image == 7
+    with torch.no_grad():
+        (output,) = model([{"image": PIXELS}])
+    assert not output["instances"].has("pred_masks")  # nobody asked for them
+    assert len(made([IMAGE], [PIXELS])) == 1
+
+
+def test_a_batch_finds_what_single_images_do():
+    made = teacher()
+    flipped = PIXELS.flip(2)
+    both = made([IMAGE, IMAGE], [PIXELS, flipped])
+    for one, pixels in zip(both, (PIXELS, flipped), strict=True):
+        alone = made([IMAGE], [pixels])[0]
+        np.testing.assert_allclose(one.scores, alone.scores, atol=1e-6)
+        np.testing.assert_allclose(one.boxes, alone.boxes, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [toys.retinanet, toys.fcos, lambda: toys.point("GFL"), toys.rcnn])
+def test_half_precision_finds_about_the_same(kind):
+    full = teacher(pictures.detector(kind), score_floor=0.3)([IMAGE], [PIXELS])[0]
+    half = teacher(pictures.detector(kind), score_floor=0.3, dtype="bfloat16")([IMAGE], [PIXELS])[0]
+    assert half.scores.dtype == half.boxes.dtype == np.float32
+    np.testing.assert_allclose(half.scores[:5], full.scores[:5], atol=0.03)
+    assert not np.array_equal(half.scores[:5], full.scores[:5])
+
+
+def test_weights_are_loaded_strictly_and_hashed(tmp_path):
+    one, two = pictures.detector(), pictures.detector()
+    torch.nn.init.normal_(two.head.bbox_pred.weight)
+    Checkpointer(one, str(tmp_path)).save("one")
+    Checkpointer(two, str(tmp_path)).save("two")
+    loaded = teacher(pictures.detector(), str(tmp_path / "one.pth"))
+    again = teacher(two, str(tmp_path / "one.pth"))
+    other = teacher(pictures.detector(), str(tmp_path / "two.pth"))
+    assert loaded.settings() == again.settings()
+    assert len(loaded.settings()["weights"]) == 64
+    assert loaded.settings()["weights"] != other.settings()["weights"]
+    with pytest.raises(ValueError, match="does not fit this RetinaNet"):
+        teacher(toys.retinanet(width=6), str(tmp_path / "one.pth"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(score_floor=0.1),
+        dict(max_detections=100),
+        dict(batch_size=4),
+        dict(min_size_test=640),
+        dict(max_size_test=1000),
+        dict(dtype="bfloat16"),
+        dict(input_format="RGB"),
+        dict(model=pictures.detector(test_nms_thresh=0.4)),
+        dict(model=pictures.detector(pixel_std=[1.0, 1.0, 1.0])),
+    ],
+)
+def test_what_alters_predictions_is_in_the_settings(change):
+    assert teacher(**change).settings() != teacher().settings()
+
+
+def test_what_does_not_alter_predictions_is_not_in_the_settings():
+    other = teacher(classes=["x", "y", "z"], categories={"x": "dog", "y": None, "z": None})
+    assert other.settings() == teacher().settings()
+    assert other.categories["y"] is None
+
+
+def test_fingerprint_knows_boxes_and_anchors():
+    printed = fingerprint(pictures.detector(toys.rcnn))
+    assert fingerprint(pictures.detector(toys.rcnn)) == printed
+    model = pictures.detector(toys.rcnn)
+    model.proposal_generator.box2box_transform.weights = (2.0, 1.0, 1.0, 1.0)
+    assert fingerprint(model) != printed
+    model = pictures.detector(toys.rcnn)
+    model.proposal_generator.anchor_generator.strides[0] = 3
+    assert fingerprint(model) != printed
+
+
+def test_fingerprint_does_not_change_by_inference():
+    model = pictures.detector(toys.rcnn)
+    before = fingerprint(model)
+    with torch.no_grad():
+        model([{"image": PIXELS}])
+    assert fingerprint(model) == before
+
+
+def test_classes_of_a_dataset():
+    late = MetadataCatalog.get("toy_late")
+    DatasetCatalog.register("toy_late", lambda: late.set(thing_classes=NAMES))
+    DatasetCatalog.register("toy_nameless", list)
+    try:
+        assert teacher(classes="toy_late").classes == tuple(NAMES)
+        with pytest.raises(ValueError, match="'toy_nameless' has none"):
+            class_names("toy_nameless")
+    finally:
+        for name in ("toy_late", "toy_nameless"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(classes=["ant", "bee"]), "the names of its 3 classes, found 2"),
+        (dict(model=toys.rcnn(num_classes=4)), "the names of its 4 classes, found 3"),
+        (dict(classes=["ant", "bee", "ant"]), "names that differ, found ant"),
+        (dict(classes="toy_unknown"), "a dataset registered with Detectron2, found 'toy_unknown'"),
+        (dict(score_floor=1.0), "0 <= score_floor < 1, found 1.0"),
+        (dict(score_floor=-0.1), "0 <= score_floor < 1, found -0.1"),
+        (dict(dtype="float64"), "dtype: expected bfloat16, float16 or None, found 'float64'"),
+        (dict(batch_size=0), "batch_size: expected at least 1, found 0"),
+        (dict(max_size_test=400), "max_size_test: expected at least 800, found 400"),
+        (dict(input_format="GRB"), "expected 'BGR' or 'RGB', found 'GRB'"),
+    ],
+)
+def test_mistakes_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        teacher(**fields)
+
+
+def test_values_that_are_not_finite_stop():
+    model = pictures.detector()
+    made = teacher(model)
+    torch.nn.init.constant_(model.head.bbox_pred.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"finite boxes, found others in one of a\.png"):
+        made([IMAGE], [PIXELS])
+
+
+def test_divisibility_is_the_backbones():
+    model = pictures.detector()
+    assert teacher(model).divisibility == model.backbone.size_divisibility > 1

@@ -1,0 +1,74 @@
+#!/usr/bin/env python
+"""Label images with teachers, as the config's `labels` says (see d2kd/pseudo/job.py).
+
+Labels the units that are missing, then fuses what the teachers found and writes labels.json (COCO),
+provenance.json, report.md, report.json and samples.png to labels.output. The same command goes on
+after an interruption, in any number of processes: --num-gpus N (on a machine without a GPU,
+processes on its CPU), or torchrun.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from d2kd.data import register_all
+from d2kd.engine import launch
+from d2kd.pseudo.coco import verify
+from d2kd.pseudo.job import Job
+from d2kd.pseudo.label import label, open_cache
+
+
+def try_out(job: Job, count: int = 50) -> None:
+    """Label some images into a folder that is removed again, and say how long all will take."""
+    some, total = job.manifest.sample(count, job.seed), len(job.manifest)
+    with tempfile.TemporaryDirectory() as place:
+        for name, teacher in job.teachers.items():
+            for part, root in ((some.sample(2 * teacher.batch_size), "warm-up"), (some, name)):
+                cache = open_cache(Path(place, root), part, teacher, job.unit_size, job.device)
+                options = dict(num_workers=job.num_workers, device=job.device, name=name)
+                speed = label(part, teacher, cache, max_rejected=1, **options)["images_per_second"]
+            counts = [cache.counts(unit) for unit in range(len(part.units(job.unit_size)))]
+            images, boxes = (sum(c[key] for c in counts) for key in ("images", "boxes"))
+            print(
+                f"{name}: {speed:.1f} images a second, {total / speed / 3600:.2f} hours for all "
+                f"{total} in one process on this {job.device}; {boxes / max(images, 1):.1f} boxes "
+                f"per image above its floor, {len(some) - images} of {len(some)} images unreadable"
+            )
+
+
+def check(path: Path) -> None:
+    """Say what differs between labels, provenance and raw predictions; status 1 if anything."""
+    differs = verify(path)
+    print("\n".join(differs) or f"{path}, its provenance and its raw predictions are as written")
+    sys.exit(1 if differs else 0)
+
+
+def main(args) -> None:
+    register_all()
+    setup_logger(distributed_rank=comm.get_rank(), name="d2kd")
+    if args.verify:
+        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+        check(Path(cfg.labels.output, "labels.json"))
+    job = Job(args.config_file, args.opts)
+    if args.dry_run:
+        if comm.is_main_process():
+            try_out(job)
+        return
+    if not args.overwrite:
+        job.check_output()
+    job.make()
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser(__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="label 50 images, say the speed")
+    parser.add_argument("--verify", action="store_true", help="check labels and raw predictions")
+    parser.add_argument("--overwrite", action="store_true", help="replace labels of other settings")
+    launch(main, parser.parse_args())
