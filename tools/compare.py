@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from runs import Run, train_all, visible_as, write
-from seeds import as_csv, picture, table
+from seeds import MEASURES, SCORES, as_csv, picture, table
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -96,14 +96,18 @@ def bases(entries: Sequence[Entry], against: str | None) -> dict[str, str]:
 
 
 def publish(
-    output: Path, runs: Sequence[Run], against: dict[str, str], seeds: Sequence[int]
+    output: Path,
+    runs: Sequence[Run],
+    against: dict[str, str],
+    seeds: Sequence[int],
+    columns: Sequence[str] | None = None,
 ) -> str:
     """Write results.md, .csv and .png of what has finished; return the first."""
     results: dict[str, dict[int, dict[str, float]]] = {run.name: {} for run in runs}
     for run in runs:
         if (found := run.result()) is not None:
             results[run.name][run.seed] = found
-    text = table(results, against, seeds) + "\n"
+    text = table(results, against, seeds, columns) + "\n"
     output.mkdir(parents=True, exist_ok=True)
     write(output / "results.md", text)
     write(output / "results.csv", as_csv(runs, results))
@@ -138,6 +142,7 @@ def command_line(args: argparse.Namespace) -> str:
     rest += ["--against", args.against] if args.against else []
     rest += ["--devices", *args.devices] if args.devices else []
     rest += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
+    rest += ["--columns", *args.columns] if args.columns else []
     command = ".venv/bin/python tools/compare.py"
     return "    " + " \\\n        ".join([command, *lines, shlex.join(rest)])
 
@@ -170,6 +175,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--devices", nargs="+", help="cpu, cuda:0, ...; default: all CUDA devices, or else cpu")
     add("--jobs", type=int, default=1, help="runs at a time on each device; default: 1")
     add("--against", help="name of the row to compare with; default: the first")
+    add("--columns", nargs="+", choices=[*SCORES, *MEASURES], metavar="COLUMN",
+        help="of the table; default: all that there are values for")  # fmt: skip
     add("--into", metavar="FILE#NAME", help="also put the table and its command between "
         "<!-- compare: NAME --> and <!-- /compare --> of that file")  # fmt: skip
     add("--table-only", action="store_true", help="train nothing; show what is there")
@@ -200,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed[run] = problem
         words = "FAILED" if problem else f"{run.result()['AP']:.1f} AP"
         print(f"{run.name}, seed {run.seed}: {words}", flush=True)
-        publish(args.output, runs, against, args.seeds)
+        publish(args.output, runs, against, args.seeds, args.columns)
 
     todo = [run for run in runs if run.result() is None]
     if todo and not args.table_only:
@@ -213,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Seed by seed, so that an unfinished comparison is a fair one of fewer seeds.
         todo.sort(key=lambda run: args.seeds.index(run.seed))
         train_all(todo, ROOT / "train_net.py", devices, threads, ended)
-    text = publish(args.output, runs, against, args.seeds)
+    text = publish(args.output, runs, against, args.seeds, args.columns)
     print(text)
     if args.into:
         file, before, _, after = split_markers(args.into)

@@ -65,13 +65,19 @@ def difference(results: Results, name: str, base: str, metric: str) -> Differenc
     return paired([one[s][metric] for s in seeds], [other[s][metric] for s in seeds])
 
 
-def table(results: Results, against: Mapping[str, str], seeds: Sequence[int]) -> str:
+def table(
+    results: Results,
+    against: Mapping[str, str],
+    seeds: Sequence[int],
+    columns: Sequence[str] | None = None,
+) -> str:
     """Markdown: a row for each entry, and below it how to read it.
 
     Args:
         seeds: all that the entries were to be trained with.
+        columns: some of `SCORES` and `MEASURES`; default: all that there are values for.
     """
-    titles = _titles(results)
+    titles = [title for title in _titles(results) if title in (columns or (*SCORES, *MEASURES))]
     scores = [title for title in titles if title in SCORES]
     measures = [title for title in titles if title not in SCORES]
     bases = set(against.values())

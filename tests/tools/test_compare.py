@@ -181,6 +181,11 @@ def test_table_pairs_runs_by_seed():
     assert "fewer than three seeds allow no test" in text
 
 
+def test_columns_can_be_chosen():
+    text = seeds.table({"a": {1: metrics(10.0)}}, {}, [1], ["AP75", "AP"])
+    assert list(cells(text, "a")) == ["", "AP", "AP75"]
+
+
 def test_rows_with_bases_of_their_own_name_them():
     results = {name: {1: metrics(ap)} for name, ap in (("a", 1.0), ("b", 2.0), ("c", 4.5))}
     text = seeds.table(results, {"b": "a", "c": "b"}, [1])
