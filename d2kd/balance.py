@@ -15,41 +15,65 @@ _SCALE = 1024.0
 
 
 class Balance(nn.Module):
-    """The factor that holds a method's gradient at a fraction of the task's.
+    """The factor that holds a method's gradient at a fraction of the task's, on average.
 
     Both norms are measured now and then at the student's neck, where all methods and the task meet,
     and averaged with exponentially falling weights. The factor is a tensor on the loss's device,
-    never a number: no GPU waits for it. The averages are buffers, so that resuming is exact.
+    never a number: no GPU waits for it. The averages are saved, so that resuming is exact.
 
     Args:
         fraction: norm of the method's gradient over that of the task's, > 0.
         momentum: weight of the past in the averages, in [0, 1).
+        settling: so many measurements are made one step after the other, when training begins or
+            the method wakes: gradients change most then, and the first may be far from typical.
     """
 
-    def __init__(self, fraction: float, momentum: float = 0.7):
+    def __init__(self, fraction: float, momentum: float = 0.7, settling: int = 20):
         super().__init__()
         self.fraction = float(fraction)
         self.momentum = momentum
+        self.settling = settling
         self.register_buffer("task", torch.zeros(()))
         self.register_buffer("method", torch.zeros(()))
+        self._left = settling
 
     def extra_repr(self) -> str:
         return f"fraction={self.fraction}"
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether to measure in each step."""
+        return self._left > 0
+
+    def reset(self) -> None:
+        """Forget all measurements."""
+        if self._left < self.settling:
+            self.task.zero_()
+            self.method.zero_()
+            self._left = self.settling
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self._left)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self._left = int(state)
+
     @torch.no_grad()
     def update(self, task: Tensor, method: Tensor) -> None:
         """Take one measurement: norms of the task's and of the method's unweighted gradient."""
-        # One overflow must not stay in the averages.
-        sound = torch.isfinite(task) & torch.isfinite(method)
+        self._left = max(self._left - 1, 0)
+        # An overflow must not stay in the averages. And a batch in which a method has no gradient
+        # (no boxes for LD, a student that still is its teacher) says nothing of how strong it is:
+        # taken for a measurement, it would let the next batch's explode.
+        sound = torch.isfinite(task) & torch.isfinite(method) & (method > 1e-6 * task)
         for mean, new in ((self.task, task), (self.method, method)):
             moved = self.momentum * mean + (1 - self.momentum) * new
             mean.copy_(torch.where(sound, moved, mean))
 
     def forward(self) -> Tensor:
         """The factor for the method's unweighted loss; 0 before the first measurement."""
-        # Both averages started at 0, which cancels. A student that is its teacher has no gradient
-        # to hold: the floor keeps the factor finite.
-        return self.fraction * self.task / self.method.clamp(min=1e-6 * self.task + 1e-30)
+        # Both averages started at 0, which cancels.
+        return self.fraction * self.task / self.method.clamp(min=1e-30)
 
 
 def gradient_norms(losses: Sequence[Tensor], maps: Sequence[Tensor]) -> Tensor:

@@ -6,15 +6,14 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from .balance import gradient_norms
 from .build import build_detector
 from .inherit import inherit_weights
 from .knowledge import Knowledge
 from .methods import Methods
 from .readers import check_same_anchors, read
+from .strength import Strength
 from .supervision import supervised
 from .targets import Targets
 from .teacher import Teacher, check_format
@@ -22,11 +21,6 @@ from .teacher import Teacher, check_format
 __all__ = ["Distiller"]
 
 logger = logging.getLogger(__name__)
-
-# A method is said to drown the task at this ratio of their gradients (where they are measured, else
-# of their losses), in so many records in a row: at the start of training, before the student
-# resembles its teacher at all, high ratios are usual.
-_DROWNS, _DROWNS_FOR = 10, 10
 
 
 class Distiller(nn.Module):
@@ -92,10 +86,6 @@ class Distiller(nn.Module):
 
         self.teacher = teacher
         self.input_format = check_format(input_format or loaded_format, student)
-        self.log_period = log_period
-        self.balance_period = balance_period
-        # Done share of training in [0, 1), for schedules. d2kd's trainer sets it.
-        self.progress: float | None = None
         methods = self.distillation.values()
         self._needs = frozenset({"features"}).union(*(m.needs for m in methods))
         self._teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in methods))
@@ -113,10 +103,7 @@ class Distiller(nn.Module):
         if teacher_assigns:
             self._check_assignment()
             self._teacher_needs |= {"logits", "boxes"}
-        self._drowned = dict.fromkeys(self.distillation, 0)
-        # Each method's unweighted gradient at the neck over the task's, where measured.
-        self._gradients: dict[str, Tensor] = {}
-        self._steps = 0
+        self.strength = Strength(self.distillation, log_period, balance_period)
         self._inherits = inherit
         self.inherit()
 
@@ -168,7 +155,7 @@ class Distiller(nn.Module):
         if not self.distillation:
             with supervised(self.student, targets):
                 return self.student(batched_inputs)
-        scheduled = self._scheduled()
+        scheduled = self.strength.scheduled()
         taught: list[Knowledge] = []
 
         def teach(images: Tensor) -> None:
@@ -201,99 +188,8 @@ class Distiller(nn.Module):
                 for name, method in self.distillation.items()
                 if scheduled[name]
             }
-            raw = {name: sum(values.values()) for name, values in terms.items()}
-            self._measure(task, raw, neck)
-            added = {
-                f"loss_distill_{name}": self._factor(name, scheduled[name]) * raw[name]
-                if name in raw
-                else _nothing(method, task)
-                for name, method in self.distillation.items()
-            }
-        self._record(task, terms, added)
-        self._steps += 1
-        return {**losses, **added}
-
-    def _scheduled(self) -> dict[str, float]:
-        """Method name -> what its schedule says now."""
-        found = {}
-        for name, method in self.distillation.items():
-            if method.schedule is not None and self.progress is None:
-                raise RuntimeError(
-                    f"methods.{name}.schedule: expected to know how much of training is done. Add "
-                    f"d2kd.engine.Progress() to the trainer's hooks, as train_net.py does, or set "
-                    f"`progress` of the distiller before each step."
-                )
-            found[name] = 1.0 if method.schedule is None else method.schedule(self.progress)
-        return found
-
-    def _factor(self, name: str, scheduled: float) -> float | Tensor:
-        method = self.distillation[name]
-        return scheduled * (method.weight if method.balance is None else method.balance())
-
-    def _measure(self, task: Tensor, raw: dict[str, Tensor], neck: list[Tensor]) -> None:
-        """Tell the balances the norms of the gradients, when it is time."""
-        step = _step()
-        step = self._steps if step is None else step
-        balanced = [name for name in raw if self.distillation[name].balance is not None]
-        if not balanced or step % self.balance_period:
-            return
-        norms = gradient_norms([task, *raw.values()], neck)
-        for name, norm in zip(raw, norms[1:], strict=True):
-            if name in balanced:
-                self.distillation[name].balance.update(norms[0], norm)
-        self._gradients = dict(zip(raw, norms[1:] / norms[0].clamp(min=1e-30), strict=True))
-
-    @torch.no_grad()
-    def _record(
-        self, task: Tensor, terms: dict[str, dict[str, Tensor]], added: dict[str, Tensor]
-    ) -> None:
-        """Put each term and each method's ratio to the task's loss into Detectron2's storage.
-
-        Only every `log_period` steps: reading a number makes a GPU wait.
-        """
-        step = _step()
-        if step is None or step % self.log_period:
-            return
-        storage = get_event_storage()
-        task = task.item()
-        for name, values in terms.items():
-            scalars = {term: value.item() for term, value in values.items()}
-            raw = sum(scalars.values())
-            weighted = added[f"loss_distill_{name}"].item()
-            ratio = weighted / max(task, 1e-12)
-            scalars.update(raw=raw, weighted=weighted, ratio=ratio)
-            what = "loss"
-            if name in self._gradients:
-                factor = self._factor(name, self._scheduled()[name])
-                ratio = float(factor * self._gradients[name])
-                scalars["gradient_ratio"] = ratio
-                what = "gradient at the neck"
-            self._drowned[name] = self._drowned[name] + 1 if ratio > _DROWNS else 0
-            if self._drowned[name] == _DROWNS_FOR:
-                logger.warning(
-                    "Method %s: its %s is %.0f times the student's own. Lower its %s, unless it "
-                    "falls soon.",
-                    *(
-                        name,
-                        what,
-                        ratio,
-                        "weight" if self.distillation[name].balance is None else "balance",
-                    ),
-                )
-            storage.put_scalars(
-                smoothing_hint=False,
-                **{f"distill/{name}/{term}": value for term, value in scalars.items()},
-            )
-
-
-def _step() -> int | None:
-    """The trainer's step, if there is a trainer."""
-    try:
-        return get_event_storage().iter
-    except AssertionError:
-        return None
-
-
-def _nothing(method: nn.Module, like: Tensor) -> Tensor:
-    # Processes wait for a gradient of each parameter, also of those that rest.
-    return sum((p.sum() * 0 for p in method.parameters() if p.requires_grad), like.new_zeros(()))
+            weighted = self.strength.weigh(task, terms, neck)
+        return {
+            **losses,
+            **{f"loss_distill_{name}": loss for name, loss in weighted.items()},
+        }

@@ -151,7 +151,7 @@ class Progress(HookBase):
     def before_step(self) -> None:
         model = self.trainer.model
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        model.progress = self.trainer.iter / self.trainer.max_iter
+        model.strength.progress = self.trainer.iter / self.trainer.max_iter
 
 
 class Segments(HookBase):

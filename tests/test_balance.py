@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from detectron2.engine import SimpleTrainer
@@ -15,9 +17,13 @@ def tensors(*values):
     return [torch.tensor(v) for v in values]
 
 
-def distiller(student=toys.retinanet, **methods) -> Distiller:
-    teacher = Teacher(toys.retinanet(width=6, channels=12), None)
-    return Distiller(student=student(), teacher=teacher, methods=Methods(**methods))
+def distiller(student=toys.retinanet, balance_period: int = 20, **methods) -> Distiller:
+    return Distiller(
+        student=student(),
+        teacher=Teacher(toys.retinanet(width=6, channels=12), None),
+        methods=Methods(**methods),
+        balance_period=balance_period,
+    )
 
 
 # ---- the factor
@@ -46,11 +52,32 @@ def test_an_overflow_is_not_a_measurement(bad):
     torch.testing.assert_close(balance(), torch.tensor(1.5))
 
 
-@pytest.mark.parametrize("measured", [(3.0, 0.0), (0.0, 0.0)])
-def test_without_a_gradient_the_factor_is_finite(measured):
+@pytest.mark.parametrize("nothing", [0.0, 1e-7])
+def test_a_method_without_a_gradient_is_not_measured(nothing):
     balance = Balance(1.0)
-    balance.update(*tensors(*measured))
-    assert torch.isfinite(balance())
+    balance.update(*tensors(3.0, nothing))
+    assert balance() == 0
+    balance.update(*tensors(3.0, 2.0))
+    balance.update(*tensors(3.0, nothing))
+    torch.testing.assert_close(balance(), torch.tensor(1.5))
+
+
+def test_a_student_that_is_its_teacher_at_first_is_not_torn_off():
+    torch.manual_seed(0)
+    student = toys.retinanet(norm="")
+    model = Distiller(
+        student=student,
+        teacher=Teacher(copy.deepcopy(student), None),
+        methods=Methods(m=Mimic(balance=0.5), f=FGD(balance=0.5)),
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(8):
+        norms = gradients_at_the_neck(model, toys.batch())
+        assert norms["loss_distill_m"] < 5 * norms["task"]
+        assert norms["loss_distill_f"] < 5 * norms["task"]
+        optimizer.zero_grad()
+        sum(model(toys.batch()).values()).backward()
+        optimizer.step()
 
 
 def test_the_averages_are_saved():
@@ -107,7 +134,7 @@ def gradients_at_the_neck(model: Distiller, inputs) -> dict[str, float]:
     for name, group in groups.items():
         sum(group).backward(retain_graph=True)
         grads = [x.grad for x in kept.values() if x.grad is not None]
-        norms[name] = sum(g.square().sum() for g in grads).sqrt().item()
+        norms[name] = sum((g.square().sum() for g in grads), torch.zeros(())).sqrt().item()
         for x in kept.values():
             x.grad = None
     return norms
@@ -121,15 +148,53 @@ def test_the_gradient_is_held_at_the_fraction(student):
     assert norms["loss_distill_mimic"] == pytest.approx(2.0 * norms["task"], rel=1e-4)
 
 
-def test_it_is_measured_now_and_then(storage):
-    model = distiller(mimic=Mimic(balance=0.5))
-    model.balance_period = 3
-    seen = []
-    for _ in range(5):
+def measured(model: Distiller, steps: int, storage) -> list[bool]:
+    """In which steps the balance of "m" took a measurement."""
+    found = []
+    update = model.distillation.m.balance.update
+    model.distillation.m.balance.update = lambda *norms: found.append(True) or update(*norms)
+    changed = []
+    for _ in range(steps):
+        found.clear()
         model(toys.batch())
-        seen.append(float(model.distillation.mimic.balance.task))
+        changed.append(len(found) == 1)
         storage.step()
-    assert seen[0] == seen[1] == seen[2] != seen[3] == seen[4]
+    return changed
+
+
+def test_it_is_measured_at_the_beginning_and_then_now_and_then(storage):
+    model = distiller(m=Mimic(balance=0.5), balance_period=3)
+    model.distillation.m.balance = Balance(0.5, settling=2)
+    assert measured(model, 8, storage) == [True, True, False, True, False, False, True, False]
+
+
+def test_it_is_measured_once_in_a_step_of_several_batches(storage):
+    model = distiller(m=Mimic(balance=0.5))
+    model.distillation.m.balance.update = lambda *norms: calls.append(norms)
+    calls = []
+    for _ in range(3):
+        model(toys.batch())
+    assert len(calls) == 1
+
+
+def test_a_method_that_wakes_is_measured_anew(storage):
+    late = LinearParamScheduler(0.0, 1.0)
+    model = distiller(m=Mimic(balance=0.5, schedule=lambda x: float(x >= 0.5) * late(x)))
+    for i, progress in enumerate([0.0, 0.25, 0.5, 0.75, 0.25, 0.5]):
+        storage._iter = 100 + i if i else 0
+        model.strength.progress = progress
+        norms = gradients_at_the_neck(model, toys.batch())
+        ratio = norms.get("loss_distill_m", 0.0) / norms["task"]
+        assert ratio == pytest.approx(0.5 * progress if progress >= 0.5 else 0.0, rel=0.02)
+    assert model.distillation.m.balance.settling - model.distillation.m.balance._left == 1
+
+
+def test_how_often_it_was_measured_is_saved():
+    first, second = Balance(1.0, settling=2), Balance(1.0, settling=2)
+    first.update(*tensors(3.0, 2.0))
+    first.update(*tensors(3.0, 2.0))
+    second.load_state_dict(first.state_dict())
+    assert not second.unsettled and Balance(1.0).unsettled
 
 
 def test_measuring_changes_no_gradient():
@@ -137,7 +202,7 @@ def test_measuring_changes_no_gradient():
         torch.manual_seed(1)
         model = distiller(mimic=Mimic(**fields))
         if "balance" in fields:
-            model.distillation.mimic.balance.forward = lambda: 3.0
+            model.distillation.mimic.balance.forward = lambda: torch.tensor(3.0)
         sum(model(toys.batch()).values()).backward()
         return [p.grad for p in model.parameters()]
 
@@ -154,12 +219,24 @@ def test_the_ratio_of_gradients_is_logged(storage):
     assert latest["distill/mimic/gradient_ratio"] == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_logged_ratio_is_the_one_that_was_trained_with(storage):
+    model = distiller(m=Mimic(balance=0.3, schedule=lambda x: 0.5))
+    model.strength.progress = 0.0
+    first = gradients_at_the_neck(model, toys.batch())
+    balance = model.distillation.m.balance
+    balance.task *= 3  # as if the task's gradient had been three times as large until now
+    storage._iter = 20
+    second = gradients_at_the_neck(model, toys.batch())
+    expected = 3 * 0.3 * 0.5 * first["task"] / second["task"]
+    assert storage.latest()["distill/m/gradient_ratio"][0] == pytest.approx(expected, rel=1e-3)
+
+
 def test_gradients_decide_what_drowns_the_task_where_they_are_known(caplog, storage):
     # Held at a tenth of the task's gradient, however large the losses are.
     model = distiller(held=Mimic(balance=0.1), loose=Mimic(weight=1e4))
     for _ in range(10):
         model(toys.batch())
-        storage._iter += model.log_period
+        storage._iter += model.strength.log_period
     (record,) = (r for r in caplog.records if "times the student's own" in r.message)
     assert record.message.startswith("Method loose: its gradient at the neck is")
 
@@ -168,7 +245,7 @@ def test_gradients_decide_what_drowns_the_task_where_they_are_known(caplog, stor
 
 
 def loss(model: Distiller, progress: float) -> torch.Tensor:
-    model.progress = progress
+    model.strength.progress = progress
     return model(toys.batch())["loss_distill_m"]
 
 
@@ -181,7 +258,7 @@ def test_a_schedule_multiplies_the_weight():
 
 def test_a_schedule_multiplies_the_balance():
     model = distiller(m=Mimic(balance=0.4, schedule=LinearParamScheduler(0.0, 1.0)))
-    model.progress = 0.25
+    model.strength.progress = 0.25
     norms = gradients_at_the_neck(model, toys.batch())
     assert norms["loss_distill_m"] == pytest.approx(0.1 * norms["task"], rel=1e-4)
 
@@ -189,9 +266,9 @@ def test_a_schedule_multiplies_the_balance():
 def test_a_method_at_rest_costs_nothing_and_keeps_its_parameters_in_the_graph():
     stop = MultiStepParamScheduler([1.0, 0.0], num_updates=2, milestones=[1])
     model = distiller(m=FGD(schedule=stop))
-    model.progress = 0.0
+    model.strength.progress = 0.0
     assert model(toys.batch())["loss_distill_m"] > 0
-    model.progress = 0.5
+    model.strength.progress = 0.5
     model.teacher.model.forward = model.teacher.model.backbone.forward = None  # must not be called
     losses = model(toys.batch())
     assert losses["loss_distill_m"] == 0
@@ -217,14 +294,41 @@ def test_the_trainer_tells_the_progress():
 @pytest.mark.parametrize(
     "fields, error, message",
     [
-        (dict(weight=-1.0), ValueError, "Mimic.weight: expected >= 0, found -1.0"),
-        (dict(balance=0.0), ValueError, "Mimic.balance: expected > 0 or None, found 0.0"),
+        (dict(weight=-1.0), ValueError, "Mimic.weight: expected a number >= 0, found -1.0"),
+        (dict(weight=float("nan")), ValueError, "Mimic.weight: expected .*, found nan"),
+        (dict(weight="x"), ValueError, "Mimic.weight: expected .*, found 'x'"),
+        (dict(balance=0.0), ValueError, "Mimic.balance: expected a number > 0 or None, found 0.0"),
+        (dict(balance=float("inf")), ValueError, "Mimic.balance: expected .*, found inf"),
+        (dict(balance=True), ValueError, "Mimic.balance: expected .*, found True"),
         (dict(schedule=0.5), TypeError, "Mimic.schedule: expected a scheduler .*, found 0.5"),
     ],
 )
 def test_mistakes_are_named(fields, error, message):
     with pytest.raises(error, match=message):
         Mimic(**fields)
+
+
+@pytest.mark.parametrize("period", [0, -1, 2.5])
+def test_impossible_periods_are_named(period):
+    with pytest.raises(ValueError, match=f"balance_period: expected .*, found {period}"):
+        distiller(balance_period=period)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), None])
+def test_impossible_factors_of_a_schedule_are_named(value):
+    model = distiller(m=Mimic(schedule=lambda where: value))
+    model.strength.progress = 0.5
+    with pytest.raises(ValueError, match=r"methods.m.schedule: expected .* at 0.500"):
+        model(toys.batch())
+
+
+def test_records_in_a_row_decide_what_drowns_the_task(caplog, storage):
+    model = distiller(m=Mimic(weight=1e4))
+    for i in range(25):
+        model.distillation.m.weight = 1e-9 if i in (9, 19) else 1e4
+        model(toys.batch())
+        storage._iter += model.strength.log_period
+    assert not [r for r in caplog.records if "times the student's own" in r.message]
 
 
 def test_all_fields_of_a_method_are_known():

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 
 from ..signature import merge_signature
 
-__all__ = ["PartialMapper", "load_unlabelled", "mix", "share", "without"]
+__all__ = [
+    "PartialMapper",
+    "load_unlabelled",
+    "mix",
+    "only",
+    "register_only",
+    "share",
+    "without",
+]
 
 Images = list[dict]
 
@@ -80,6 +89,45 @@ def load_unlabelled(name: str) -> Images:
     """
     images = DatasetCatalog.get(name)
     return [{**image, "annotations": [], "annotated_classes": []} for image in images]
+
+
+def only(name: str, classes: Sequence[str]) -> Images:
+    """A registered data set with the boxes of some classes only. All images stay.
+
+    Boxes of other classes are background, as in data that were made for these classes alone.
+
+    Args:
+        classes: names; class indices count in this order.
+
+    Raises:
+        ValueError: the data set has no such class.
+    """
+    images = DatasetCatalog.get(name)
+    names = list(MetadataCatalog.get(name).thing_classes)
+    if unknown := [c for c in classes if c not in names]:
+        raise ValueError(f"only: expected classes of {name!r}, {names}, found {unknown}")
+    index = {names.index(c): i for i, c in enumerate(classes)}
+    return [
+        {
+            **image,
+            "annotations": [
+                {**a, "category_id": index[a["category_id"]]}
+                for a in image["annotations"]
+                if a["category_id"] in index
+            ],
+        }
+        for image in images
+    ]
+
+
+def register_only(name: str, dataset: str, classes: Sequence[str]) -> None:
+    """Register what `only` makes of a data set, unless the name is taken. Nothing is read.
+
+    Detectron2's COCOEvaluator wants an `output_dir` for such a set, where it writes its JSON.
+    """
+    if name not in DatasetCatalog:
+        DatasetCatalog.register(name, functools.partial(only, dataset, list(classes)))
+        MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco")
 
 
 def share(dataset: Images, share: float, seed: int = 0, rest: str = "drop") -> Images:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -67,10 +68,10 @@ class Method(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        if weight < 0:
-            raise ValueError(f"{name}.weight: expected >= 0, found {weight}")
-        if balance is not None and balance <= 0:
-            raise ValueError(f"{name}.balance: expected > 0 or None, found {balance}")
+        if not _is_number(weight) or not 0 <= weight < math.inf:
+            raise ValueError(f"{name}.weight: expected a number >= 0, found {weight!r}")
+        if balance is not None and (not _is_number(balance) or not 0 < balance < math.inf):
+            raise ValueError(f"{name}.balance: expected a number > 0 or None, found {balance!r}")
         if schedule is not None and not callable(schedule):
             raise TypeError(
                 f"{name}.schedule: expected a scheduler of fvcore.common.param_scheduler, found "
@@ -108,6 +109,10 @@ class Method(nn.Module):
             term name -> scalar loss with its published coefficient, without `weight`.
         """
         raise NotImplementedError
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Methods(nn.ModuleDict):

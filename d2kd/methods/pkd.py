@@ -41,17 +41,21 @@ class PKD(FeatureMethod):
         return {"correlation": F.mse_loss(standardise(student), standardise(teacher)) / 2}
 
 
-def standardise(features: Tensor, eps: float = 1e-6) -> Tensor:
+def standardise(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Tensor:
     """Each channel with mean 0 and unbiased standard deviation 1 over images and cells.
 
     Args:
         features: (N, C, H, W).
         eps: added to the standard deviation.
+        least: a channel whose deviation is no more than this part of its mean is constant but for
+            rounding. Divided by that deviation, the noise would be all that is left, and its
+            gradient thousands of times that of other channels. (Ours; the released code has none.)
 
     Returns:
-        (N, C, H, W); zero in constant channels, such as those of a single cell.
+        (N, C, H, W); zero, without a gradient, in constant channels, such as those of one cell.
     """
     # The unbiased deviation of one value is 0 / 0; its biased one is 0.
     single = features[:, 0].numel() == 1
     std, mean = torch.std_mean(features, (0, 2, 3), correction=int(not single), keepdim=True)
-    return (features - mean) / (std + eps)
+    constant = std <= least * mean.abs()
+    return torch.where(constant, 0, (features - mean) / torch.where(constant, 1, std + eps))

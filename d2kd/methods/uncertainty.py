@@ -38,9 +38,11 @@ class MCDropout(nn.Module):
         granularity: str = "element",
     ):
         super().__init__()
+        if isinstance(rates, (int, float)) or not all(0 <= p < 1 for p in rates):
+            raise ValueError(
+                f"MCDropout.rates: expected a list of rates in [0, 1), one a sample, found {rates}"
+            )
         self.rates = tuple(float(p) for p in rates)
-        if not all(0 <= p < 1 for p in self.rates):
-            raise ValueError(f"MCDropout.rates: expected rates in [0, 1), found {self.rates}")
         if combine not in ("sum", "mean"):
             raise ValueError(f"MCDropout.combine: expected sum or mean, found {combine!r}")
         if granularity not in ("element", "channel"):

@@ -184,3 +184,15 @@ def test_trains_the_student_only(n):
     assert torch.isfinite(gradient).all() and gradient.any()
     assert all(torch.isfinite(p.grad).all() for p in model.distillation.parameters())
     assert all(p.grad is None for p in model.teacher.model.parameters())
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_channels_that_are_constant_but_for_rounding_have_no_gradient(noise):
+    torch.manual_seed(0)
+    student = 5 + noise * torch.randn(2, 3, 8, 8)
+    student[:, 0] = torch.randn(2, 8, 8)
+    student.requires_grad_()
+    found = standardise(student)
+    assert not found[:, 1:].any()
+    (found - torch.randn(2, 3, 8, 8)).square().mean().backward()
+    assert not student.grad[:, 1:].any() and 0 < student.grad[:, 0].abs().max() < 1

@@ -83,6 +83,7 @@ def test_without_noise_nothing_is_uncertain(rates):
     "fields, message",
     [
         (dict(rates=(0.1, 1.0)), r"rates in \[0, 1\)"),
+        (dict(rates=0.2), r"a list of rates .* found 0.2"),
         (dict(combine="median"), "expected sum or mean, found 'median'"),
         (dict(granularity="block"), "expected element or channel, found 'block'"),
     ],
