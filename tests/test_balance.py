@@ -185,7 +185,7 @@ def test_a_method_that_wakes_is_measured_anew(storage):
         model.strength.progress = progress
         norms = gradients_at_the_neck(model, toys.batch())
         ratio = norms.get("loss_distill_m", 0.0) / norms["task"]
-        assert ratio == pytest.approx(0.5 * progress if progress >= 0.5 else 0.0, rel=0.02)
+        assert ratio == pytest.approx(0.5 * progress if progress >= 0.5 else 0.0, rel=0.1)
     assert model.distillation.m.balance.settling - model.distillation.m.balance._left == 1
 
 
