@@ -8,9 +8,10 @@
         --output output/compare/atss --seeds 1 2 3
 
 Each run is `train_net.py --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own,
-<output>/<name>/seed<k>. A run that was interrupted goes on where its last checkpoint is, a finished
-one is not trained again, and one that fails stops no other. Rows are compared seed by seed with the
-first one, with that of --against, or with their own: "NAME (vs OTHER): CONFIG".
+<output>/<name>/seed<k>. Configs are looked for in the current folder, then in d2kd's. A run that
+was interrupted goes on where its last checkpoint is, a finished one is not trained again, and one
+that fails stops no other. Rows are compared seed by seed with the first one, with that of
+--against, or with their own: "NAME (vs OTHER): CONFIG".
 
 Written to <output>, anew after each run: results.md (means, spread, paired t tests), results.csv (a
 line a run) and results.png. Runs beside each other on the same cores slow each other down: measure
@@ -34,6 +35,7 @@ from runs import Run, train_all, visible_as, write
 from seeds import MEASURES, SCORES, as_csv, picture, table
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ("results.md", "results.csv", "results.png")
 
 
 class Entry(NamedTuple):
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
     config: str
     overrides: tuple[str, ...]
     against: str | None  # the name of its own row to compare with
+    root: Path  # where it is trained: the folder that its paths begin at
 
     @property
     def folder(self) -> str:
@@ -48,18 +51,24 @@ class Entry(NamedTuple):
 
 
 def parse_entry(text: str) -> Entry:
-    """
+    """One entry; its config lies in the current folder or, failing that, in d2kd's.
+
     Raises:
-        ValueError: there is no config of that path.
+        ValueError: there is no config of that path, or the name cannot be that of a folder.
     """
     name, _, rest = text.rpartition(": ")
     config, *overrides = shlex.split(rest) or [""]
-    if not (ROOT / config).is_file():
+    roots = [root for root in (Path.cwd(), ROOT) if (root / config).is_file()]
+    if not roots:
         raise ValueError(
-            f"{text!r}: expected '[NAME [(vs OTHER)]:] CONFIG [OVERRIDES]', no file {config}"
+            f"{text!r}: expected '[NAME [(vs OTHER)]:] CONFIG [OVERRIDES]', found no file "
+            f"{config!r} in {Path.cwd()} or {ROOT}"
         )
     name, against = re.fullmatch(r"(.*?)(?: \(vs (.+)\))?", name or Path(config).stem).groups()
-    return Entry(name, config, tuple(overrides), against)
+    entry = Entry(name, config, tuple(overrides), against, roots[0])
+    if entry.folder in ("", ".", "..") or entry.folder in RESULTS:
+        raise ValueError(f"{text!r}: expected a name for a folder of its own, found {name!r}")
+    return entry
 
 
 def read_entries(texts: Sequence[str], file: Path | None) -> list[Entry]:
@@ -109,9 +118,9 @@ def publish(
             results[run.name][run.seed] = found
     text = table(results, against, seeds, columns) + "\n"
     output.mkdir(parents=True, exist_ok=True)
-    write(output / "results.md", text)
-    write(output / "results.csv", as_csv(runs, results))
-    write(output / "results.png", picture(results, against))
+    contents = (text, as_csv(runs, results), picture(results, against))
+    for name, content in zip(RESULTS, contents, strict=True):
+        write(output / name, content)
     return text
 
 
@@ -194,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.into:
         split_markers(args.into)  # before hours of training
     runs = [
-        Run(e.name, e.config, e.overrides, seed, args.output / e.folder / f"seed{seed}")
+        Run(e.name, e.config, e.overrides, seed, args.output / e.folder / f"seed{seed}", e.root)
         for e in entries
         for seed in args.seeds
     ]

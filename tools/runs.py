@@ -7,6 +7,7 @@ one's too, so that a large one here would hide how much a training takes.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -36,8 +37,9 @@ class Run:
 
     Args:
         name: of the entry that it belongs to.
-        config: path from the repository's root.
+        config: path from `root`.
         overrides: of fields of the config, as train_net.py takes them.
+        root: the folder to train in, that relative paths of the config begin at.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Run:
     overrides: tuple[str, ...]
     seed: int
     folder: Path
+    root: Path
 
     @property
     def settings(self) -> list[str]:
@@ -86,17 +89,32 @@ class Run:
             result["GPU MiB"] = float(max(map(int, peaks)))
         return {**result, **self._usage()}
 
+    @property
+    def sources(self) -> str:
+        """Digest of the config's file and of those that it imports by relative paths."""
+        return digest_sources(self.root / self.config)
+
     def check(self) -> None:
         """
         Raises:
-            ValueError: the folder holds a run of another config or with other options.
+            ValueError: the folder holds a run of another config or with other options, or one whose
+                config has changed since.
         """
         note = self.folder / "run.json"
-        found = json.loads(note.read_text()) if note.exists() else None
-        if found not in (None, self.settings):
+        if not note.exists():
+            return
+        found = json.loads(note.read_text())
+        found = found if isinstance(found, dict) else dict(settings=found)  # written by 0.1's first
+        settings, way_out = found["settings"], "Choose another --output or name, or delete it."
+        if settings != self.settings:
             raise ValueError(
                 f"{self.folder}: expected a run of {shlex.join(self.settings)}, found one of "
-                f"{shlex.join(found)}. Choose another --output or name, or delete the folder."
+                f"{shlex.join(settings)}. {way_out}"
+            )
+        if found.get("sources", self.sources) != self.sources:
+            raise ValueError(
+                f"{self.folder}: expected a run of {self.config} as it is now, found one from "
+                f"before it, or a config that it imports, was changed. {way_out}"
             )
 
     def start(self, script: Path, device: str, threads: int) -> subprocess.Popen:
@@ -117,9 +135,16 @@ class Run:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RuntimeError(f"another process trains in {self.folder}") from None
-            write(self.folder / "run.json", json.dumps(self.settings))
+            note = dict(settings=self.settings, sources=self.sources)
+            write(self.folder / "run.json", json.dumps(note))
             quoted = str(self.folder.resolve()).replace('"', '\\"')
-            command = [sys.executable, script.name, "--resume", "--config-file", self.config]
+            command = [
+                sys.executable,
+                str(script.resolve()),
+                "--resume",
+                "--config-file",
+                self.config,
+            ]
             command += [f"train.device={device.partition(':')[0]}"]  # an override may say otherwise
             command += [*self.settings[1:], f'train.output_dir="{quoted}"']
             env = {
@@ -128,7 +153,7 @@ class Run:
                 "OMP_NUM_THREADS": str(threads),
             }
             return subprocess.Popen(
-                command, cwd=script.parent, stdout=log, stderr=subprocess.STDOUT, env=env
+                command, cwd=self.root, stdout=log, stderr=subprocess.STDOUT, env=env
             )
 
     def note_usage(self, rss: float, at_a_time: int) -> None:
@@ -159,7 +184,7 @@ def train_all(
     threads: int,
     ended: Callable[[Run, str], None],
 ) -> None:
-    """Train what is not finished. Trainings do not outlive this call, however it ends.
+    """Train what is not finished. Trainings end with this call, unless it is killed by SIGKILL.
 
     Args:
         script, threads: see `Run.start`.
@@ -229,6 +254,22 @@ def write(path: Path, content: str | bytes) -> None:
     partial = path.with_name(f".{path.name}.tmp")
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)
+
+
+def digest_sources(config: Path) -> str:
+    """sha256 over a config and what it imports by relative paths, and these, and so on."""
+    found: dict[Path, bytes] = {}
+    waiting = [config.resolve()]
+    while waiting:
+        path = waiting.pop()
+        if path in found or not path.is_file():
+            continue
+        found[path] = path.read_bytes()
+        for dots, name in re.findall(rb"(?m)^\s*from (\.+)([\w.]+) import", found[path]):
+            folder = path.parents[len(dots) - 1]
+            waiting.append(folder.joinpath(*name.decode().split(".")).with_suffix(".py"))
+    contents = (hashlib.sha256(found[path]).digest() for path in sorted(found))
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def _json_lines(path: Path) -> list[dict]:

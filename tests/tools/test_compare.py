@@ -92,7 +92,8 @@ def metrics(ap: float, **others: float) -> dict[str, float]:
 
 
 def one_run(folder: Path, **fields):
-    values = dict(name="a", config="c.py", overrides=("x=1",), seed=3, folder=folder / "a/seed3")
+    values = dict(name="a", config="c.py", overrides=("x=1",), seed=3)
+    values |= dict(folder=folder / "a/seed3", root=folder)
     return runs.Run(**{**values, **fields})
 
 
@@ -106,7 +107,7 @@ def test_entries_have_a_name_a_config_and_overrides():
     entry = compare.parse_entry("PGD x 2: configs/demo/distill.py a.b=2 'c=[1, 2]'")
     assert entry[:3] == ("PGD x 2", "configs/demo/distill.py", ("a.b=2", "c=[1, 2]"))
     assert compare.parse_entry("configs/demo/student.py").name == "student"
-    with pytest.raises(ValueError, match=r"no file configs/nothing.py"):
+    with pytest.raises(ValueError, match=r"found no file 'configs/nothing.py' in"):
         compare.parse_entry("a: configs/nothing.py")
 
 
@@ -292,7 +293,46 @@ def test_finished_runs_are_not_trained_again(root):
     run_main(root, "a: c.py", "--seeds", "1")
     run_main(root, "a: c.py", "--seeds", "1", "2", "2")
     assert [c["train.seed"] for c in calls(root)] == ["1", "2"]
-    assert json.loads((root / "out/a/seed1/run.json").read_text()) == ["c.py", "train.seed=1"]
+    note = json.loads((root / "out/a/seed1/run.json").read_text())
+    assert note["settings"] == ["c.py", "train.seed=1"]
+
+
+def test_runs_of_the_first_version_are_known_without_a_digest(root):
+    run_main(root, "a: c.py", "--seeds", "1")
+    (root / "out/a/seed1/run.json").write_text(json.dumps(["c.py", "train.seed=1"]))
+    run_main(root, "a: c.py", "--seeds", "1")
+    assert len(calls(root)) == 1
+
+
+@pytest.mark.parametrize("changed", ["c.py", "parts/base.py"])
+def test_a_config_that_was_changed_since_is_refused(root, changed):
+    (root / "c.py").write_text("from .parts.base import model\n")
+    (root / "parts").mkdir()
+    (root / "parts" / "base.py").write_text("model = 1\n")
+    (root / "other.py").write_text("")
+    run_main(root, "a: c.py", "--seeds", "1")
+    (root / "other.py").write_text("x = 2")
+    run_main(root, "a: c.py", "--seeds", "1")
+    (root / changed).write_text((root / changed).read_text() + "model = 2\n")
+    with pytest.raises(ValueError, match=r"run of c\.py as it is now, found one from before"):
+        run_main(root, "a: c.py", "--seeds", "1")
+
+
+def test_configs_of_the_current_folder_come_first_and_train_there(root, tmp_path, monkeypatch):
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / "mine.py").touch()
+    monkeypatch.chdir(own)
+    entries = compare.read_entries(["a: mine.py", "b: c.py"], None)
+    assert [e.root for e in entries] == [own, root]
+    assert run_main(root, "a: mine.py", "--seeds", "1") == 0
+    assert calls(own) and not calls(root)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "results.md", "results.png"])
+def test_names_that_cannot_be_folders_are_refused(root, name):
+    with pytest.raises(ValueError, match="expected a name for a folder of its own"):
+        compare.read_entries([f"{name}: c.py"], None)
 
 
 def test_other_options_are_refused_before_anything_is_trained(root):
