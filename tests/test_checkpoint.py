@@ -44,8 +44,10 @@ def test_killed_save_leaves_the_last_checkpoint(saved, monkeypatch):
 def test_strict_load_counts_every_tensor(saved):
     model, path = saved
     counts = load_strictly(toys.retinanet(), str(path))
-    assert counts == f"{len(model.state_dict())} tensors matched, 0 missing, 0 unexpected, 0 of " \
+    assert (
+        counts == f"{len(model.state_dict())} tensors matched, 0 missing, 0 unexpected, 0 of "
         "another shape"
+    )
 
 
 def test_a_distillers_checkpoint_is_read_without_its_adapters(saved):

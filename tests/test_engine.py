@@ -60,9 +60,7 @@ def test_forward_runs_in_the_chosen_precision():
 def test_a_run_without_amp_resumes_with_it_and_back():
     plain = Trainer(Line(), torch.optim.SGD(Line().parameters(), lr=1.0))
     model = Line()
-    amp = Trainer(
-        model, torch.optim.SGD(model.parameters(), lr=1.0), amp_dtype=torch.float16
-    )
+    amp = Trainer(model, torch.optim.SGD(model.parameters(), lr=1.0), amp_dtype=torch.float16)
     assert "grad_scaler" in amp.state_dict() and "grad_scaler" not in plain.state_dict()
     amp.load_state_dict(plain.state_dict())
     plain.load_state_dict(amp.state_dict())

@@ -1,6 +1,6 @@
 """Mean and spread over seeds of the demo's results.
 
-    python tools/summary.py output/seed1/results.json output/seed2/results.json ...
+python tools/summary.py output/seed1/results.json output/seed2/results.json ...
 """
 
 import json
