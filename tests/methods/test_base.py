@@ -59,7 +59,7 @@ def test_method_that_needs_what_a_detector_lacks(dense, two_stage):
 
 
 def test_negative_weight_is_refused():
-    with pytest.raises(ValueError, match=r"Mimic.weight: expected >= 0, found -1"):
+    with pytest.raises(ValueError, match=r"Mimic.weight: expected a number >= 0, found -1"):
         Mimic(weight=-1)
 
 
