@@ -62,10 +62,10 @@ class Balance(nn.Module):
     def update(self, task: Tensor, method: Tensor) -> None:
         """Take one measurement: norms of the task's and of the method's unweighted gradient."""
         self._left = max(self._left - 1, 0)
-        # An overflow must not stay in the averages. And a batch in which a method has no gradient
-        # (no boxes for LD, a student that still is its teacher) says nothing of how strong it is:
-        # taken for a measurement, it would let the next batch's explode.
-        sound = torch.isfinite(task) & torch.isfinite(method) & (method > 1e-6 * task)
+        # An overflow must not stay in the averages. And a batch in which the method has no gradient
+        # (no boxes for LD, a student that still is its teacher), or the task (no labels), says
+        # nothing: taken for a measurement, it would let the next batch's explode.
+        sound = torch.isfinite(task) & torch.isfinite(method) & (task > 0) & (method > 1e-6 * task)
         for mean, new in ((self.task, task), (self.method, method)):
             moved = self.momentum * mean + (1 - self.momentum) * new
             mean.copy_(torch.where(sound, moved, mean))

@@ -52,13 +52,13 @@ def test_an_overflow_is_not_a_measurement(bad):
     torch.testing.assert_close(balance(), torch.tensor(1.5))
 
 
-@pytest.mark.parametrize("nothing", [0.0, 1e-7])
-def test_a_method_without_a_gradient_is_not_measured(nothing):
+@pytest.mark.parametrize("nothing", [(3.0, 0.0), (3.0, 1e-7), (0.0, 2.0), (0.0, 0.0)])
+def test_without_a_gradient_of_both_nothing_is_measured(nothing):
     balance = Balance(1.0)
-    balance.update(*tensors(3.0, nothing))
+    balance.update(*tensors(*nothing))
     assert balance() == 0
     balance.update(*tensors(3.0, 2.0))
-    balance.update(*tensors(3.0, nothing))
+    balance.update(*tensors(*nothing))
     torch.testing.assert_close(balance(), torch.tensor(1.5))
 
 

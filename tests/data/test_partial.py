@@ -5,11 +5,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from d2kd.data.partial import PartialMapper, load_unlabelled, mix, share, without
+from d2kd.data.partial import (
+    PartialMapper,
+    load_unlabelled,
+    mix,
+    only,
+    register_only,
+    share,
+    without,
+)
 from d2kd.pseudo.coco import read, write_labels
 from d2kd.pseudo.records import Image, Labels
 
@@ -134,6 +142,45 @@ def test_unlabelled_images_forget_their_labels():
     finally:
         DatasetCatalog.remove("_labelled")
     assert image == {"image_id": 1, "annotations": [], "annotated_classes": []}
+
+
+# ---- some classes
+
+
+@pytest.fixture
+def farm():
+    classes = [[0, 2, 1], [1], []]
+    images = [
+        {"image_id": i, "annotations": [{"category_id": c, "bbox": [c] * 4} for c in found]}
+        for i, found in enumerate(classes)
+    ]
+    DatasetCatalog.register("_farm", lambda: images)
+    MetadataCatalog.get("_farm").set(thing_classes=["ant", "bee", "cat"])
+    yield images
+    for name in ("_farm", "_cats"):
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if name in catalog.list():
+                catalog.remove(name)
+
+
+def test_boxes_of_some_classes_are_numbered_anew(farm):
+    found = only("_farm", ["cat", "ant"])
+    assert [[(a["category_id"], a["bbox"][0]) for a in x["annotations"]] for x in found] == [
+        [(1, 0), (0, 2)],
+        [],
+        [],
+    ]
+    assert ids(found) == [0, 1, 2]
+    assert [a["category_id"] for a in farm[0]["annotations"]] == [0, 2, 1]  # left as it was
+    with pytest.raises(ValueError, match=r"'_farm', \['ant', 'bee', 'cat'\], found \['dog'\]"):
+        only("_farm", ["cat", "dog"])
+
+
+def test_some_classes_are_a_data_set_of_their_own(farm):
+    for classes in (["cat"], ["ant", "bee"]):  # the name is taken the second time
+        register_only("_cats", "_farm", classes)
+    assert MetadataCatalog.get("_cats").thing_classes == ["cat"]
+    assert DatasetCatalog.get("_cats") == only("_farm", ["cat"])
 
 
 # ---- shares and mixtures

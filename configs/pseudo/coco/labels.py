@@ -1,0 +1,32 @@
+"""RetinaNet R101 of Detectron2's model zoo labels COCO's training images, as if they had no labels.
+
+This teacher has learned from all of these labels, so that the student gets more than those of its
+share, and the report finds the labels better than those of new images would be. For a student that
+nobody with all labels has helped, train a teacher on the share: set `model` and `weights` to
+share.py and its checkpoint, with a higher bar (STAC's is 0.9, Unbiased Teacher's 0.7), and
+`labels.output` to another folder.
+
+python tools/pseudo_label.py --config-file configs/pseudo/coco/labels.py --num-gpus 8
+"""
+
+from detectron2.config import LazyCall as L
+
+from d2kd.pseudo.bars import FixedBars
+from d2kd.pseudo.fuse import Fusion
+from d2kd.pseudo.teachers import LabelTeacher
+
+labels = dict(
+    images=dict(dataset="coco_2017_train"),
+    classes="coco_2017_train",
+    teachers=dict(
+        retinanet=L(LabelTeacher)(
+            model="COCO-Detection/retinanet_R_101_FPN_3x.yaml",
+            weights="zoo",
+            classes="coco_2017_train",
+        )
+    ),
+    bars=L(FixedBars)(high=0.5, low=0.3),
+    fusion=L(Fusion)(),
+    output="output/pseudo/coco/labels",
+    truth="coco_2017_train",  # for the report only
+)

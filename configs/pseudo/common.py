@@ -1,0 +1,41 @@
+"""What the recipes beside the demo share: strong augmentation, and two kinds of images in one set.
+
+Thresholds, shares and schedules of these recipes are ours unless a file says otherwise. Nobody has
+run them yet.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import get_detection_dataset_dicts
+
+from d2kd.data.augment import RandomBlur, RandomErase
+from d2kd.data.partial import PartialMapper, mix
+from d2kd.pseudo.coco import read
+
+
+def images(names, filter_empty=True):
+    """A node of registered data sets; by default of their images with boxes."""
+    return L(get_detection_dataset_dicts)(names=names, filter_empty=filter_empty)
+
+
+def strong(dataloader):
+    """Students see strongly augmented images, and heed what their labels leave open."""
+    dataloader.train.mapper = L(PartialMapper)(
+        is_train=True,
+        augmentations=[
+            *dataloader.train.mapper.augmentations,
+            L(T.RandomBrightness)(intensity_min=0.6, intensity_max=1.4),
+            L(T.RandomContrast)(intensity_min=0.6, intensity_max=1.4),
+            L(T.RandomApply)(tfm_or_aug=L(RandomBlur)(sigma_min=0.1, sigma_max=2.0), prob=0.5),
+            L(T.RandomApply)(tfm_or_aug=L(RandomErase)(count=3, area_max=0.05), prob=0.5),
+        ],
+        image_format=dataloader.train.mapper.image_format,
+    )
+
+
+def add_labels(dataloader, path):
+    """Beside the images of the training set as many with a teacher's labels; those of the smaller
+    set are repeated."""
+    dataloader.train.dataset = L(mix)(
+        parts=[dataloader.train.dataset, L(read)(path=path)], shares=[1, 1]
+    )

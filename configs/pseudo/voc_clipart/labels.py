@@ -1,0 +1,22 @@
+"""The detector that has learned from VOC labels the training images of Clipart1k.
+
+0.8 is Adaptive Teacher's bar for this pair too.
+
+python tools/pseudo_label.py --config-file configs/pseudo/voc_clipart/labels.py --num-gpus 8
+"""
+
+from ..cityscapes_foggy.labels import labels
+
+labels.update(
+    images=dict(dataset="clipart_train"),
+    classes="voc_2007_trainval",
+    output="output/pseudo/voc_clipart/labels",
+)
+labels.teachers.source.update(
+    model="configs/pseudo/voc_clipart/source.py",
+    weights="output/pseudo/voc_clipart/source/model_final.pth",
+    classes="voc_2007_trainval",
+    min_size_test=800,
+    max_size_test=1333,
+    batch_size=8,
+)

@@ -1,0 +1,22 @@
+"""Faster R-CNN R50 on VOC 2007 and 2012, validated on Clipart1k.
+
+Sizes and schedule are those of Detectron2's Faster R-CNN for VOC. Without clipping, as there.
+"""
+
+from ...common.coco import dataloader, lr_multiplier, optimizer, train
+from ...faster_rcnn.faster_rcnn_R_50_FPN_2x import model
+
+model.roi_heads.num_classes = 20
+
+dataloader.train.dataset.names = ["voc_2007_trainval", "voc_2012_trainval"]
+_sizes = dataloader.train.mapper.augmentations[0]
+_sizes.short_edge_length = [*range(480, 801, 32)]
+dataloader.test.dataset.names = "clipart_test"
+
+optimizer.lr = 0.02
+train.max_iter = 18000  # 17.4 epochs
+train.eval_period = train.checkpointer.period = 2000
+train.clip_grad_norm = 0.0
+lr_multiplier.scheduler.milestones = [12000, 16000, 18000]
+lr_multiplier.warmup_length = 100 / train.max_iter
+train.output_dir = "output/pseudo/voc_clipart/source"
