@@ -3,12 +3,13 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo test lint bench clean distclean
 
 help:
 	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
 	@echo "make test       run the tests"
 	@echo "make lint       run ruff"
+	@echo "make bench      measure what distillation costs on this CPU; a table and a picture (about two minutes)"
 	@echo "make setup      only make .venv; PYTHON=/path/to/python makes it from a Python that has Detectron2"
 	@echo "make clean      remove output/demo, build leftovers and caches"
 	@echo "make distclean  also remove .venv and datasets/demo"
@@ -23,6 +24,11 @@ test: $(READY)
 
 lint: $(READY)
 	.venv/bin/python -m ruff check
+
+bench: $(READY)
+	.venv/bin/python tools/benchmark.py --config-file configs/demo/distill.py train.device=cpu \
+		--sizes 128 --boxes 0 20 500 --batch 4 --real-size --warm-up 1 --minutes 1.6 \
+		--output output/bench
 
 # The stamp holds the checkout's path: a .venv that was moved, or whose Python is gone, is set up again.
 ifneq ($(shell test -x .venv/bin/python && cat $(READY) 2>/dev/null),$(CURDIR))

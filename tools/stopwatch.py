@@ -1,0 +1,243 @@
+"""Functions that take turns under a clock, and what their times say. A part of benchmark.py.
+
+Results are what results.json holds: `measurements`, a list of `Turn.record()`; `ratios`, a list of
+`Ratio.record()`; `notes`, lines to print below the tables; and whatever else the tool adds.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+import textwrap
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from tabulate import tabulate
+
+
+@dataclass
+class Turn:
+    """Something to measure, and its samples.
+
+    Attributes:
+        scene: what it works on, such as "128 x 128 pixels, batch 2".
+        boxes: number of boxes in each image.
+        name: what it does.
+        phases: phase -> function of what the phase before returned; the first one gets None.
+        tidy: called once the clock has stopped.
+        seconds: phase -> seconds in each round.
+        peak: bytes that PyTorch allocated at most, beyond those before the turn, in each round;
+            on a GPU only.
+    """
+
+    scene: str
+    boxes: int
+    name: str
+    phases: Mapping[str, Callable[[Any], Any]]
+    tidy: Callable[[], None] = lambda: None
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peak: list[int] = field(default_factory=list)
+
+    def take(self, device: torch.device, keep: bool) -> None:
+        """Run once, and keep the sample or not."""
+        cuda = device.type == "cuda"
+        before = 0
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        marks, value = [_mark(cuda)], None
+        for function in self.phases.values():
+            value = function(value)
+            marks.append(_mark(cuda))
+        if cuda:
+            torch.cuda.synchronize()  # only here: phases overlap with the launching of the next
+        del value
+        if keep:
+            for phase, start, end in zip(self.phases, marks, marks[1:], strict=False):
+                seconds = start.elapsed_time(end) / 1e3 if cuda else end - start
+                self.seconds.setdefault(phase, []).append(seconds)
+            if cuda:
+                self.peak.append(torch.cuda.max_memory_allocated() - before)
+        self.tidy()
+
+    def record(self) -> dict[str, Any]:
+        what = dict(scene=self.scene, boxes=self.boxes, name=self.name)
+        return {**what, "seconds": self.seconds, "peak_bytes": self.peak}
+
+
+def _mark(cuda: bool) -> Any:
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def take_turns(
+    turns: Sequence[Turn],
+    *,
+    rounds: int,
+    warm_up: int = 2,
+    device: torch.device | str = "cpu",
+    minutes: float = math.inf,
+    after_round: Callable[[], None] = lambda: None,
+) -> int:
+    """Let all take their turn in each round, and begin each round with another one, so that
+    whatever else the machine does disturbs all alike.
+
+    Args:
+        warm_up: rounds before those that count.
+        minutes: begin no round that is not likely to end within them, but for the first that
+            counts.
+
+    Returns:
+        number of rounds that count.
+    """
+    device, start = torch.device(device), time.perf_counter()
+    for i in range(warm_up + rounds):
+        first = i % len(turns)
+        for turn in [*turns[first:], *turns[:first]]:
+            turn.take(device, keep=i >= warm_up)
+        after_round()
+        elapsed = time.perf_counter() - start
+        if i >= warm_up and elapsed * (i + 2) / (i + 1) > 60 * minutes:
+            return i + 1 - warm_up
+    return rounds
+
+
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) == 1:
+            return cls(*[float(values[0])] * 3)
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    def show(self, scale: float = 1.0) -> str:
+        def number(x: float) -> str:
+            return f"{scale * x:,.{2 if abs(scale * self.median) < 10 else 1}f}"
+
+        return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
+
+
+class Ratio(NamedTuple):
+    """A quotient of times of the same round: all that is `under` is summed, and so is all that is
+    `over`, each times its factor there."""
+
+    name: str
+    over: Mapping[str, int]
+    under: Sequence[str]
+
+    def of(self, totals: Mapping[str, Sequence[float]]) -> list[float]:
+        """
+        Args:
+            totals: name of a turn -> seconds in each round.
+
+        Returns:
+            the quotient in each round.
+        """
+        over = zip(*([k * x for x in totals[name]] for name, k in self.over.items()), strict=True)
+        under = zip(*(totals[name] for name in self.under), strict=True)
+        return [sum(a) / sum(b) for a, b in zip(over, under, strict=True)]
+
+    def records(self, measurements: Sequence[dict]) -> Iterator[dict[str, Any]]:
+        """Median and quartiles in each scene that has all that it takes."""
+        for scene, boxes in dict.fromkeys((m["scene"], m["boxes"]) for m in measurements):
+            here = [m for m in measurements if (m["scene"], m["boxes"]) == (scene, boxes)]
+            totals = {m["name"]: total_seconds(m) for m in here}
+            if {*self.over, *self.under} <= totals.keys():
+                spread = Spread.of(self.of(totals))._asdict()
+                yield dict(scene=scene, boxes=boxes, name=self.name, **spread)
+
+
+def total_seconds(measurement: Mapping[str, Any]) -> list[float]:
+    """Of all phases, in each round."""
+    return [sum(phases) for phases in zip(*measurement["seconds"].values(), strict=True)]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: a table for each scene, with a column for each number of boxes."""
+    parts = []
+    for scene in dict.fromkeys(m["scene"] for m in results["measurements"]):
+        rows: dict[str, dict[int, str]] = {}
+
+        def put(row: str, boxes: int, text: str, rows: dict = rows) -> None:
+            rows.setdefault(row, {})[boxes] = text
+
+        here = [m for m in results["measurements"] if m["scene"] == scene]
+        for m in here:
+            for phase, seconds in m["seconds"].items():
+                row = m["name"] if len(m["seconds"]) == 1 else f"{m['name']}: {phase}"
+                put(f"{row}, ms", m["boxes"], Spread.of(seconds).show(1e3))
+        for m in here:
+            if m["peak_bytes"]:
+                put(f"{m['name']}, MiB", m["boxes"], f"{max(m['peak_bytes']) / 2**20:,.0f}")
+        for r in results["ratios"]:
+            if r["scene"] == scene:
+                spread = Spread(r["median"], r["low"], r["high"])
+                put(f"ratio: {r['name']}", r["boxes"], spread.show())
+        counts = sorted({m["boxes"] for m in here})
+        head = [scene, *(f"{boxes} boxes" for boxes in counts)]
+        cells = [[row, *(values.get(b, "") for b in counts)] for row, values in rows.items()]
+        align = ["left"] + ["right"] * len(counts)
+        parts.append(
+            tabulate(cells, head, tablefmt="github", disable_numparse=True, colalign=align)
+        )
+    return "\n\n".join([*parts, *(textwrap.fill(note, 100) for note in results["notes"])])
+
+
+def picture(results: Mapping[str, Any]) -> bytes:
+    """A PNG: for each scene its times and its ratios, with their quartiles, by number of boxes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    times = [
+        dict(m, **Spread.of([1e3 * s for s in total_seconds(m)])._asdict())
+        for m in results["measurements"]
+    ]
+    scenes = list(dict.fromkeys(m["scene"] for m in times))
+    figure = Figure(figsize=(13, 1 + 4.5 * len(scenes)), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(scenes), 2, squeeze=False)
+    for scene, row in zip(scenes, axes, strict=True):
+        row[0].set_xscale("log")
+        row[1].set_xscale("symlog", linthresh=1)  # a difference may be below 0
+        for ax, records, title in zip(
+            row, (times, results["ratios"]), ("milliseconds", "ratios"), strict=True
+        ):
+            here = [r for r in records if r["scene"] == scene]
+            _dots(ax, here)
+            ax.set_title(f"{title}, {scene}", loc="left", fontsize=9)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def _dots(ax, records: Sequence[Mapping[str, Any]]) -> None:
+    """Medians with quartiles: a line for each name, a colour for each number of boxes."""
+    names = list(dict.fromkeys(r["name"] for r in records))
+    counts = sorted({r["boxes"] for r in records})
+    for i, boxes in enumerate(counts):
+        here = [r for r in records if r["boxes"] == boxes]
+        y = [names.index(r["name"]) + 0.2 * (i - (len(counts) - 1) / 2) for r in here]
+        median = [r["median"] for r in here]
+        sides = [[r["median"] - r["low"] for r in here], [r["high"] - r["median"] for r in here]]
+        ax.errorbar(median, y, xerr=sides, fmt="o", markersize=4, label=f"{boxes} boxes")
+    ax.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names], fontsize=8)
+    ax.invert_yaxis()
+    ax.grid(alpha=0.3)
+    if counts:
+        ax.legend(fontsize=8)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
