@@ -187,7 +187,7 @@ def test_adaptation_goes_on_from_the_source(pair):
     source, adapted = (load(f"pseudo/{pair}/{x}.py") for x in ("source", "adapted"))
     assert student(adapted.model) == source.model
     assert adapted.dataloader.test == source.dataloader.test
-    assert adapted.dataloader.train.dataset.parts[0] == source.dataloader.train.dataset
+    assert adapted.dataloader.train.dataset.source == source.dataloader.train.dataset
     assert adapted.train.init_checkpoint == f"{source.train.output_dir}/model_final.pth"
     assert adapted.train.max_iter == source.train.max_iter / 3
     assert adapted.optimizer.lr == source.optimizer.lr / 2
@@ -198,8 +198,8 @@ def test_cocos_share_is_a_fifth_and_stage_1_has_the_usual_steps():
     usual = load("retinanet/retinanet_R_50_FPN_2x.py")
     fifth = alone.dataloader.train.dataset
     assert (fifth.share, fifth.seed) == (0.2, 0)
-    assert pseudo.dataloader.train.dataset.parts[0] == fifth
-    assert pseudo.dataloader.train.dataset.parts[1].images == fifth
+    assert pseudo.dataloader.train.dataset.labelled == fifth
+    assert pseudo.dataloader.train.dataset.rest.images == fifth
     assert tuned.dataloader.train.dataset == fifth
     for cfg in (alone, pseudo, tuned):
         assert cfg.model.student == usual.model
@@ -211,14 +211,14 @@ def test_a_next_round_needs_no_other_file():
     """The overrides that docs/pseudo.md shows."""
     docs = (ROOT / "docs/pseudo.md").read_text()
     shown = [
-        "dataloader.train.dataset.parts.1.path=output/pseudo/demo_fog_2/labels.json",
+        "dataloader.train.dataset.target.path=output/pseudo/demo_fog_2/labels.json",
         "labels.teachers.large.model=configs/pseudo/demo/fog_adapted.py",
         "labels.teachers.large.weights=output/pseudo/fog_adapted/model_final.pth",
         "labels.output=output/pseudo/demo_fog_2",
     ]
     assert all(x in docs for x in shown)
     node = load("pseudo/demo/fog_adapted.py", shown[0]).dataloader.train.dataset
-    assert node.parts[1].path == "output/pseudo/demo_fog_2/labels.json"
+    assert node.target.path == "output/pseudo/demo_fog_2/labels.json"
     labels = LazyConfig.load("configs/pseudo/demo/labels_fog.py")
     teacher = LazyConfig.apply_overrides(labels, shown[1:]).labels.teachers.large
     detector, image_format = build_detector(teacher.model)

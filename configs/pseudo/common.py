@@ -37,5 +37,5 @@ def add_labels(dataloader, path):
     """Beside the images of the training set as many with a teacher's labels; those of the smaller
     set are repeated."""
     dataloader.train.dataset = L(mix)(
-        parts=[dataloader.train.dataset, L(read)(path=path)], shares=[1, 1]
+        source=dataloader.train.dataset, target=L(read)(path=path), shares=[1, 1]
     )

@@ -165,7 +165,7 @@ def without(dataset: Images, images: Images) -> Images:
     return [image for image in dataset if image["image_id"] not in known]
 
 
-def mix(parts: Sequence[Images], shares: Sequence[float] | None = None, seed: int = 0) -> Images:
+def mix(shares: Sequence[float] | None = None, seed: int = 0, **parts: Images) -> Images:
     """Several data sets as one, in which each has a set share.
 
     Images of a set that is too small for its share are repeated, some once more than others, by
@@ -173,21 +173,24 @@ def mix(parts: Sequence[Images], shares: Sequence[float] | None = None, seed: in
     ever; the share of a batch holds on average.
 
     Args:
-        shares: of each set, in any unit; default: as they are.
+        shares: of each set, in their order, in any unit; default: as they are.
+        parts: the sets, by any names. Not as a list: of a list in a LazyConfig, Detectron2 makes
+            one of OmegaConf's, whose every image knows, and takes along, all others.
 
     Raises:
         ValueError: no shares for some sets, or a share that is not positive; an empty set.
     """
-    if any(not len(part) for part in parts):
-        raise ValueError(f"mix: expected images, found sets of {[len(p) for p in parts]}")
+    sizes = {name: len(part) for name, part in parts.items()}
+    if not parts or not all(sizes.values()):
+        raise ValueError(f"mix: expected images in each set, found {sizes}")
     if shares is None:
-        return [image for part in parts for image in part]
+        return [image for part in parts.values() for image in part]
     if len(shares) != len(parts) or min(shares) <= 0:
         raise ValueError(f"mix.shares: expected {len(parts)} numbers > 0, found {list(shares)}")
     # The set that is the largest for its share stays as it is.
-    unit = max(len(part) / s for part, s in zip(parts, shares, strict=True))
+    unit = max(n / s for n, s in zip(sizes.values(), shares, strict=True))
     mixed: Images = []
-    for i, (part, s) in enumerate(zip(parts, shares, strict=True)):
+    for i, (part, s) in enumerate(zip(parts.values(), shares, strict=True)):
         times, more = divmod(round(unit * s), len(part))
         extra = random.Random(f"{seed}/{i}").sample(range(len(part)), more)
         mixed += list(part) * times + [part[k] for k in sorted(extra)]

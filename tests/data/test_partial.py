@@ -1,10 +1,13 @@
 import collections
 import inspect
+import pickle
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
@@ -225,19 +228,26 @@ def test_images_of_another_set_are_left_out():
 
 def test_a_mixture_has_its_shares_and_leaves_nothing_out():
     few, many = images(7), images(40, first=100)
-    mixed = mix([few, many], [1, 2])
+    mixed = mix([1, 2], few=few, many=many)
     count = collections.Counter(ids(mixed))
     assert len(mixed) == 60
     assert all(count[i] == 1 for i in ids(many))
     assert sum(count[i] for i in ids(few)) == 20
     assert {count[i] for i in ids(few)} == {2, 3}
-    assert ids(mix([few, many], [1, 2])) == ids(mixed)
-    assert ids(mix([few, many])) == [*ids(few), *ids(many)]
+    assert ids(mix([1, 2], few=few, many=many)) == ids(mixed)
+    assert ids(mix(few=few, many=many)) == [*ids(few), *ids(many)]
 
 
 @pytest.mark.parametrize("bad", [[1], [1, 0], [1, -1]])
 def test_impossible_mixtures_are_named(bad):
     with pytest.raises(ValueError, match=r"mix\.shares: expected 2 numbers > 0"):
-        mix([images(2), images(3)], bad)
-    with pytest.raises(ValueError, match=r"sets of \[2, 0\]"):
-        mix([images(2), []])
+        mix(bad, a=images(2), b=images(3))
+    with pytest.raises(ValueError, match=r"in each set, found {'a': 2, 'b': 0}"):
+        mix(a=images(2), b=[])
+
+
+def test_a_mixture_of_a_config_is_plain_and_its_images_travel_alone():
+    node = L(mix)(a=L(images)(n=3), b=L(without)(dataset=L(images)(n=400), images=L(images)(n=2)))
+    mixed = instantiate(node)
+    assert type(mixed) is list and {type(image) for image in mixed} == {dict}
+    assert len(pickle.dumps(mixed[0])) < 200

@@ -11,10 +11,10 @@ from .share import dataloader, lr_multiplier, model, optimizer, train
 
 _labelled = dataloader.train.dataset
 dataloader.train.dataset = L(mix)(
-    parts=[
-        _labelled,
-        L(without)(dataset=L(read)(path="output/pseudo/coco/labels/labels.json"), images=_labelled),
-    ]
+    labelled=_labelled,
+    rest=L(without)(
+        dataset=L(read)(path="output/pseudo/coco/labels/labels.json"), images=_labelled
+    ),
 )
 train.max_iter = 24 * 7330
 lr_multiplier.warmup_length = 1000 / train.max_iter

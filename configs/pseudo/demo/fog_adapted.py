@@ -13,7 +13,8 @@ from d2kd.pseudo.coco import read
 from .common import dataloader, evaluate_on, images, lr_multiplier, model, optimizer, train
 
 dataloader.train.dataset = L(mix)(
-    parts=[images("demo_train"), L(read)(path="output/pseudo/demo_fog/labels.json")],
+    source=images("demo_train"),
+    target=L(read)(path="output/pseudo/demo_fog/labels.json"),
     shares=[1, 1],
 )
 evaluate_on("demo_fog_val")

@@ -2,5 +2,5 @@
 
 from .fog_adapted import dataloader, images, lr_multiplier, model, optimizer, train
 
-dataloader.train.dataset.parts[1] = images("demo_fog_train_truth")
+dataloader.train.dataset.target = images("demo_fog_train_truth")
 train.output_dir = "output/pseudo/fog_oracle"

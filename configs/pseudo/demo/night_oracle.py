@@ -2,5 +2,5 @@
 
 from .night_adapted import dataloader, images, lr_multiplier, model, optimizer, train
 
-dataloader.train.dataset.parts[1] = images("demo_night_train_truth")
+dataloader.train.dataset.target = images("demo_night_train_truth")
 train.output_dir = "output/pseudo/night_oracle"

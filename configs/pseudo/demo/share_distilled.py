@@ -14,7 +14,9 @@ from d2kd.methods import FGD, Methods
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
 dataloader.train.dataset = L(mix)(
-    parts=[dataloader.train.dataset, L(load_unlabelled)(name="demo_train")], shares=[1, 1]
+    labelled=dataloader.train.dataset,
+    unlabelled=L(load_unlabelled)(name="demo_train"),
+    shares=[1, 1],
 )
 model.teacher = L(Teacher)(model="configs/demo/teacher.py", weights="configs/demo/teacher.pth")
 model.methods = L(Methods)(fgd=L(FGD)(balance=1.0))

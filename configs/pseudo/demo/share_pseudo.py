@@ -9,9 +9,7 @@ from .share import dataloader, lr_multiplier, model, optimizer, train
 
 labelled = dataloader.train.dataset
 dataloader.train.dataset = L(mix)(
-    parts=[
-        labelled,
-        L(without)(dataset=L(read)(path="output/pseudo/demo_train/labels.json"), images=labelled),
-    ]
+    labelled=labelled,
+    rest=L(without)(dataset=L(read)(path="output/pseudo/demo_train/labels.json"), images=labelled),
 )
 train.output_dir = "output/pseudo/share_pseudo"
