@@ -19,8 +19,9 @@ setup: $(READY)
 demo: $(READY)
 	.venv/bin/python tools/demo.py
 
+# Networks this small gain nothing from threads, and lose much where cores are shared.
 test: $(READY)
-	.venv/bin/python -m pytest -q
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/python -m pytest -q
 
 lint: $(READY)
 	.venv/bin/python -m ruff check
