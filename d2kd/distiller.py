@@ -188,7 +188,7 @@ class Distiller(nn.Module):
                 for name, method in self.distillation.items()
                 if scheduled[name]
             }
-            weighted = self.strength.weigh(task, terms, neck)
+            weighted = self.strength.weigh(scheduled, task, terms, neck)
         return {
             **losses,
             **{f"loss_distill_{name}": loss for name, loss in weighted.items()},

@@ -83,13 +83,18 @@ class Strength:
         return found
 
     def weigh(
-        self, task: Tensor, terms: Mapping[str, Mapping[str, Tensor]], neck: list[Tensor]
+        self,
+        scheduled: Mapping[str, float],
+        task: Tensor,
+        terms: Mapping[str, Mapping[str, Tensor]],
+        neck: list[Tensor],
     ) -> dict[str, Tensor]:
         """The methods' losses, multiplied by their schedule and their weight or balance.
 
         Now and then this measures gradients, and writes to Detectron2's storage.
 
         Args:
+            scheduled: see there.
             task: the sum of the student's own losses.
             terms: of each method that does not rest, term name -> loss.
             neck: the student's maps, (N, C, H, W) each.
@@ -104,7 +109,6 @@ class Strength:
         step = self._calls if storage is None else storage.iter
         first = step != self._last  # of several batches that make one step
         self._calls, self._last = self._calls + 1, step
-        scheduled = self.scheduled()
         raw = {name: sum(values.values()) for name, values in terms.items()}
         if first:
             self._measure(step, scheduled, task, raw, neck)

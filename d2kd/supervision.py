@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
-from .targets import Targets
+from .targets import Targets, same_boxes
 
 __all__ = ["covered", "supervised"]
 
@@ -284,9 +284,7 @@ def _of_same(boxes: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     """(R,) of the weights (G,), that of the first of the boxes `truth` (G, 4) that is the same."""
     if not len(truth):
         return boxes.new_ones(len(boxes))
-    same = boxes.new_ones(len(boxes), len(truth), dtype=torch.bool)
-    for side in range(4):  # (R, G) bool is the largest tensor
-        same &= boxes[:, side, None] == truth[:, side]
+    same = same_boxes(boxes, truth)
     return torch.where(same.any(1), weights[same.to(torch.uint8).argmax(1)], 1.0)
 
 

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "same_boxes"]
 
 
 @dataclass(frozen=True)
@@ -136,3 +136,19 @@ class Targets:
             Instances((0, 0), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n])
             for boxes, classes, n in zip(self.boxes, self.classes, self.counts, strict=True)
         ]
+
+
+def same_boxes(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Which of the true boxes each box is a copy of, as Detectron2 hands them out to anchors.
+
+    Args:
+        boxes: (..., R, 4).
+        truth: (..., G, 4).
+
+    Returns:
+        (..., R, G) bool.
+    """
+    same = boxes.new_ones(*boxes.shape[:-1], truth.shape[-2], dtype=torch.bool)
+    for side in range(4):  # (..., R, G) bool is the largest tensor
+        same &= boxes[..., side, None] == truth[..., None, :, side]
+    return same
