@@ -32,6 +32,7 @@ __all__ = [
     "measure_speed",
     "table",
     "write_json",
+    "write_whole",
 ]
 
 
@@ -220,7 +221,12 @@ def gap_sentence(teacher: float, alone: float, distilled: float) -> str:
 
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON so that a file of that name is always whole. NaN is refused."""
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write so that a file of that name is always whole."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, path)

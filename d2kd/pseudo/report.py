@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..report import write_json
+from ..report import write_json, write_whole
 from .coco import is_kept
 from .quality import BINS, assess
 from .records import Image, Labels
@@ -45,9 +45,7 @@ def write_report(
     report = assess(images, labels, classes, teachers, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
-    partial = folder / ".report.md.tmp"
-    partial.write_text(markdown(report))
-    os.replace(partial, folder / "report.md")
+    write_whole(folder / "report.md", markdown(report))
     kept = [i for i in images if i.image_id in labels and is_kept(labels[i.image_id])]
     if samples and kept:
         order = np.random.RandomState(seed).permutation(len(kept))[:samples]
@@ -233,7 +231,6 @@ def draw_samples(
         for color, style, label in kinds
     ]
     figure.legend(handles=handles, loc="lower left", ncol=len(kinds), frameon=False, fontsize=10)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getvalue())
