@@ -8,10 +8,12 @@
         --output output/compare/atss --seeds 1 2 3
 
 Each run is `train_net.py --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own,
-<output>/<name>/seed<k>. Configs are looked for in the current folder, then in d2kd's. A run that
-was interrupted goes on where its last checkpoint is, a finished one is not trained again, and one
-that fails stops no other. Rows are compared seed by seed with the first one, with that of
---against, or with their own: "NAME (vs OTHER): CONFIG".
+<output>/<name>/seed<k>. "{seed}" in an override stands for the seed: a second stage begins where a
+first one of an earlier call ended, train.init_checkpoint=output/first/a/seed{seed}/model_final.pth.
+Configs are looked for in the current folder, then in d2kd's. A run that was interrupted goes on
+where its last checkpoint is, a finished one is not trained again, and one that fails stops no
+other. Rows are compared seed by seed with the first one, with that of --against, or with their own:
+"NAME (vs OTHER): CONFIG".
 
 Written to <output>, anew after each run: results.md (means, spread, paired t tests), results.csv (a
 line a run) and results.png. Runs beside each other on the same cores slow each other down: measure

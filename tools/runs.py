@@ -38,7 +38,8 @@ class Run:
     Args:
         name: of the entry that it belongs to.
         config: path from `root`.
-        overrides: of fields of the config, as train_net.py takes them.
+        overrides: of fields of the config, as train_net.py takes them; "{seed}" in them stands for
+            the seed.
         root: the folder to train in, that relative paths of the config begin at.
     """
 
@@ -51,7 +52,8 @@ class Run:
 
     @property
     def settings(self) -> list[str]:
-        return [self.config, *self.overrides, f"train.seed={self.seed}"]
+        overrides = [text.replace("{seed}", str(self.seed)) for text in self.overrides]
+        return [self.config, *overrides, f"train.seed={self.seed}"]
 
     def result(self) -> dict[str, float] | None:
         """What the run gives, if it has finished.

@@ -297,6 +297,12 @@ def test_finished_runs_are_not_trained_again(root):
     assert note["settings"] == ["c.py", "train.seed=1"]
 
 
+def test_an_override_may_name_the_seed(root):
+    run_main(root, "a: c.py train.init_checkpoint=first/seed{seed}/m.pth", "--seeds", "1", "2")
+    found = [(c["train.seed"], c["train.init_checkpoint"]) for c in calls(root)]
+    assert found == [("1", "first/seed1/m.pth"), ("2", "first/seed2/m.pth")]
+
+
 def test_runs_of_the_first_version_are_known_without_a_digest(root):
     run_main(root, "a: c.py", "--seeds", "1")
     (root / "out/a/seed1/run.json").write_text(json.dumps(["c.py", "train.seed=1"]))

@@ -14,9 +14,9 @@ from ...demo.common import dataloader, fcos, lr_multiplier, optimizer, retinanet
 HALVES = dict(low=CLASSES[:5], high=CLASSES[5:])
 LARGE = dict(blocks=[2, 2, 2], width=48, neck=48, convs=2)  # as ../../demo/teacher.py
 
-train.max_iter = 2000
+train.max_iter = 1500
 train.eval_period = 0
-train.checkpointer.period = 1000
+train.checkpointer.period = 500
 dataloader.evaluator.output_dir = "${train.output_dir}"  # for its own JSON of a half
 
 
