@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig
@@ -12,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .engine import instantiate_target
+from .pseudo.coco import read
 
 __all__ = ["check_config", "load_config"]
 
@@ -45,8 +48,8 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Find unknown fields, unknown or empty data sets, data sets with more classes than the model,
-    other channel orders and missing devices.
+    """Find unknown fields, unknown or empty data sets, data sets with more classes than the model
+    or that number them differently, other channel orders and missing devices.
 
     Raises:
         ValueError: with the field, what was expected, what was found and the nearest names.
@@ -91,17 +94,43 @@ def check_config(cfg: DictConfig) -> None:
 def _check_classes(cfg: DictConfig) -> None:
     # On a GPU, a class too many stops the first step with an assertion that names nothing.
     model = cfg.model.get("student", cfg.model)
+    lists = list(_class_lists(cfg.get("dataloader", {})))
     for path in ("num_classes", "roi_heads.num_classes"):
         found = OmegaConf.select(model, path) if isinstance(model, DictConfig) else None
-        for where, names in _dataset_names(cfg.get("dataloader", {})):
-            for name in [names] if isinstance(names, str) else names:
-                # Some sets know their classes only once they are loaded.
-                classes = MetadataCatalog.get(name).get("thing_classes", None)
-                if found is not None and classes is not None and len(classes) > found:
-                    raise ValueError(
-                        f"{path}: expected at least the {len(classes)} classes of {name!r} "
-                        f"(dataloader.{where}), found {found}."
-                    )
+        for where, classes in lists:
+            if found is not None and len(classes) > found:
+                raise ValueError(
+                    f"{path}: expected at least the {len(classes)} classes of {where}, found "
+                    f"{found}."
+                )
+    # A name in two places of two lists: what one teaches or asks for is another class to the other.
+    known: dict[str, tuple[int, str]] = {}
+    for where, classes in lists:
+        for i, name in enumerate(classes):
+            before, elsewhere = known.setdefault(str(name).casefold(), (i, where))
+            if i != before:
+                raise ValueError(
+                    f"classes: expected one order for all data, found {name!r} as number {before} "
+                    f"of {elsewhere} and as number {i} of {where}. Register one of them with the "
+                    f"classes of the other, or label with them (labels.classes)."
+                )
+
+
+def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
+    """Where classes are named, and in which order: by registered sets, and by teachers' labels."""
+    for path, names in _dataset_names(cfg):
+        for name in [names] if isinstance(names, str) else names:
+            # Some sets know their classes only once they are loaded.
+            classes = MetadataCatalog.get(name).get("thing_classes", None)
+            if classes is not None:
+                yield f"{name!r} (dataloader.{path})", list(classes)
+    for path, node in _nodes(cfg):
+        if "_target_" in node and instantiate_target(node) is read:
+            beside = Path(node.path).with_name("provenance.json")
+            if beside.exists():  # what is missing is said when the labels are read
+                said = json.loads(beside.read_text()).get("made_from", {}).get("settings", {})
+                if classes := said.get("classes"):
+                    yield f"{node.path} (dataloader.{path})", list(classes)
 
 
 def _check_channel_order(cfg: DictConfig) -> None:

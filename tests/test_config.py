@@ -1,9 +1,12 @@
+import json
 from pathlib import Path
 
 import pytest
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2kd.config import check_config, load_config
+from d2kd.pseudo.coco import read
 
 STUDENT = "configs/demo/student.py"
 HERE = ["train.device=cpu"]
@@ -82,6 +85,44 @@ def test_more_classes_than_the_model_has_are_named(dataset):
         check_config(config("model.num_classes=12"))
     finally:
         MetadataCatalog.remove("toy_images")
+
+
+@pytest.fixture
+def other_order(dataset):
+    """A registered data set of classes b, a; `dataset` has a, b, c."""
+    DatasetCatalog.register("toy_swapped", lambda: [{"image_id": 0}])
+    MetadataCatalog.get("toy_swapped").thing_classes = ["b", "a"]
+    MetadataCatalog.get("toy_images").thing_classes = ["a", "b", "c"]
+    yield "toy_swapped"
+    DatasetCatalog.remove("toy_swapped")
+    MetadataCatalog.remove("toy_swapped")
+    MetadataCatalog.remove("toy_images")
+
+
+def test_data_that_number_the_classes_differently_are_named(other_order):
+    with pytest.raises(
+        ValueError, match=r"one order .* 'b' as number 1 of 'toy_images' .*as number 0 of 'toy_swap"
+    ):
+        check_config(config(test=other_order))
+
+
+def test_other_names_and_fewer_classes_may_stand_beside_each_other(other_order):
+    MetadataCatalog.remove(other_order)
+    MetadataCatalog.get(other_order).thing_classes = ["A", "bee"]
+    check_config(config(test=other_order))
+
+
+@pytest.mark.parametrize("classes, fits", [("abc", True), ("acb", False)])
+def test_labels_number_the_classes_as_the_test_set_does(other_order, tmp_path, classes, fits):
+    said = dict(made_from=dict(settings=dict(classes=list(classes))))
+    (tmp_path / "provenance.json").write_text(json.dumps(said))
+    cfg = config()
+    cfg.dataloader.train.dataset = L(read)(path=str(tmp_path / "labels.json"))
+    if fits:
+        check_config(cfg)
+    else:
+        with pytest.raises(ValueError, match=r"'[bc]' as number .*labels\.json \(dataloader"):
+            check_config(cfg)
 
 
 def test_fields_of_a_detectors_base_are_checked_too(dataset):

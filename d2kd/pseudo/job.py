@@ -192,6 +192,7 @@ class Job:
             owned=predictions.owned,
             annotated=annotated,
             truth=self.truth,
+            labelled=self.fit["dataset"] if self.fit else None,
             samples=self.samples,
             seed=self.seed,
         )

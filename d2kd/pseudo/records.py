@@ -12,7 +12,7 @@ import numpy as np
 __all__ = ["Found", "Image", "Labels"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Image:
     """One image to label.
 

@@ -260,7 +260,7 @@ def broken(**changes):
         (dict(found=LABELS | {7: broken(classes=np.full(3, 3))}), r"found \[3\]"),
         (dict(found=LABELS | {7: broken(votes=np.ones(2))}), r"votes of shape \(3,\), found"),
         (dict(classes=CLASSES[:2]), r"annotated for, \[0, 1\], found"),
-        (dict(images=[Image(*vars(i).values()) if i.image_id != 3 else Image(3, "x", 0, 5)
+        (dict(images=[i if i.image_id != 3 else Image(3, "x", 0, 5)
                       for i in IMAGES]), "expected a height and a width of 1 pixel"),
     ],
 )  # fmt: skip

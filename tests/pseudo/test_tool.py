@@ -198,6 +198,9 @@ def test_bars_are_fitted_on_labelled_images_that_the_teachers_label_too(place, l
     assert said["bars"]["small"]["high"] == [0.5] * 3  # its own
     assert len(set(said["bars"]["big"]["high"])) > 1
     assert len({Path(f).parent for f in raw(place)}) == 4
+    # The report compares how much is labelled with those images.
+    report = json.loads((place / "labels" / "report.json").read_text())
+    assert report["reference"]["source"] == labelled
 
 
 def test_report_compares_with_the_truth(place, labelled):
