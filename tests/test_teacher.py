@@ -1,11 +1,23 @@
+import copy
+
 import pytest
 import torch
 from detectron2.config import LazyConfig, get_cfg
+from detectron2.layers import FrozenBatchNorm2d
 
 from d2kd import Teacher
 from tests import toys
 
 AS_IT_IS = dict(input_format="BGR", padded_size=(64, 64))
+
+
+def with_statistics(model):
+    """Batch norms and frozen ones that do something."""
+    for norm in model.modules():
+        if isinstance(norm, (FrozenBatchNorm2d, torch.nn.BatchNorm2d)):
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                getattr(norm, name).data.uniform_(0.5, 1.5)
+    return model
 
 
 def test_features_are_the_detectors_own():
@@ -66,6 +78,19 @@ def test_its_precision_is_its_own(dtype):
     shown = teacher(toys.batch(), **AS_IT_IS).features["p3"]
     assert shown.dtype == torch.float32
     assert torch.equal(shown, shown.bfloat16().float()) == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize("needs", [["features"], ["features", "towers", "logits", "boxes"]])
+def test_a_fast_one_says_the_same(needs):
+    model = with_statistics(toys.retinanet(norm="BN"))
+    slow = Teacher(copy.deepcopy(model), None)(toys.batch(), **AS_IT_IS, needs=needs)
+    fast = Teacher(model, None, fast=True)(toys.batch(), **AS_IT_IS, needs=needs)
+    assert model.backbone.bottom_up.stem.conv1.norm is None
+    assert model.backbone.fpn_lateral3.norm is not None  # a student may inherit the neck
+    for name in ("features", "cls_tower", "box_tower", "logits", "deltas"):
+        for level, x in getattr(slow, name).items():
+            assert getattr(fast, name)[level].is_contiguous()
+            assert torch.allclose(getattr(fast, name)[level], x, rtol=0, atol=1e-5 * x.abs().max())
 
 
 def test_building_it_does_not_move_the_random_state():

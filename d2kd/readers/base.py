@@ -162,7 +162,8 @@ class Reader:
 
         def cut(level: str, x: Tensor) -> Tensor:
             rows, columns = rows_columns[level]
-            return x[..., :rows, :columns].float()
+            # Methods compare maps of one layout; a detector's own may be channels last.
+            return x[..., :rows, :columns].float().contiguous()
 
         whole = seen.map_levels(cut)
         if frame is not None:

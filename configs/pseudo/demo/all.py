@@ -1,8 +1,7 @@
-"""All labels."""
+"""All labels, for the student of share_start.py."""
 
-from .common import dataloader, images, lr_multiplier, model, optimizer, train
+from .common import images
+from .share import dataloader, lr_multiplier, model, optimizer, train
 
 dataloader.train.dataset = images("demo_train")
-train.max_iter = 1200
-dataloader.train.total_batch_size = 8
 train.output_dir = "output/pseudo/all"

@@ -1,7 +1,7 @@
 """RetinaNet, the large one, on a fifth of the labels: the teacher of labels_share.py."""
 
 from .halves_common import LARGE, retinanet
-from .share import dataloader, lr_multiplier, optimizer, train
+from .share_start import dataloader, lr_multiplier, optimizer, train
 
 model = retinanet(**LARGE)
 

@@ -3,6 +3,6 @@
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
 train.init_checkpoint = "output/pseudo/share_pseudo/model_final.pth"
-train.max_iter = 400
+train.max_iter = 200
 optimizer.lr = 5e-4
 train.output_dir = "output/pseudo/share_finetune"
