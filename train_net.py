@@ -56,6 +56,7 @@ def do_train(args, cfg):
         amp_dtype=getattr(torch, amp.dtype) if amp.enabled else None,
         accumulate=cfg.train.accumulate,
         clip_grad_norm=cfg.train.clip_grad_norm,
+        gather_period=cfg.train.log_period,
     )
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     trainer.register_hooks(

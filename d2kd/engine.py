@@ -36,6 +36,9 @@ class Trainer(SimpleTrainer):
             for fp32.
         accumulate: batches whose mean gradient makes one step.
         clip_grad_norm: largest L2 norm of the whole gradient; 0 for no limit.
+        gather_period: steps between two records of the losses' means since the last one; a loss
+            that became infinite or NaN is noticed then. Each step would wait for the device, and
+            for all processes, only to record it.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Trainer(SimpleTrainer):
         amp_dtype: torch.dtype | None = None,
         accumulate: int = 1,
         clip_grad_norm: float = 0.0,
+        gather_period: int = 1,
     ):
         super().__init__(model, [], optimizer)
         if accumulate < 1:
@@ -55,6 +59,9 @@ class Trainer(SimpleTrainer):
         self.amp_dtype = amp_dtype
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
+        self.gather_period = gather_period
+        self._sums: dict[str, torch.Tensor] = {}
+        self._data_time, self._steps = 0.0, 0
         self._device = next(model.parameters()).device.type
         if amp_dtype is not None and isinstance(_detector(model), DenseDetector):
             # Detectron2's FCOS fails on half-precision predictions, and losses want fp32 anyway.
@@ -93,13 +100,22 @@ class Trainer(SimpleTrainer):
                 mean[name] = mean.get(name, 0) + loss.detach() / self.accumulate
         if hasattr(self, "after_backward"):  # Detectron2 0.6 has no such hook
             self.after_backward()
-        self._write_metrics(mean, data_time)
+        self._record(mean, data_time)
         if self.clip_grad_norm:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
+
+    def _record(self, losses: dict[str, torch.Tensor], data_time: float) -> None:
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0) + loss
+        self._data_time, self._steps = self._data_time + data_time, self._steps + 1
+        if (self.iter + 1) % self.gather_period == 0 or self.iter + 1 == self.max_iter:
+            means = {name: total / self._steps for name, total in self._sums.items()}
+            self._write_metrics(means, self._data_time / self._steps)
+            self._sums, self._data_time, self._steps = {}, 0.0, 0
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
         # Ranks exchange gradients once a step, with the last batch.

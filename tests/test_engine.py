@@ -57,6 +57,29 @@ def test_forward_runs_in_the_chosen_precision():
     assert run(sample).dtype_seen == torch.float32
 
 
+def test_losses_are_recorded_once_a_period_and_at_the_end_as_means():
+    recorded = []
+
+    class Trainee(Line):
+        def forward(self, batch):
+            return {"loss": batch[0].sum() + 0 * self.w.sum()}
+
+    model = Trainee()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.0), gather_period=3)
+    trainer._write_metrics = lambda losses, seconds: recorded.append(
+        (trainer.iter, losses["loss"].item())
+    )
+    trainer.set_loader([[torch.tensor([float(i)])] for i in (1, 2, 6, 4, 5, 6, 8, 10)])
+    trainer.train(0, 8)
+    assert recorded == [(2, 3.0), (5, 5.0), (7, 9.0)]
+
+
+def test_a_loss_that_is_not_finite_ends_the_period_with_an_error():
+    batches = [[torch.tensor([x, 0.0, 0.0])] for x in (1.0, float("nan"), 1.0, 1.0)]
+    with pytest.raises(FloatingPointError, match="infinite or NaN at iteration=3"):
+        run(batches, steps=4, gather_period=4)
+
+
 def test_a_run_without_amp_resumes_with_it_and_back():
     plain = Trainer(Line(), torch.optim.SGD(Line().parameters(), lr=1.0))
     model = Line()
