@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 from collections.abc import Sequence
 
@@ -160,9 +161,24 @@ def share(dataset: Images, share: float, seed: int = 0, rest: str = "drop") -> I
 
 
 def without(dataset: Images, images: Images) -> Images:
-    """A data set without the images that another one has, by `image_id`."""
-    known = {image["image_id"] for image in images}
-    return [image for image in dataset if image["image_id"] not in known]
+    """A data set without the images that another one has.
+
+    They are the same by their files: labels number images in their own way where a data set's ids
+    are no numbers, and a folder has none.
+
+    Raises:
+        ValueError: the two share no image.
+    """
+    known = {os.path.abspath(image["file_name"]) for image in images}
+    rest = [i for i in dataset if os.path.abspath(i["file_name"]) not in known]
+    if len(rest) == len(dataset):
+        examples = [i[0]["file_name"] if i else "none" for i in (dataset, images)]
+        raise ValueError(
+            f"without: expected images that both sets have, found none: {examples[0]} and "
+            f"{examples[1]} are examples. If a folder was moved, see image_root of "
+            f"d2kd.pseudo.coco.read."
+        )
+    return rest
 
 
 def mix(shares: Sequence[float] | None = None, seed: int = 0, **parts: Images) -> Images:

@@ -64,7 +64,7 @@ class CategoryMap:
         _check(table, student, teacher)
         index = {name: i for i, name in enumerate(student)}
         targets = [table[name] for name in teacher]
-        self.iou = iou
+        self.iou, self.table = iou, dict(table)
         self._index = np.array([-1 if t is None else index[t] for t in targets], dtype=np.int64)
         sources = np.bincount(self._index[self._index >= 0], minlength=len(student))
         self.owned = sources > 0

@@ -68,17 +68,28 @@ class Fusion:
             raise ValueError(f"fusion: expected {expected}, found {method!r} and {weight!r}.")
         if not (0 < iou <= 1 and 0 < conflict_iou <= 1):
             raise ValueError(f"fusion: expected iou in (0, 1], found {iou} and {conflict_iou}.")
-        classes = list(classes)
+        self.classes = classes = list(classes)
         if unknown := sorted({name for pair in may_co_occur for name in pair} - set(classes)):
             raise ValueError(
                 f"fusion: may_co_occur names {unknown}, which are not among the student's classes "
                 f"{classes}. Correct them, or give `classes`."
             )
         self.method, self.iou, self.conflict_iou, self.weight = method, iou, conflict_iou, weight
+        self.may_co_occur = [tuple(pair) for pair in may_co_occur]
         self._may_co_occur = np.zeros((len(classes), len(classes)), dtype=bool)
         for a, b in may_co_occur:
             pair = [classes.index(a), classes.index(b)]
             self._may_co_occur[pair, pair[::-1]] = True
+
+    def check(self, classes: Sequence[str]) -> None:
+        """
+        Raises:
+            ValueError: `classes` are given, and are others than the student's.
+        """
+        if self.classes and self.classes != list(classes):
+            raise ValueError(
+                f"fusion.classes: expected the student's, {list(classes)}, found {self.classes}"
+            )
 
     def __call__(
         self, found: Sequence[Found], owned: np.ndarray, bars: Sequence[Bars], size: Sequence[int]

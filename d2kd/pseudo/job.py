@@ -8,12 +8,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils import comm
 
 from ..matching import Truth
-from .bars import FixedBars
+from .bars import FBetaBars, FixedBars
+from .cache import RawCache
 from .categories import CategoryMap
 from .coco import write_labels
 from .fingerprint import plain
@@ -23,7 +25,7 @@ from .manifest import Manifest
 from .merge import FusedLabels, Predictions, fit_bars
 from .report import write_report
 from .teachers import class_names
-from .truth import read_truth
+from .truth import TrueBoxes, read_truth
 
 __all__ = ["NEEDED", "OPTIONAL", "Job"]
 
@@ -74,6 +76,7 @@ class Job:
         self.output, self.classes = Path(self.output), class_names(self.classes)
         self.fusion = self.fusion or Fusion()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._check_parts(node)
         kinds = dict(dataset=Manifest.from_dataset, folder=Manifest.from_folder)
         given = {k: v for k, v in self.images.items() if v is not None}
         if len(given) != 1 or not given.keys() <= kinds.keys():
@@ -82,15 +85,42 @@ class Job:
         teachers = self.teachers.values()
         self.maps = [CategoryMap(self.classes, t.categories, t.classes) for t in teachers]
         self.bars = [t.bars or self.bars or FixedBars() for t in teachers]
+        for bars, categories in zip(self.bars, self.maps, strict=True):
+            if isinstance(bars, FixedBars):
+                bars.fit((), None, categories.owned)  # checks its numbers
+            if isinstance(bars, FBetaBars) and not self.fit:
+                raise ValueError(
+                    "labels.bars: FBetaBars are fitted on labelled images, but none are given. Set "
+                    "labels.fit.dataset to a registered dataset with the student's classes."
+                )
+        self.fusion.check(self.classes)
         settings = dict(classes=self.classes, maps=self.maps, bars=self.bars, fusion=self.fusion)
         names = ("fit", "unit_size", "report_images", "seed")
         settings |= {name: getattr(self, name) for name in names}
         made_from = dict(
             teachers={name: t.settings() for name, t in self.teachers.items()},
             settings=plain(settings),
-            manifest=dict(name=self.manifest.name, digest=self.manifest.digest),
+            manifest=self.manifest.digest,
         )
         self.made_from = json.loads(json.dumps(made_from))
+
+    def _check_parts(self, node) -> None:
+        kinds = dict(bars="FixedBars", fusion="Fusion")
+        for where, part, names in (
+            ("labels.bars", self.bars, ("fit",)),
+            ("labels.fusion", self.fusion, ("check", "__call__")),
+            *((f"labels.teachers.{k}.bars", t.bars, ("fit",)) for k, t in self.teachers.items()),
+        ):
+            if part is not None and not all(callable(getattr(part, n, None)) for n in names):
+                kind = kinds[where.split(".")[-1]]
+                raise ValueError(f"{where}: expected L({kind})(...) or such, found {part!r}")
+        fit = self.fit
+        if fit is not None and not (
+            isinstance(fit, Mapping) and fit.get("dataset") and fit.keys() <= {"dataset", "images"}
+        ):
+            raise ValueError(
+                f"labels.fit: expected dict(dataset=NAME, images=2000), found {node.fit}"
+            )
 
     def check_output(self) -> None:
         """Leave alone labels that a student may be training on.
@@ -109,51 +139,90 @@ class Job:
                 f" Set another labels.output, or add --overwrite; raw predictions are used again."
             )
 
-    def predict(self, manifest: Manifest, root: Path, max_rejected: float) -> Predictions:
-        """Label what is missing, with one teacher after the other."""
+    def label(self, manifest: Manifest) -> list[RawCache]:
+        """What is missing, with one teacher after the other."""
         caches = []
         for name, teacher in self.teachers.items():
-            cache = open_cache(root / name, manifest, teacher, self.unit_size, self.device)
+            root = self.output / "raw" / name
+            cache = open_cache(root, manifest, teacher, self.unit_size, self.device)
             options = dict(num_workers=self.num_workers, device=self.device, name=name)
-            done = label(manifest, teacher, cache, max_rejected=max_rejected, **options)
+            share = self.max_rejected
+            done = label(manifest, teacher, cache, max_rejected=share, **options)
             logger.info("%s: %d images, %.1f a second", name, *done.values())
             teacher.to("cpu")
             caches.append(cache)
-        return Predictions(manifest, caches, self.maps)
+        return caches
 
     def make(self) -> None:
         """Label, and, in the main process, write labels and report."""
         finished = self.output / ".finished"  # to wait for a file knows no time-out
+        main = comm.is_main_process()
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            if comm.is_main_process():
+            if main:
                 finished.unlink(missing_ok=True)
         except OSError as e:
             raise PermissionError(
                 f"labels.output: expected a folder that can be written, found {self.output} ({e})."
             ) from e
-        comm.synchronize()
-        raw, labelled, truths = self.output / "raw", None, None
-        predictions = self.predict(self.manifest, raw, self.max_rejected)
+        some = truth = fitted_on = None
         if self.fit:
-            some = Manifest.from_dataset(self.fit["dataset"])
+            some = Manifest.from_dataset(self.fit["dataset"], "labels.fit.dataset")
             some = some.sample(self.fit.get("images", 2000), self.seed)
-            labelled = self.predict(some, raw, self.max_rejected)
-            truths = read_truth(self.fit["dataset"], list(self.classes))[0]
-            truths = {i: Truth(t.boxes[~t.crowds], t.classes[~t.crowds]) for i, t in truths.items()}
-        while not comm.is_main_process() and not finished.exists():
+        if main:  # mistakes in these are not to be found after days
+            truth, fitted_on = self.read_truths(some)
+        comm.synchronize()
+        caches = self.label(self.manifest)
+        labelled = self.label(some) if some else None
+        while not main and not finished.exists():
             time.sleep(1)
-        if comm.is_main_process():
-            self.write(predictions, labelled, truths)
+        if main:
+            predictions = Predictions(self.manifest, caches, self.maps)
+            labelled = Predictions(some, labelled, self.maps) if some else None
+            self.write(predictions, truth, labelled, fitted_on)
             finished.touch()
+
+    def read_truths(self, some: Manifest | None) -> tuple[TrueBoxes | None, TrueBoxes | None]:
+        """True boxes for the report, and of the labelled images that bars are fitted on.
+
+        Raises:
+            ValueError: they are not there, are of other images, or lack classes.
+        """
+        truth = fitted_on = None
+        if self.truth:
+            truth = read_truth(self.truth, self.classes)
+            truth.of(self.manifest.images)
+        if some:
+            fitted_on = read_truth(self.fit["dataset"], self.classes)
+            fitted_on.of(some.images)
+            lacking = np.any([m.owned for m in self.maps], 0) & ~fitted_on.known
+            if lacking.any():
+                raise ValueError(
+                    f"labels.fit.dataset: expected labelled images of all classes that teachers "
+                    f"know, {self.fit['dataset']!r} does not know "
+                    f"{[name for name, k in zip(self.classes, lacking, strict=True) if k]}"
+                )
+        return truth, fitted_on
 
     def write(
         self,
         predictions: Predictions,
+        truth: TrueBoxes | None = None,
         labelled: Predictions | None = None,
-        truths: Mapping[int, Truth] | None = None,
+        fitted_on: TrueBoxes | None = None,
     ) -> None:
-        """Fuse what was predicted; write labels, their provenance and the report."""
+        """Fuse what was predicted; write labels, their provenance and the report.
+
+        Args:
+            truth, fitted_on: from `read_truths`.
+            labelled: predictions for the images that bars are fitted on.
+        """
+        truths = None
+        if labelled:
+            truths = {
+                i: Truth(t.boxes[~t.crowds], t.classes[~t.crowds])
+                for i, t in fitted_on.of(labelled.images).items()
+            }
         chosen = {i.image_id for i in self.manifest.sample(self.report_images, self.seed)}
         chosen = [i for i in predictions.images if i.image_id in chosen]
         bars = fit_bars(self.bars, predictions, chosen, labelled, truths)
@@ -181,18 +250,22 @@ class Job:
             annotated=annotated,
             rejected=predictions.rejected,
             parents=predictions.files(),
-            run=dict(weights={name: t.weights for name, t in self.teachers.items()}),
+            run=dict(
+                images=self.manifest.name,
+                models={name: t.source for name, t in self.teachers.items()},
+                weights={name: t.weights for name, t in self.teachers.items()},
+            ),
         )
         report = write_report(
             self.output,
             chosen,
-            labels,
+            {i.image_id: labels[i.image_id] for i in chosen},  # each is asked for more than once
             list(self.classes),
             list(self.teachers),
             owned=predictions.owned,
             annotated=annotated,
-            truth=self.truth,
-            labelled=self.fit["dataset"] if self.fit else None,
+            truth=truth,
+            labelled=fitted_on,
             samples=self.samples,
             seed=self.seed,
         )

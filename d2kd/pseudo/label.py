@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import sys
@@ -30,6 +31,8 @@ __all__ = ["label", "open_cache"]
 
 logger = logging.getLogger(__name__)
 
+# Errors of the system that say something of a file; decoders set no number.
+ABOUT_THE_FILE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP)
 WAITING = 8  # batches of images that may wait for others of their size
 
 
@@ -85,6 +88,7 @@ def label(
     missing = [unit for first in range(world) for unit in missing[(first + rank) % world :: world]]
     teacher.to(device)
     images, start = 0, time.perf_counter()
+    look_again = start
     bar = _bar(name, sum(len(units[u]) for u in missing))
     with cache.claims() as claims, bar, _one_thread(device):
         while missing:
@@ -96,8 +100,10 @@ def label(
                 images += len(units[unit])
                 rejected += len(content.rejected)
                 _check_rejected(manifest, cache, rejected, max_rejected)
-                done = sum(len(units[u]) for u in missing if cache.marked(u))
-                bar.update(max(done - bar.n, 0))  # what others did
+                if time.perf_counter() > look_again:  # at what others did
+                    done = sum(len(units[u]) for u in missing if cache.marked(u))
+                    bar.update(max(done - bar.n, 0))
+                    look_again = time.perf_counter() + 10
             missing = [unit for unit in missing if not cache.done(unit)]
             if missing:
                 time.sleep(0.5)  # others are at work on these
@@ -154,6 +160,8 @@ class _Images(Dataset):
                     f"{image.height}"
                 )
         except Exception as e:  # what a decoder raises on a damaged file is not specified
+            if isinstance(e, OSError) and e.errno not in ABOUT_THE_FILE:
+                raise  # the disk or the machine: what is read another time may be whole
             # The same words in each run: neither where the data lie nor where an object lies.
             words = str(e).replace(image.file_name, Path(image.file_name).name)
             words = re.sub(r" at 0x[0-9a-f]+", "", words)
@@ -215,11 +223,25 @@ def _count_rejected(manifest: Manifest, cache: RawCache, units: int, share: floa
 def _check_rejected(manifest: Manifest, cache: RawCache, count: int, share: float) -> None:
     total = len(manifest) + len(manifest.rejected)
     if count > share * total:
-        example = ": ".join(manifest.rejected[0]) if manifest.rejected else f"see {cache.folder}"
         raise ValueError(
             f"{manifest.name}: expected at most {share:.2%} of {total} images to be unreadable "
-            f"(labels.max_rejected), found {count} ({example}). Mend or remove them, or raise it."
+            f"(labels.max_rejected), found {count} ({': '.join(_example(manifest, cache))}). Raise "
+            f"it to go on from here without them. Mended files are other images, as is a set "
+            f"without some: then all are labelled anew."
         )
+
+
+def _example(manifest: Manifest, cache: RawCache) -> tuple[str, str]:
+    """(path, reason) of an unreadable image."""
+    if manifest.rejected:
+        return manifest.rejected[0]
+    for unit, images in enumerate(manifest.units(cache.settings["unit_size"])):
+        if cache.marked(unit) and cache.counts(unit)["rejected"]:
+            rejected = cache.read(unit).rejected
+            return next(
+                (i.file_name, rejected[i.image_id]) for i in images if i.image_id in rejected
+            )
+    return "some", "see the log"
 
 
 @contextlib.contextmanager

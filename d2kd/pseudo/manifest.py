@@ -40,19 +40,22 @@ class Manifest:
     digest: str
 
     @classmethod
-    def from_dataset(cls, name: str) -> Manifest:
+    def from_dataset(cls, name: str, field: str = "labels.images.dataset") -> Manifest:
         """The images of a dataset that is registered with Detectron2.
 
         Their ids are the dataset's where all are different whole numbers, else 1, 2, ... in the
         order of the dataset's ids.
+
+        Args:
+            field: what to call it in messages.
 
         Raises:
             ValueError: the dataset is unknown, has no images or says no file names.
         """
         if name not in DatasetCatalog.list():
             raise ValueError(
-                f"labels.images.dataset: expected a dataset registered with Detectron2, found "
-                f"{name!r}. Register it, or give labels.images.folder."
+                f"{field}: expected a dataset registered with Detectron2, found {name!r}. Register "
+                f"it in the config, or give labels.images.folder for images without."
             )
         records = DatasetCatalog.get(name)
         if any("file_name" not in r or "image_id" not in r for r in records):

@@ -8,10 +8,8 @@ Shapes: K classes of the student, T teachers, R labels of all images.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ import numpy as np
 from ..matching import Detections
 from .coco import is_kept
 from .records import Image, Labels
-from .truth import TrueImage, accuracy, average_precision, read_truth
+from .truth import TrueBoxes, TrueImage, accuracy, average_precision
 
 __all__ = ["assess"]
 
@@ -35,8 +33,8 @@ def assess(
     *,
     owned: np.ndarray | None = None,
     annotated: Mapping[int, np.ndarray] | None = None,
-    truth: str | Path | None = None,
-    labelled: str | Path | None = None,
+    truth: TrueBoxes | None = None,
+    labelled: TrueBoxes | None = None,
     min_boxes: int = 20,
 ) -> dict[str, Any]:
     """Figures of labels, as JSON, with warnings.
@@ -50,14 +48,14 @@ def assess(
         teachers: T names, in the order of `Labels.teachers`.
         owned: (T, K) bool, the classes that each teacher knows; default: all.
         annotated: image id -> (K,) bool, the classes that were looked for; default: all.
-        truth: true boxes of the same images (see `read_truth`), which neither the teachers nor
-            the bars have seen.
+        truth: true boxes of the same images, or of some of them, which neither the teachers nor
+            the bars have seen; see `read_truth`.
         labelled: labelled data like these images, for comparison of how much is labelled; default:
             the truth.
         min_boxes: warn of classes that have fewer.
 
     Raises:
-        ValueError: no image of the truth is among those labelled, or one has another name.
+        ValueError: no image of the truth is among `images`.
     """
     everything, annotated = np.ones(len(classes), dtype=bool), annotated or {}
     found = {i.image_id: labels[i.image_id] for i in images if i.image_id in labels}
@@ -132,31 +130,21 @@ def _with_truth(
     labels: Mapping[int, Labels],
     searched: Mapping[int, np.ndarray],
     classes: Sequence[str],
-    source: str | Path,
+    truth: TrueBoxes,
 ) -> dict[str, Any]:
-    truths, known = read_truth(source, classes)
+    truths = truth.of(images)
     shared = [i for i in images if i.image_id in labels and i.image_id in truths]
-    if not shared:
-        raise ValueError(
-            f"{source}: expected true boxes of the images that are labelled, found {len(truths)} "
-            f"images, and the id of none of them among the {len(labels)} labelled"
-        )
     high, low = [], []
     for image in shared:
         theirs = truths[image.image_id]
-        if os.path.basename(theirs.file_name) != os.path.basename(image.file_name):
-            raise ValueError(
-                f"{source}: expected image {image.image_id} to be {image.file_name}, found "
-                f"{theirs.file_name}. The ids are of other data: take the truth of these images."
-            )
-        judged, x = known & searched[image.image_id], labels[image.image_id]
+        judged, x = truth.known & searched[image.image_id], labels[image.image_id]
         for pairs, rows in ((high, judged[x.classes] & ~x.ignore), (low, judged[x.classes])):
             found = Detections(x.boxes[rows], x.classes[rows], x.scores[rows])
             pairs.append((found, theirs.of(judged)))
     return {
-        "source": str(source),
+        "source": truth.source,
         "images": len(shared),
-        "unknown_classes": [name for name, k in zip(classes, known, strict=True) if not k],
+        "unknown_classes": [name for name, k in zip(classes, truth.known, strict=True) if not k],
         **average_precision(high, classes),
         "high": accuracy(high, classes),
         "low": accuracy(low, classes),
@@ -164,12 +152,11 @@ def _with_truth(
 
 
 def _reference(
-    labels: Mapping[int, Labels], everywhere: np.ndarray, classes: Sequence[str], source: str | Path
+    labels: Mapping[int, Labels], everywhere: np.ndarray, classes: Sequence[str], truth: TrueBoxes
 ) -> dict[str, Any]:
     """How many boxes there are and of which classes, beside labelled data; of the classes that are
     labelled everywhere in both."""
-    truths, known = read_truth(source, classes)
-    shared = np.flatnonzero(everywhere & known)
+    shared = np.flatnonzero(everywhere & truth.known)
 
     def count(index: Sequence[np.ndarray]) -> np.ndarray:
         return np.bincount(np.concatenate(index), minlength=len(classes))[shared]
@@ -179,12 +166,12 @@ def _reference(
 
     none = np.zeros(0, dtype=int)
     ours = count([none, *(x.classes[~x.ignore] for x in labels.values())])
-    theirs = count([none, *map(objects, truths.values())])
+    theirs = count([none, *map(objects, truth.images)])
     # One more of each: a class that one of them lacks would make the divergence infinite.
     p, q = ((n + 1) / (n + 1).sum() for n in (ours, theirs))
-    mean, expected = ours.sum() / max(len(labels), 1), theirs.sum() / len(truths)
+    mean, expected = ours.sum() / max(len(labels), 1), theirs.sum() / len(truth.images)
     return {
-        "source": str(source),
+        "source": truth.source,
         "classes": [classes[k] for k in shared],
         "boxes_per_image": float(mean),
         "expected_boxes_per_image": float(expected),

@@ -14,7 +14,7 @@ from ..report import write_json, write_whole
 from .coco import is_kept
 from .quality import BINS, assess
 from .records import Image, Labels
-from .truth import IOU, NEAR, TrueImage, read_truth
+from .truth import IOU, NEAR, TrueBoxes, TrueImage
 
 __all__ = ["draw_samples", "markdown", "write_report"]
 
@@ -30,27 +30,28 @@ def write_report(
     *,
     samples: int = 12,
     seed: int = 0,
+    truth: TrueBoxes | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Write report.json, report.md and samples.png to a folder; each appears whole.
 
     Args:
         samples: number of images to draw, chosen at random by `seed`; 0: no PNG.
-        options: and all else: see `d2kd.pseudo.quality.assess`.
+        truth, options: and all else: see `d2kd.pseudo.quality.assess`.
 
     Returns:
         what report.json says.
     """
     folder = Path(folder)
-    report = assess(images, labels, classes, teachers, **options)
+    report = assess(images, labels, classes, teachers, truth=truth, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     write_whole(folder / "report.md", markdown(report))
     kept = [i for i in images if i.image_id in labels and is_kept(labels[i.image_id])]
     if samples and kept:
         order = np.random.RandomState(seed).permutation(len(kept))[:samples]
-        truths = read_truth(options["truth"], classes)[0] if options.get("truth") else {}
         chosen = [kept[i] for i in np.sort(order)]
+        truths = truth.of(images) if truth else {}
         draw_samples(folder / "samples.png", chosen, labels, classes, truths)
     return report
 

@@ -88,6 +88,7 @@ class LabelTeacher:
         self.dtype = dtype
         self.bars = bars
 
+        self.source = model if isinstance(model, str) else type(model).__name__
         self.model, loaded_format = build_detector(model)
         self.input_format = check_format(input_format or loaded_format, self.model)
         if weights == "zoo":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,18 @@ from detectron2.structures import BoxMode
 from torchvision.ops import box_iou
 
 from ..matching import Detections, Truth, match
+from .records import Image
 
-__all__ = ["AREAS", "IOU", "NEAR", "TrueImage", "accuracy", "average_precision", "read_truth"]
+__all__ = [
+    "AREAS",
+    "IOU",
+    "NEAR",
+    "TrueBoxes",
+    "TrueImage",
+    "accuracy",
+    "average_precision",
+    "read_truth",
+]
 
 IOU = 0.5  # from which a label is at an object's place
 NEAR = 0.1  # from which it is near
@@ -41,58 +52,114 @@ class TrueImage(NamedTuple):
         return TrueImage(self.file_name, *(x[owned[self.classes]] for x in self[1:]))
 
 
-def read_truth(
-    source: str | Path, classes: Sequence[str]
-) -> tuple[dict[int, TrueImage], np.ndarray]:
+class TrueBoxes(NamedTuple):
+    """What is in the images of one source, and (K,) bool, the classes that it knows."""
+
+    source: str
+    images: list[TrueImage]
+    known: np.ndarray
+
+    def of(self, images: Sequence[Image]) -> dict[int, TrueImage]:
+        """Those of some images, by their ids. Images are the same by their files: ids of other
+        data mean other images, and some data sets' ids are no numbers.
+
+        Raises:
+            ValueError: none of the images is here, or one here may be two of them.
+        """
+        # A COCO file knows the last part of a path only.
+        index: dict[str, Image | None] = {}
+        for folders in {truth.file_name.count("/") for truth in self.images}:
+            for image in images:
+                parts = os.path.abspath(image.file_name).rsplit("/", folders + 1)
+                end = "/".join(parts[-1 - folders :])
+                index[end] = None if end in index else image
+        found: dict[int, TrueImage] = {}
+        for truth in self.images:
+            if truth.file_name not in index:
+                continue
+            image = index[truth.file_name]
+            if image is None or image.image_id in found:
+                raise ValueError(
+                    f"{self.source}: expected one image to label for each with true boxes, found "
+                    f"several {truth.file_name}. Register the truth with the images' folder."
+                )
+            found[image.image_id] = truth
+        if not found:
+            ours = images[0].file_name if len(images) else "none"
+            raise ValueError(
+                f"{self.source}: expected true boxes of the images that are labelled, such as "
+                f"{ours}, found those of {len(self.images)} other images, such as "
+                f"{self.images[0].file_name}"
+            )
+        return found
+
+
+def read_truth(source: str | Path, classes: Sequence[str]) -> TrueBoxes:
     """True boxes of the student's classes, which are told by their names; others are left out.
 
     Args:
         source: a COCO JSON file, or the name of a data set that is registered with Detectron2.
 
-    Returns:
-        image id -> true boxes, and (K,) bool, the classes that the source knows.
-
     Raises:
-        ValueError: it knows none of the classes, or has no boxes at all.
+        ValueError: there is no such file or data set, it knows none of the classes, or has no boxes
+            at all.
     """
-    if Path(source).suffix == ".json":
-        from pycocotools.coco import COCO
-
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(source))
-        names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
-        records = [
-            {"image_id": i, "file_name": x["file_name"], "annotations": coco.imgToAnns[i]}
-            for i, x in coco.imgs.items()
-        ]
-    else:
-        from detectron2.data import DatasetCatalog, MetadataCatalog
-
-        records = DatasetCatalog.get(str(source))
-        names = dict(enumerate(MetadataCatalog.get(str(source)).thing_classes))
+    records, names = _read_json(source) if str(source).endswith(".json") else _registered(source)
     index = {i: classes.index(name) for i, name in names.items() if name in classes}
-    truths = {}
+    truths = []
     for record in records:
-        rows = [a for a in record["annotations"] if a["category_id"] in index]
+        rows = [a for a in record.get("annotations", ()) if a["category_id"] in index]
         boxes = [
             BoxMode.convert(a["bbox"], a.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
             for a in rows
         ]
         boxes = np.array(boxes, dtype=float).reshape(-1, 4)
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        truths[record["image_id"]] = TrueImage(
+        one = TrueImage(
             record["file_name"],
             boxes,
             np.array([index[a["category_id"]] for a in rows], dtype=int),
             np.array([bool(a.get("iscrowd", 0)) for a in rows], dtype=bool),
             np.array([a.get("area", area) for a, area in zip(rows, areas, strict=True)], float),
         )
-    if not any(len(truth.boxes) for truth in truths.values()):
+        truths.append(one)
+    if not any(len(truth.boxes) for truth in truths):
         raise ValueError(
             f"{source}: expected true boxes of {', '.join(classes)}, found none in {len(truths)} "
             f"images of the classes {', '.join(names.values())}"
         )
-    return truths, np.isin(np.arange(len(classes)), list(index.values()))
+    return TrueBoxes(str(source), truths, np.isin(np.arange(len(classes)), list(index.values())))
+
+
+def _read_json(path: str | Path) -> tuple[list[dict], dict[int, str]]:
+    from pycocotools.coco import COCO
+
+    if not Path(path).is_file():
+        raise ValueError(f"truth: expected a COCO file, found none at {path}")
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(path))
+    records = [
+        {"file_name": x["file_name"].lstrip("./"), "annotations": coco.imgToAnns[i]}
+        for i, x in coco.imgs.items()
+    ]
+    return records, {c["id"]: c["name"] for c in coco.dataset["categories"]}
+
+
+def _registered(name: str | Path) -> tuple[list[dict], dict[int, str]]:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    if str(name) not in DatasetCatalog.list():
+        raise ValueError(
+            f"truth: expected a data set registered with Detectron2, or a COCO file (.json), found "
+            f"{str(name)!r}"
+        )
+    records = DatasetCatalog.get(str(name))
+    names = MetadataCatalog.get(str(name)).get("thing_classes")
+    if not names:
+        raise ValueError(f"truth: expected a data set with thing_classes, {str(name)!r} has none")
+    # Paths as a manifest has them.
+    records = [{**r, "file_name": os.path.abspath(r["file_name"])} for r in records]
+    return records, dict(enumerate(names))
 
 
 class _Judged(NamedTuple):

@@ -1,5 +1,6 @@
 import collections
 import inspect
+import os
 import pickle
 
 import cv2
@@ -71,6 +72,18 @@ def test_weights_stay_with_their_boxes(file):
     )
     assert out["instances"].gt_weights.tolist() == [pytest.approx(0.7)]  # the other is cut off
     assert not mapper()(record(file, ([0, 0, 9, 9], {})))["instances"].has("gt_weights")
+
+
+def test_one_weight_of_any_box_gives_all_boxes_weights(file):
+    out = mapper()(record(file, ([0, 0, 9, 9], {}), ([20, 5, 9, 9], {"weight": 0.7})))
+    assert out["instances"].gt_weights.tolist() == [1.0, pytest.approx(0.7)]
+
+
+@pytest.mark.parametrize("ignore_crowds", [False, True])
+def test_crowds_of_true_labels_are_no_objects(file, ignore_crowds):
+    mixed = record(file, ([5, 5, 20, 10], {"iscrowd": 1}), ([30, 5, 10, 10], {}))
+    out = mapper(ignore_crowds=ignore_crowds)(mixed)
+    assert out["instances"].gt_boxes.tensor.tolist() == [[30.0, 5.0, 40.0, 15.0]]
 
 
 def test_the_rest_is_detectron2s(file):
@@ -190,7 +203,10 @@ def test_some_classes_are_a_data_set_of_their_own(farm):
 
 
 def images(n: int, first: int = 0) -> list[dict]:
-    return [{"image_id": first + i, "annotations": [i]} for i in range(n)]
+    return [
+        {"image_id": first + i, "file_name": f"{first + i}.png", "annotations": [i]}
+        for i in range(n)
+    ]
 
 
 def ids(dataset) -> list[int]:
@@ -224,6 +240,15 @@ def test_impossible_shares_are_named(bad):
 
 def test_images_of_another_set_are_left_out():
     assert ids(without(images(6), images(3, first=2))) == [0, 1, 5]
+    # Ids are those of other data, paths say the same in another way.
+    others = [{"image_id": 0, "file_name": os.path.abspath("4.png"), "annotations": []}]
+    assert ids(without(images(6), others)) == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("others", [[], [{"image_id": 1, "file_name": "elsewhere/1.png"}]])
+def test_sets_that_share_no_image_are_told(others):
+    with pytest.raises(ValueError, match=r"images that both sets have, found none: 0\.png and"):
+        without(images(3), others)
 
 
 def test_a_mixture_has_its_shares_and_leaves_nothing_out():

@@ -91,6 +91,17 @@ def test_boxes_are_cut_and_slivers_dropped(tmp_path):
     assert said["counts"]["dropped_boxes"] == 1
 
 
+def test_an_image_with_nothing_but_slivers_is_not_empty(tmp_path):
+    # Something was found in it, so it is no background; what remains of it teaches nothing.
+    sliver, region = (5, 5, 5.5, 15, 0, 0.9, 0), (0, 0, 30, 30, 0, 0.45, 1)
+    found = LABELS | {3: labels(sliver), 4: labels(sliver, region)}
+    path, said = write(tmp_path, found)
+    assert load(path).getImgIds() == [7]
+    assert said["counts"]["unsure_images"] == 3 and said["counts"]["empty_images"] == 0
+    assert said["counts"]["dropped_boxes"] == 2
+    assert coco.verify(path) == []
+
+
 def test_detectron2_loads_it(tmp_path):
     path, _ = write(tmp_path)
     name = "pseudo_test_coco"

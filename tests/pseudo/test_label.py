@@ -1,3 +1,4 @@
+import errno
 import logging
 import multiprocessing
 import shutil
@@ -82,9 +83,23 @@ def test_corrupt_image_is_listed_and_skipped(whole, images, tmp_path, caplog):
 def test_too_many_corrupt_images_stop(images, tmp_path):
     made = parts(images, tmp_path)
     for _ in range(2):  # and go on to do so
-        with pytest.raises(ValueError, match=r"at most 5\.00% of 17 images .* found 1 \(see "):
+        with pytest.raises(
+            ValueError, match=r"at most 5\.00% of 17 images .* found 1 \(\S+/09\.png: "
+        ):
             run(made, max_rejected=0.05)
     assert run(made)["images"] > 0
+
+
+def test_errors_of_the_system_say_nothing_of_a_file(images, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, "input/output error")
+
+    made = parts(images, tmp_path)
+    monkeypatch.setattr("d2kd.pseudo.label.read_image", fails)
+    with pytest.raises(OSError, match="input/output error"):
+        run(made)
+    monkeypatch.undo()
+    assert run(made)["images"] == 17
 
 
 def test_missing_files_count_as_corrupt_before_anything_is_labelled(images, tmp_path):

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import os
 
 import numpy as np
 import PIL.Image
@@ -13,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from d2kd.pseudo.quality import assess
 from d2kd.pseudo.records import Image, Labels
 from d2kd.pseudo.report import write_report
+from d2kd.pseudo.truth import read_truth
 
 CLASSES = ["cat", "dog", "owl"]
 TEACHERS = ["big", "other"]
@@ -26,8 +28,9 @@ def labels(*rows, teachers=None):
                   table[:, 6] > 0, table[:, 5])  # fmt: skip
 
 
-def truth(folder, rows, classes=CLASSES, images=None):
-    """A COCO file; rows of image, x1, y1, x2, y2, category from 1, and 1 for a crowd."""
+def truth(folder, rows, classes=CLASSES, images=None, ours=CLASSES):
+    """True boxes, read from a COCO file; rows of image, x1, y1, x2, y2, category from 1, and 1 for
+    a crowd."""
     images = images if images is not None else sorted({row[0] for row in rows})
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "height": 100, "width": 100} for i in images],
@@ -40,7 +43,7 @@ def truth(folder, rows, classes=CLASSES, images=None):
     }  # fmt: skip
     path = folder / "truth.json"
     path.write_text(json.dumps(content))
-    return path
+    return read_truth(path, ours)
 
 
 def images(*ids):
@@ -138,7 +141,7 @@ def random_set(folder, count=12):
 
 def pycocotools(file, found):
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(str(file))
+        coco = COCO(file.source)
         rows = [
             {"image_id": i, "category_id": 3 * (int(k) + 1), "score": float(s),
              "bbox": [float(b[0]), float(b[1]), float(b[2] - b[0]), float(b[3] - b[1])]}
@@ -205,30 +208,67 @@ def test_classes_that_were_not_looked_for_do_not_count(tmp_path):
 
 def test_a_registered_data_set(tmp_path):
     file, found = random_set(tmp_path)
-    register_coco_instances("quality_test", {}, str(file), "/data")
+    register_coco_instances("quality_test", {}, file.source, "/data")
     try:
         by_name, by_path = (
             assess(images(*found), found, CLASSES, TEACHERS, truth=source)["truth"]
-            for source in ("quality_test", file)
+            for source in (read_truth("quality_test", CLASSES), file)
         )
     finally:
         DatasetCatalog.remove("quality_test")
         MetadataCatalog.remove("quality_test")
-    assert by_name.pop("source") == "quality_test" and by_path.pop("source") == str(file)
+    assert by_name.pop("source") == "quality_test" and by_path.pop("source") == file.source
     assert by_name == by_path
 
 
+def test_truth_is_told_by_the_files_whatever_the_ids(tmp_path):
+    file = truth(tmp_path, [(1, 0, 0, 10, 10, 1), (2, 0, 0, 20, 20, 2), (3, 0, 0, 30, 30, 3)])
+    ours = [Image(7, "/data/3.png", 9, 9), Image(1, "/data/2.png", 9, 9)]
+    boxes = {i: x.boxes.tolist() for i, x in file.of(ours).items()}
+    assert boxes == {7: [[0, 0, 30, 30]], 1: [[0, 0, 20, 20]]}
+
+
+def test_ids_of_a_data_set_need_not_be_numbers(tmp_path):
+    records = [
+        {"image_id": f"frame_{i}", "file_name": f"data/{i}.png",
+         "annotations": [{"bbox": [0, 0, i, i], "bbox_mode": 0, "category_id": 0}]}
+        for i in (1, 2)
+    ]  # fmt: skip
+    DatasetCatalog.register("quality_test", lambda: records)
+    MetadataCatalog.get("quality_test").thing_classes = ["cat"]
+    try:
+        found = read_truth("quality_test", CLASSES)
+    finally:
+        DatasetCatalog.remove("quality_test")
+        MetadataCatalog.remove("quality_test")
+    assert found.known.tolist() == [True, False, False]
+    # A manifest may have the path as the data set says it, or whole.
+    ours = [Image(5, "data/2.png", 9, 9), Image(6, os.path.abspath("data/1.png"), 9, 9)]
+    assert {i: x.boxes.max() for i, x in found.of(ours).items()} == {5: 2, 6: 1}
+
+
 def test_truth_of_other_images_is_refused(tmp_path):
-    file, ours = truth(tmp_path, OBJECTS), {1: FOUND}
-    with pytest.raises(ValueError, match=r"the id of none of them among the 1 labelled"):
+    file = truth(tmp_path, OBJECTS)
+    with pytest.raises(ValueError, match=r"such as /data/7.png, found .* 1 other images.* 1.png"):
         assess(images(7), {7: FOUND}, CLASSES, TEACHERS, truth=file)
-    with pytest.raises(ValueError, match=r"expected image 1 to be /data/other.png, found 1.png"):
-        assess([Image(1, "/data/other.png", 9, 9)], ours, CLASSES, TEACHERS, truth=file)
+    with pytest.raises(ValueError, match=r"one image to label for each.* found several 1.png"):
+        file.of([Image(1, "/a/1.png", 9, 9), Image(2, "/b/1.png", 9, 9)])
     with pytest.raises(ValueError, match=r"expected true boxes of fox, found none in 1 images"):
-        assess(images(1), {1: labels()}, ["fox"], TEACHERS, truth=file)
-    empty = truth(tmp_path, [], images=[1])
+        truth(tmp_path, OBJECTS, ours=["fox"])
     with pytest.raises(ValueError, match="expected true boxes of cat, dog, owl, found none"):
-        assess(images(1), ours, CLASSES, TEACHERS, truth=empty)
+        truth(tmp_path, [], images=[1])
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("nowhere.json", "truth: expected a COCO file, found none at nowhere.json"),
+        ("quality_tset", "truth: expected a data set registered .* found 'quality_tset'"),
+    ],
+)
+def test_truth_that_is_not_there_is_named(source, message):
+    with pytest.raises(ValueError, match=message):
+        read_truth(source, CLASSES)
 
 
 def test_without_truth():
@@ -268,7 +308,7 @@ def test_agreement_of_teachers():
 def test_warnings(tmp_path):
     # Labelled data: 4 boxes an image, and a crowd.
     rows = [(i, 0, 0, 9, 9, k, 0) for i in (11, 12) for k in (1, 1, 2, 2)]
-    file = truth(tmp_path, [*rows, (11, 0, 0, 50, 50, 1, 1)])
+    file = truth(tmp_path, [*rows, (11, 0, 0, 50, 50, 1, 1)], ours=CLASSES[:2])
     box = (0, 0, 9, 9, 0, 0.9)
 
     def warnings(each, **options):

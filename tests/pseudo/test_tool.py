@@ -238,6 +238,52 @@ def test_mistakes_are_named(place, override, message):
         run(place, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("labels.truth=toy_lbelled", r"truth: expected a data set registered .*'toy_lbelled'"),
+        ("labels.truth=gone.json", r"truth: expected a COCO file, found none at gone\.json"),
+        ("labels.truth=toy_labelled", r"toy_labelled: expected true boxes of the images that are"),
+        ("labels.fit.dataset=toy_lbelled", r"labels\.fit\.dataset: expected a dataset registered"),
+        ("labels.fit.datset=toy_labelled", r"labels\.fit: expected dict\(dataset=NAME, images="),
+        (
+            "labels.fit.dataset=toy_two",
+            r"of all classes that teachers know, 'toy_two' .* \['cat'\]",
+        ),
+        (
+            "labels.bars=fixed",
+            r"labels\.bars: expected L\(FixedBars\)\(\.\.\.\) or such, found 'fix",
+        ),
+        (
+            "labels.bars.high=50",
+            r"bars: expected 0 <= low <= high <= 1, found low 0\.5 and high 50",
+        ),
+        ("labels.bars.high=[0.6,0.6]", r"bars: expected 3 values for high, .* found 2"),
+        ("labels.fusion=nms", r"labels\.fusion: expected L\(Fusion\)\(\.\.\.\) or such"),
+        (
+            "labels.fusion.classes=[bee, ant, cat]",
+            r"fusion\.classes: expected the student's, \['ant",
+        ),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_labelled(
+    place, labelled, override, message, monkeypatch
+):
+    path = place / "two.json"
+    content = json.loads((place / "labelled" / "annotations.json").read_text())
+    content["categories"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]
+    path.write_text(json.dumps(content))
+    register_coco_instances("toy_two", {}, str(path), str(place / "labelled"))
+    monkeypatch.setattr("d2kd.pseudo.job.label", None)
+    try:
+        with pytest.raises(ValueError, match=message):
+            run(place, override)
+    finally:
+        DatasetCatalog.remove("toy_two")
+        MetadataCatalog.remove("toy_two")
+
+
 def test_output_that_cannot_be_written_is_named(place):
     with pytest.raises(PermissionError, match="expected a folder that can be written"):
         run(place, f"labels.output={place}/one.pth")
