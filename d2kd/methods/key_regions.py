@@ -6,10 +6,12 @@ several), K classes, M chosen locations of a box. Everything is in pixels of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 from ..targets import Targets
@@ -76,32 +78,104 @@ def key_regions(
         usable = (centers < limits[:, None]).all(-1)
     foregrounds = [boxes.new_zeros(n, r) for _ in xis]
     covered = torch.zeros_like(usable)
+    # Few locations lie inside a box, but a GPU would have to tell the host how many.
+    few = candidates == "box" and weighting in ("gaussian", "quality") and not boxes.is_cuda
     step = max(1, pairs // (n * r))
     for i in range(0, targets.boxes.shape[1], step):
         truth, valid, classes = (
             x[:, i : i + step] for x in (targets.boxes, targets.valid, targets.classes)
         )
-        allowed = valid[..., None] & usable[:, None]
-        inside = strictly_inside(centers, truth) & allowed
-        covered |= inside.any(1)
-        if weighting in ("box", "center"):
-            weight = center_prior(centers, truth) if weighting == "center" else 1.0
-            weight = (weight * inside).amax(1)
-            foregrounds = [torch.maximum(x, weight) for x in foregrounds]
-            continue
-        score, iou = score_and_iou(logits, boxes, truth, classes)
-        for foreground, xi in zip(foregrounds, xis, strict=True):
-            best, rows = top_k(
-                quality(score, iou, xi), inside if candidates == "box" else allowed, k
-            )
-            points, chosen = centers[rows], best >= 0
-            if weighting == "gaussian":
-                best = density(points, *fit_gaussian(points, chosen)).to(best.dtype)
-            best = best * (chosen & inside.gather(-1, rows))
-            foreground.scatter_reduce_(1, rows.flatten(1), best.flatten(1), "amax")
+        if few:
+            line, row = pairs_inside(centers, truth, valid, usable)
+            covered.view(-1)[row] = True
+            tables = compact(line, row, logits, boxes, truth, classes)
+        else:
+            allowed = valid[..., None] & usable[:, None]
+            inside = strictly_inside(centers, truth) & allowed
+            covered |= inside.any(1)
+            if weighting in ("box", "center"):
+                weight = center_prior(centers, truth) if weighting == "center" else 1.0
+                weight = (weight * inside).amax(1)
+                foregrounds = [torch.maximum(x, weight) for x in foregrounds]
+                continue
+            rows = torch.arange(n * r, device=boxes.device).view(n, 1, r).expand_as(inside)
+            allowed = inside if candidates == "box" else allowed
+            tables = [(*score_and_iou(logits, boxes, truth, classes), rows, allowed, inside)]
+        for score, iou, rows, allowed, inside in tables:
+            for foreground, xi in zip(foregrounds, xis, strict=True):
+                best, columns = top_k(quality(score, iou, xi), allowed, k)
+                at, chosen = rows.gather(-1, columns), best >= 0
+                if weighting == "gaussian":
+                    points = centers[at % r]
+                    best = density(points, *fit_gaussian(points, chosen)).to(best.dtype)
+                best = best * (chosen & inside.gather(-1, columns))
+                foreground.view(-1).scatter_reduce_(0, at.flatten(), best.flatten(), "amax")
     if not targets.whole:
         usable = usable & targets.known(centers)
     return foregrounds, (usable & ~covered).to(boxes.dtype)
+
+
+def pairs_inside(
+    centers: Tensor, boxes: Tensor, valid: Tensor, usable: Tensor, block: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Which usable locations lie strictly inside which boxes: a list, as long as the data make it.
+
+    Locations that follow each other are near each other. So first come the blocks of them whose
+    extent a box overlaps, then what is in these.
+
+    Args:
+        centers: (R, 2).
+        boxes, valid: (N, G, 4) and (N, G) bool.
+        usable: (N, R) bool.
+        block: locations in a block.
+
+    Returns:
+        for each of P pairs, index of the box into (N * G), ascending, and of the location into
+        (N * R).
+    """
+    n, r = usable.shape
+    fill = (0, -r % block)
+    # What fills the last block is infinitely far away.
+    blocks = F.pad(centers.T, fill, value=torch.inf).view(2, -1, block)
+    usable = F.pad(usable, fill).view(n, -1, block)
+    low, high = blocks.amin(2), blocks.amax(2)
+    x0, y0, x1, y1 = boxes[..., None].unbind(2)
+    near = (high[0] > x0) & (high[1] > y0) & (low[0] < x1) & (low[1] < y1) & valid[..., None]
+    image, box, which = near.nonzero().unbind(1)
+    points = blocks[:, which, None].movedim(0, -1)
+    inside = strictly_inside(points, boxes[image, box][:, None])[:, 0] & usable[image, which]
+    near, offset = inside.nonzero().unbind(1)
+    line, row = image * boxes.shape[1] + box, image * r + which * block
+    return line[near], row[near] + offset
+
+
+def compact(
+    line: Tensor, row: Tensor, logits: Tensor, boxes: Tensor, truth: Tensor, classes: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Tables with a line for each box, of boxes around about as many locations.
+
+    Args:
+        line, row: from `pairs_inside`.
+        logits, boxes, truth, classes: see `score_and_iou`.
+
+    Yields:
+        (B, W) each: score; IoU; index of the location into (N * R); and twice what is inside the
+        box and may be chosen, all but the ends of lines shorter than W.
+    """
+    num_classes = logits.shape[2]
+    index = row * num_classes + classes.clamp(0, num_classes - 1).take(line)
+    score = logits.take(index).sigmoid()
+    found, truth = boxes.flatten(0, 1)[row], truth.flatten(0, 1)[line]
+    iou = matched_pairwise_iou(Boxes(truth), Boxes(found))
+    counts = torch.bincount(line)
+    starts = counts.cumsum(0) - counts
+    # Powers of two, so that more than half of a wide table is in use.
+    widths = counts.clamp(min=32).double().log2().ceil().exp2().long()
+    for width in widths.unique().tolist():
+        lines = (widths == width).nonzero()
+        inside = torch.arange(width) < counts[lines]
+        at = (starts[lines] + torch.arange(width)).clamp(max=len(row) - 1)
+        yield score.take(at), iou.take(at), row.take(at), inside, inside
 
 
 def to_grids(

@@ -10,6 +10,7 @@ from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
 from .base import Method, make_adapter, resize_to
+from .channel_attention import compare_cells
 from .key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
 
 __all__ = ["PGD"]
@@ -154,6 +155,9 @@ class PGD(Method):
             "regression" and "regression_attention" of the regression tower. Summed over levels.
         """
         foregrounds, background = self.masks(teacher, targets)
+        # Of the locations that boxes choose, none has more than it may.
+        bounded = self.choice["weighting"] in ("gaussian", "quality")
+        most = targets.boxes.shape[1] * self.choice["k"] if bounded else None
         total: dict[str, Tensor] = {}
         for i, (s_level, t_level) in enumerate(self.pairs):
             for name, foreground in zip(self.maps, foregrounds, strict=True):
@@ -162,7 +166,7 @@ class PGD(Method):
                 s = resize_to(s, t)
                 fg, bg = foreground[t_level], background[t_level]
                 if name == "box_tower":
-                    terms = self.regression(s, t, fg)
+                    terms = self.regression(s, t, fg, most)
                 else:
                     terms = self.classification(s, t, fg, bg, 1 + self.level_step * i)
                 for term, value in terms.items():
@@ -195,56 +199,64 @@ class PGD(Method):
     ) -> dict[str, Tensor]:
         """One level of the classification tower: means over images.
 
-        Foreground and background are means over their cells of an image, sums over channels.
+        Foreground and background are means over their cells of an image, sums over channels, of
+        S(t) A(t) (s - t)^2, where S and A are the spatial and the channel attention.
 
         Args:
             student, teacher: (N, C, H, W).
             fg, bg: foreground and background, (N, H, W).
             level_weight: multiplies both, and not the attention.
         """
-        n, _, h, w = student.shape
-        spatial_s, spatial_t = (self._spatial(x) for x in (student, teacher))
-        channel_s, channel_t = (self._channel(x) for x in (student, teacher))
+        n, h, w = fg.shape
+        cells = compare_cells(student, teacher, self.tau)
+        spatial_s, spatial_t = self._spatial(cells.student), self._spatial(cells.teacher)
         # The teacher's attention weights both; the student's is compared with it, no more.
-        error = spatial_t * (channel_t * (student - teacher).square()).sum(1)
+        error = spatial_t * cells.error
         fg_error, bg_error = (
             ((mask * error).sum((1, 2)) / mask.ne(0).sum((1, 2)).clamp(min=1)).mean()
             for mask in (fg, bg)
         )
         # The spatial part is not divided by H * W (released code).
-        difference = (channel_s - channel_t).abs().sum() / (h * w)
-        difference = difference + (spatial_s - spatial_t).abs().sum()
+        difference = cells.difference.sum() / (h * w) + (spatial_s - spatial_t).abs().sum()
         return {
             "foreground": level_weight * self.alpha * fg_error,
             "background": level_weight * self.beta * bg_error,
             "attention": self.delta * difference / n,
         }
 
-    def regression(self, student: Tensor, teacher: Tensor, fg: Tensor) -> dict[str, Tensor]:
+    def regression(
+        self, student: Tensor, teacher: Tensor, fg: Tensor, most: int | None = None
+    ) -> dict[str, Tensor]:
         """One level of the regression tower: means over the foreground cells of the batch.
 
         The squared difference is a mean over channels, unlike that of `classification`; there is
         no spatial attention, no background and no weight of the level (released code).
+
+        Args:
+            student, teacher: (N, C, H, W).
+            fg: (N, H, W).
+            most: cells of an image that may be foreground; None: all.
         """
-        channel_s, channel_t = (self._channel(x) for x in (student, teacher))
-        error = (channel_t * (student - teacher).square()).mean(1)
-        difference = (channel_s - channel_t).abs().sum(1)
+        if most is not None and 2 * most < fg[0].numel():
+            # Few cells are foreground, and others add nothing: look at as many as may be. Which,
+            # differs; how many, does not, or a GPU's host would have to wait for their number.
+            fg, rows = fg.flatten(1).topk(most, 1, sorted=False)
+            student, teacher = (
+                x.flatten(2).gather(2, rows[:, None].expand(-1, x.shape[1], -1))
+                for x in (student, teacher)
+            )
+        cells = compare_cells(student, teacher, self.tau)
+        error = cells.error / student.shape[1]
         count = fg.ne(0).sum().clamp(min=1)
         return {
             "regression": self.gamma * (fg * error).sum() / count,
-            "regression_attention": self.delta * (fg.ne(0) * difference).sum() / count,
+            "regression_attention": self.delta * (fg.ne(0) * cells.difference).sum() / count,
         }
 
-    def _spatial(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, H, W) that sums to H*W for each image."""
-        magnitude = features.abs().mean(1)
-        return (magnitude.flatten(1) / self.tau).softmax(1).view_as(magnitude) * magnitude[
-            0
-        ].numel()
-
-    def _channel(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) that sums to C in each cell; FGD's is one vector for the whole map."""
-        return (features.abs() / self.tau).softmax(1) * features.shape[1]
+    def _spatial(self, magnitude: Tensor) -> Tensor:
+        """Mean of |x| over channels, (N, H, W), to what sums to H * W in each image."""
+        attention = (magnitude.flatten(1) / self.tau).softmax(1)
+        return attention.view_as(magnitude) * magnitude[0].numel()
 
 
 def _channels(reader: Reader, name: str, level: str) -> int:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from d2kd.methods import key_regions as module
 from d2kd.methods.key_regions import (
     RIDGE,
     center_prior,
     density,
     fit_gaussian,
     key_regions,
+    pairs_inside,
     quality,
     score_and_iou,
     strictly_inside,
@@ -219,6 +221,38 @@ def test_padding_of_each_image_is_nobodys(candidates):
     assert torch.equal(background, expected[1])
     beyond = centers[:, 0] > 96
     assert beyond.any() and not background[0, beyond].any() and not foreground[0, beyond].any()
+
+
+@pytest.mark.parametrize("weighting", ["gaussian", "quality"])
+@pytest.mark.parametrize("boxes_per_image", [1, 7, 60])
+@pytest.mark.parametrize("padding", [0, 32])
+def test_pairs_inside_in_tables_equal_a_table_of_all_pairs(
+    weighting, boxes_per_image, padding, monkeypatch
+):
+    scene = distinct(random_scene(boxes_per_image), 9)
+    scene[-1].sizes[1] = torch.tensor([60, 90])
+    options = dict(xis=(0.8, 0.6), k=9, weighting=weighting, padding=padding)
+    found = key_regions(*scene, **options)
+    with monkeypatch.context() as patch:  # what a GPU does
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        patch.setattr(module, "pairs_inside", None)
+        expected = key_regions(*scene, **options)
+    for x, y in zip(found[0], expected[0], strict=True):
+        assert torch.equal(x, y)
+    assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+def test_pairs_inside_are_those_strictly_inside(block):
+    _, _, centers, truth = random_scene(9)
+    usable = torch.rand(2, len(centers)) < 0.9
+    inside = strictly_inside(centers, truth.boxes) & truth.valid[..., None] & usable[:, None]
+    line, row = pairs_inside(centers, truth.boxes, truth.valid, usable, block)
+    image, box, location = inside.nonzero().T
+    assert inside.any()
+    assert torch.equal(line, image * 9 + box)
+    # In one line the order is that of the locations.
+    assert torch.equal(row, image * len(centers) + location)
 
 
 def test_one_logit_holds_for_boxes_of_every_class():

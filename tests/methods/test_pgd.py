@@ -12,6 +12,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd import Distiller, Teacher
 from d2kd.methods import Methods, Mimic
+from d2kd.methods.channel_attention import channel_attention
 from d2kd.methods.pgd import PGD
 from d2kd.readers import read
 from d2kd.targets import Targets
@@ -48,9 +49,12 @@ def assert_gradient(loss, student, name):
 
 
 def test_attention_equals_released_code():
-    pgd = PGD()
-    for found, name in ((pgd._spatial, "S_t"), (pgd._channel, "C_t")):
-        torch.testing.assert_close(found(reference("Ft")), reference(name), rtol=1e-5, atol=1e-6)
+    pgd, features = PGD(), reference("Ft")
+    for found, name in (
+        (pgd._spatial(features.abs().mean(1)), "S_t"),
+        (channel_attention(features, pgd.tau) * features.shape[1], "C_t"),
+    ):
+        torch.testing.assert_close(found, reference(name), rtol=1e-5, atol=1e-6)
 
 
 def test_classification_equals_released_code_with_own_masks(maps):
@@ -103,6 +107,25 @@ def boxes(*boxes_of_images, sizes=(64, 64)) -> Targets:
 
 
 BOXES = boxes([[8.0, 8.0, 40.0, 40.0], [3.0, 20.0, 60.0, 50.0]], [[30.0, 5.0, 61.0, 33.0]])
+
+
+@pytest.mark.parametrize("chosen", [0, 1, 7])
+def test_regression_looks_at_the_foreground_only_and_says_the_same(chosen):
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 2, 5, 4, 6, generator=generator, dtype=torch.float64)
+    student, teacher = maps[0].clone().requires_grad_(), maps[1]
+    fg = torch.zeros(2, 24, dtype=torch.float64)
+    for image, count in enumerate((chosen, chosen // 2)):
+        rows = torch.randperm(24, generator=generator)[:count]
+        fg[image, rows] = torch.rand(count, generator=generator, dtype=torch.float64) + 0.1
+    results = []
+    for most in (None, chosen, 11):
+        terms = PGD().regression(student, teacher, fg.view(2, 4, 6), most)
+        (gradient,) = torch.autograd.grad(sum(terms.values()), student)
+        results.append([gradient, *terms.values()])
+    for other in results[1:]:
+        for x, expected in zip(other, results[0], strict=True):
+            torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-15)
 
 
 def test_forward_is_the_sum_of_its_levels_with_growing_weights():

@@ -1,0 +1,106 @@
+"""The channel attention of PGD (arXiv 2203.05469), and what it compares, cell by cell.
+
+With A(x) = C softmax_c(|x| / tau), the equations are few, but a map of C channels for each step of
+them, and of their gradients, costs far more than to compare two maps at all: on a CPU in
+memory that is taken and given back, on a GPU in memory kept for backward. So a CPU takes pieces of
+the maps that stay in its cache; backward starts anew from the two maps, and makes one gradient.
+
+Shapes: N images, C channels, H x W cells; R = H * W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["Comparison", "channel_attention", "compare_cells"]
+
+# Values of a map in a piece: 256 KiB in fp32. Some of that size have to fit in a core's L2 cache.
+_PIECE = 2**16
+
+
+class Comparison(NamedTuple):
+    """Two maps s and t, summed over the channels of each cell; (N, H, W) each.
+
+    Attributes:
+        student, teacher: mean_c |s| and mean_c |t|.
+        error: sum_c A(t) (s - t)^2.
+        difference: sum_c |A(s) - A(t)|.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    error: Tensor
+    difference: Tensor
+
+
+def compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
+    """What PGD needs to know of two maps; differentiable once, in the student's.
+
+    Args:
+        student, teacher: (N, C, H, W), fp32.
+        tau: temperature of the attention, > 0.
+    """
+    found = _Compare.apply(student.flatten(2), teacher.flatten(2), tau)
+    return Comparison(*(x.view_as(student[:, 0]) for x in found))
+
+
+def channel_attention(features: Tensor, tau: float) -> Tensor:
+    """softmax_c(|x| / tau) of (N, C, ...): sums to 1 in each cell; A is C times that.
+
+    FGD's is one vector for the whole map.
+    """
+    return features.abs().div_(tau).softmax(1)
+
+
+class _Compare(torch.autograd.Function):
+    """`compare_cells` on (N, C, R)."""
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, tau: float) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(student, teacher)
+        ctx.tau = tau
+        n, c, r = student.shape
+        found = [student.new_empty(n, 1, r) for _ in Comparison._fields]
+        for s, t, mean_s, mean_t, error, difference in _pieces(student, teacher, *found):
+            torch.mean(s.abs(), 1, keepdim=True, out=mean_s)
+            torch.mean(t.abs(), 1, keepdim=True, out=mean_t)
+            a_s, a_t = channel_attention(s, tau), channel_attention(t, tau)
+            torch.sum((s - t).square_().mul_(a_t), 1, keepdim=True, out=error)
+            torch.sum(a_s.sub_(a_t).abs_(), 1, keepdim=True, out=difference)
+        mean_s, mean_t, error, difference = (x.squeeze(1) for x in found)
+        ctx.mark_non_differentiable(mean_t)
+        return mean_s, mean_t, error.mul_(c), difference.mul_(c)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, mean: Tensor, _, error: Tensor, difference: Tensor):
+        student, teacher = ctx.saved_tensors
+        c, tau = student.shape[1], ctx.tau
+        # What they are multiplied with in each channel, but for signs and attention.
+        factors = [x.unsqueeze(1) for x in (mean / c, error * 2 * c, difference * (c / tau))]
+        gradient = torch.empty_like(student)
+        for s, t, g, mean, error, difference in _pieces(student, teacher, gradient, *factors):
+            a_s, a_t = channel_attention(s, tau), channel_attention(t, tau)
+            # d/d|s|: mean + difference * a_s * (sign - sum_c a_s sign), by softmax's own gradient.
+            sign = (a_s - a_t).sign_()
+            shift = (a_s * sign).sum(1, keepdim=True).mul_(difference).neg_()
+            d_abs = torch.addcmul(shift, sign, difference, out=sign)
+            d_abs = torch.addcmul(mean, d_abs, a_s, out=d_abs)
+            d_abs *= s.sign()
+            torch.addcmul(d_abs, s - t, a_t.mul_(error), out=g)
+        return gradient, None, None
+
+
+def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same part of each map (N, 1 or C, R), one after another; all at once on a GPU."""
+    cells = max(1, _PIECE // maps[0].shape[1])
+    if maps[0].device.type != "cpu":
+        yield maps
+        return
+    for image in zip(*(x.split(1) for x in maps), strict=True):
+        yield from zip(*(x.split(cells, 2) for x in image), strict=True)
