@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
+from .fgd_sums import magnitudes, pair_sums
 
 __all__ = ["FGD", "GlobalContext", "attention", "box_masks"]
 
@@ -63,37 +64,39 @@ class FGD(FeatureMethod):
         if not targets.whole:
             cells = grid_centers(teacher.shape[-2:], pair.teacher_shape.stride, teacher.device)
             background = background * targets.known(cells).view_as(background)
-        return {
-            **self.focal(student, teacher, foreground, background),
-            "relation": self.lambd * self.relation(pair.student, student, teacher),
-        }
+        return self.terms(pair.student, student, teacher, foreground, background)
 
-    def focal(
-        self, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor
+    def terms(
+        self, level: str, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor
     ) -> dict[str, Tensor]:
-        """L_fea, foreground and background apart, and L_at (FGD, section 3.1).
+        """L_fea, foreground and background apart, and L_at (FGD, section 3.1); L_global (3.2).
 
         Args:
-            student, teacher: (N, C, H, W).
+            level: the student's name of it.
+            student, teacher: (N, C, H, W); R = H * W.
             foreground, background: (N, H, W), from `box_masks`.
         """
-        n = student.shape[0]
-        spatial_s, channel_s = attention(student, self.tau)
-        spatial_t, channel_t = attention(teacher, self.tau)
+        n, r = len(student), foreground[0].numel()
+        block_s, block_t = self.student_context[level], self.teacher_context[level]
+        spatial_t, channel_t = (x.flatten(1) for x in attention(teacher, self.tau))
+        weights = torch.stack([channel_t, torch.ones_like(channel_t)], 1)
+        sums = pair_sums(student, teacher, weights, block_s.key.weight, block_s.key.bias)
         # The teacher's attention weights both; the student's is compared with it, no more.
-        error = torch.einsum("nchw,nc->nhw", (teacher - student).square(), channel_t) * spatial_t
-        difference = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
+        error, square = sums.errors.unbind(1)  # (N, R)
+        error = error * spatial_t
+        spatial_s, channel_s = (normalise(x, self.tau) for x in (sums.spatial, sums.channel))
+        unlike = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
+        # The blocks add v_s to all cells of S and v_t to those of T. With v = v_s - v_t,
+        # sum (S + v_s - T - v_t)^2 = sum (S - T)^2 + v (2 sum (S - T) + R v).
+        v = block_s.transform(sums.context[..., None, None])
+        v = (v - block_t.transform(block_t.context(teacher))).flatten(1)  # (N, C)
+        relation = square.sum() + (v * (2 * sums.difference + r * v)).sum()
         return {
-            "foreground": self.alpha * (foreground * error).sum() / n,
-            "background": self.beta * (background * error).sum() / n,
-            "attention": self.gamma * difference / n,
+            "foreground": self.alpha * (foreground.flatten(1) * error).sum() / n,
+            "background": self.beta * (background.flatten(1) * error).sum() / n,
+            "attention": self.gamma * unlike / n,
+            "relation": self.lambd * relation / n,
         }
-
-    def relation(self, level: str, student: Tensor, teacher: Tensor) -> Tensor:
-        """L_global: squared difference of both maps after their context blocks (section 3.2)."""
-        s = self.student_context[level](student)
-        t = self.teacher_context[level](teacher)
-        return (s - t).square().sum() / student.shape[0]
 
 
 def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -105,11 +108,13 @@ def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     Returns:
         (N, H, W) that sums to H*W and (N, C) that sums to C, for each image.
     """
-    n, c, h, w = features.shape
-    magnitude = features.abs()
-    spatial = (magnitude.mean(1).flatten(1) / tau).softmax(1) * (h * w)
-    channel = (magnitude.mean((2, 3)) / tau).softmax(1) * c
-    return spatial.view(n, h, w), channel
+    spatial, channel = magnitudes(features.flatten(2))
+    return normalise(spatial, tau).view_as(features[:, 0]), normalise(channel, tau)
+
+
+def normalise(magnitude: Tensor, tau: float) -> Tensor:
+    """Attention of (N, M) mean magnitudes: their softmax at temperature tau, which sums to M."""
+    return (magnitude / tau).softmax(1) * magnitude.shape[1]
 
 
 @torch.no_grad()
@@ -118,7 +123,6 @@ def box_masks(
     valid: Tensor,
     size: Sequence[int],
     cells_per_pixel: float | Tensor,
-    chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """Foreground and background masks M with their scale masks S (FGD, section 3.1).
 
@@ -132,7 +136,6 @@ def box_masks(
         valid: (N, G) bool.
         size: H and W of the level, in cells.
         cells_per_pixel: 1 / stride; or (N, 2), along x and y, for each image.
-        chunk: boxes that are laid on the grid at once, which bounds memory.
 
     Returns:
         foreground and background, (N, H, W) each.
@@ -145,10 +148,12 @@ def box_masks(
     x, y = (torch.arange(k, device=boxes.device) for k in (w, h))
     columns = (x >= low[..., 0, None]) & (x <= high[..., 0, None])  # (N, G, W)
     rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])  # (N, G, H)
-    rows = rows * value[..., None]
+    rows, columns = rows * value[..., None], columns.to(value.dtype)
     foreground = boxes.new_zeros(n, h, w)
-    for i in range(0, g, chunk):
-        covered = rows[:, i : i + chunk, :, None] * columns[:, i : i + chunk, None, :]
+    # So many boxes at once as bound the memory and, on a CPU, stay in its cache.
+    few = max((2**19 if boxes.is_cpu else 2**24) // (n * h * w), 1)
+    for i in range(0, g, few):
+        covered = rows[:, i : i + few, :, None] * columns[:, i : i + few, None, :]
         foreground = torch.maximum(foreground, covered.amax(1))
     background = (foreground == 0).to(foreground.dtype)
     background = background / background.sum((1, 2), keepdim=True).clamp(min=1)
@@ -184,6 +189,12 @@ class GlobalContext(nn.Module):
         nn.init.zeros_(self.transform[-1].weight)
         nn.init.zeros_(self.transform[-1].bias)
 
+    def context(self, features: Tensor) -> Tensor:
+        """(N, C, 1, 1), the sum over cells, weighted by the softmax of their keys."""
+        weights = self.key(features).flatten(2).softmax(2)  # (N, 1, R)
+        context = torch.bmm(weights, features.flatten(2).mT)  # (N, 1, C)
+        return context.mT.unsqueeze(-1)
+
     def forward(self, features: Tensor) -> Tensor:
         """
         Args:
@@ -192,6 +203,4 @@ class GlobalContext(nn.Module):
         Returns:
             (N, C, H, W).
         """
-        weights = self.key(features).flatten(2).softmax(2)  # (N, 1, HW)
-        context = torch.bmm(features.flatten(2), weights.transpose(1, 2))  # (N, C, 1)
-        return features + self.transform(context.unsqueeze(-1))
+        return features + self.transform(self.context(features))

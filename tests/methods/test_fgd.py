@@ -68,16 +68,15 @@ def test_terms_equal_released_code(released_boxes):
     masks = box_masks(*released_boxes[:2], (12, 16), released_boxes[2])
     student, teacher = reference("student"), reference("teacher")
     fgd = released_fgd()
-    terms = fgd.focal(student, teacher, *masks)
-    relation = fgd.relation("p3", student, teacher)
-    for value, name, weight in (
-        (terms["foreground"], "out_fg", 1e-3),
-        (terms["background"], "out_bg", 5e-4),
-        (terms["attention"], "out_att", 5e-4),
-        (relation, "out_rel", 1),
+    terms = fgd.terms("p3", student, teacher, *masks)
+    for term, name, weight in (
+        ("foreground", "out_fg", 1e-3),
+        ("background", "out_bg", 5e-4),
+        ("attention", "out_att", 5e-4),
+        ("relation", "out_rel", 5e-6),
     ):
-        torch.testing.assert_close(value, weight * reference(name), rtol=1e-6, atol=0)
-    total = sum(terms.values()) + 5e-6 * relation
+        torch.testing.assert_close(terms[term], weight * reference(name), rtol=1e-6, atol=0)
+    total = sum(terms.values())
     torch.testing.assert_close(total, reference("out_total"), rtol=1e-6, atol=0)
 
 
@@ -161,7 +160,10 @@ def test_teacher_attention_carries_no_gradient_to_either_term_but_attention():
     student = torch.randn(1, 6, 4, 4, requires_grad=True)
     teacher = torch.randn(1, 6, 4, 4)
     masks = torch.full((1, 4, 4), 0.1), torch.zeros(1, 4, 4)
-    loss = FGD(alpha=1).focal(student, teacher, *masks)["foreground"]
+    fgd = FGD(alpha=1)
+    shape = ShapeSpec(channels=6, stride=8)
+    fgd.setup_level(LevelPair("p3", "p3", shape, shape))
+    loss = fgd.terms("p3", student, teacher, *masks)["foreground"]
     spatial, channel = attention(teacher, 0.5)
     weight = 0.1 * spatial[:, None] * channel[..., None, None]
     expected = -2 * weight * (teacher - student)  # the derivative of weight * (t - s)^2
