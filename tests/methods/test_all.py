@@ -1,12 +1,13 @@
-"""Every feature method with UET on every detector."""
+"""What all methods have in common: UET on every detector; no waiting for a GPU."""
 
 import pytest
 import torch
 from detectron2.structures import PolygonMasks
 
 from d2kd import Distiller, Teacher
-from d2kd.methods import CWD, FGD, LD, MGD, PFI, PGD, PKD, MCDropout, Methods, Mimic
+from d2kd.methods import CWD, FGD, LD, MGD, PFI, PGD, PKD, MCDropout, Methods, Mimic, RankMimic
 from tests import toys
+from tests.waits import Waits
 
 DETECTORS = {
     "RetinaNet": toys.retinanet,
@@ -52,3 +53,49 @@ def test_each_method_takes_uncertainty(name):
         assert torch.isfinite(losses[key]) and losses[key] != clean[key], key
         grads = torch.autograd.grad(losses[key], neck, retain_graph=True, allow_unused=True)
         assert sum(g.abs().sum() for g in grads if g is not None) > 0, key
+
+
+ALL = [*METHODS, PGD, RankMimic, LD]
+
+
+def seen_by(name, device="cpu"):
+    """A distiller of all methods that a detector takes, and what it gives them, without a graph."""
+    kinds = [k for k in ALL if name == "GFL" or k is not LD]
+    methods = Methods(**{f"m{i}": kind() for i, kind in enumerate(kinds)})
+    torch.manual_seed(0)
+    build = DETECTORS[name]
+    teacher = Teacher(build(), None)
+    model = Distiller(student=build(), teacher=teacher, methods=methods).to(device)
+    given = []
+    first = model.distillation.m0
+    handle = first.register_forward_pre_hook(lambda _, args: given.append(args))
+    model(batch(False))
+    handle.remove()
+    student, teacher, targets = given[0]
+    leaves = student.map_levels(lambda _, x: x.detach().requires_grad_())
+    leaves.anchors, leaves.boxes = student.anchors, student.boxes.detach().requires_grad_()
+    return model.distillation.values(), leaves, teacher, targets
+
+
+@pytest.mark.parametrize("name", ["ATSS", "GFL"])  # Detectron2's own assigners wait
+def test_no_method_waits_for_a_gpu(name, monkeypatch):
+    methods, *seen = seen_by(name)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # where PGD never asks how many pairs
+    for method in methods:
+        with Waits() as waits:
+            sum(method(*seen).values()).backward()
+        assert waits.found == [], type(method).__name__
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["ATSS", "GFL"])
+def test_no_method_waits_for_this_gpu(name):
+    methods, *seen = seen_by(name, "cuda")
+    for method in methods:
+        sum(method(*seen).values()).backward()  # whatever is set up once
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sum(method(*seen).values()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
