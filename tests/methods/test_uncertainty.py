@@ -1,9 +1,13 @@
 """MCDropout: moments, seeds, limits."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
 from d2kd.methods import MCDropout
+from d2kd.methods.uncertainty import outcomes, random_index
 
 RAMP = (0.15, 0.20, 0.25, 0.30, 0.35)
 
@@ -59,17 +63,42 @@ def test_no_more_than_one_multiplier_is_kept():
 
 
 @pytest.mark.parametrize("granularity", ["element", "channel"])
-def test_uncertainty_is_mean_and_variance_of_the_very_samples(granularity, monkeypatch):
-    features = torch.randn(2, 3, 4, 5)
-    masks = []
-    draw = torch.Tensor.bernoulli_
-    monkeypatch.setattr(
-        torch.Tensor, "bernoulli_", lambda m, p: masks.append(draw(m, p).clone()) or m
-    )
+def test_uncertainty_is_mean_and_variance_of_the_very_samples(granularity):
+    features = torch.rand(2, 3, 4, 5) + 0.5
     mean, variance = MCDropout(RAMP, granularity=granularity).uncertainty(features)
-    samples = [features * m / (1 - p) for m, p in zip(masks, RAMP, strict=True)]
-    torch.testing.assert_close(mean, torch.stack(samples).mean(0))
-    torch.testing.assert_close(variance, torch.stack(samples).var(0, correction=0))
+    rates = torch.tensor(RAMP)
+    kept = torch.tensor(list(itertools.product([0.0, 1.0], repeat=len(RAMP))))
+    samples = kept / (1 - rates)  # all that there can be; no two have the same mean
+    nearest = (mean / features)[..., None].sub(samples.mean(1)).abs().argmin(-1)
+    drawn = features[..., None] * samples[nearest]
+    torch.testing.assert_close(mean, drawn.mean(-1))
+    torch.testing.assert_close(variance, drawn.var(-1, correction=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rates", [(0.3,), (0.0, 0.5), RAMP])
+def test_outcomes_are_as_likely_as_the_samples_are(rates):
+    sums, squares = outcomes(rates).double()
+    for kept in itertools.product([False, True], repeat=len(rates)):
+        chance = math.prod(1 - p if k else p for p, k in zip(rates, kept, strict=True))
+        total = sum(k / (1 - p) for p, k in zip(rates, kept, strict=True))
+        alike = (sums - total).abs() < 1e-6
+        assert alike.double().mean().item() == pytest.approx(chance, abs=2**-16)
+        expected = sum(k / (1 - p) ** 2 for p, k in zip(rates, kept, strict=True))
+        assert torch.allclose(squares[alike], torch.tensor(expected, dtype=torch.float64))
+
+
+def test_more_samples_than_one_number_decides():
+    multiplier = MCDropout((0.2,) * 11).multiplier((4, 16, 40, 40), torch.device("cpu"))
+    assert multiplier.mean().item() == pytest.approx(1, abs=2e-3)
+    assert multiplier.var().item() == pytest.approx(0.25 / 11, rel=0.02)
+
+
+def test_neighbours_are_independent():
+    found = random_index((400_000,), torch.device("cpu")).double()
+    assert found.min() < 10 and found.max() > 2**16 - 10
+    assert found.mean().item() == pytest.approx(2**15, rel=0.01)
+    near = torch.stack([found[i : 399_990 + i] for i in range(6)])  # four of them are of one draw
+    assert (torch.corrcoef(near) - torch.eye(6)).abs().max() < 0.01
 
 
 @pytest.mark.parametrize("rates", [(), (0.0,) * 3])
