@@ -63,9 +63,11 @@ def test_uncertainty_of_a_teacher():
     # Each sample is 0 or twice the value, so that mean and variance give back its square:
     # with k of 4 kept, mean = k f / 2 and mean square = k f^2, thus variance = (k - k^2 / 4) f^2.
     torch.manual_seed(0)
-    kept = torch.stack([torch.empty(1, *features.shape).bernoulli_(0.5) for _ in range(4)]).sum(0)
+    drop = MCDropout((0.5,) * 4)
+    kept = 2 * drop.multiplier((1, *features.shape), features.device)
+    assert set(kept.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
     torch.manual_seed(0)
-    mean, spread = visualize.uncertainty(model, image, MCDropout((0.5,) * 4), level="p3")
+    mean, spread = visualize.uncertainty(model, image, drop, level="p3")
     k, middle = kept[0], (slice(15, 17), slice(23, 25))
     expected = (k * features / 2).abs().mean(0)[1:3, 2:4].mean()
     np.testing.assert_allclose(mean[middle].mean(), expected.item(), rtol=1e-5)
