@@ -28,7 +28,7 @@ lint: $(READY)
 
 bench: $(READY)
 	.venv/bin/python tools/benchmark.py --config-file configs/demo/distill.py train.device=cpu \
-		--sizes 128 --boxes 0 20 500 --batch 4 --real-size --warm-up 1 --minutes 1.6 \
+		--sizes 128 --boxes 0 20 500 --batch 4 --real-size fgd pgd --warm-up 1 --minutes 1.6 \
 		--output output/bench
 
 # The stamp holds the checkout's path: a .venv that was moved, or whose Python is gone, is set up again.

@@ -8,6 +8,9 @@ losses get predictions whose gradient is switched off where nothing is known:
 - a class that an image was not searched for: its scores in that image;
 - a box that counts less than fully: the gradient of its positives is scaled by its weight.
 
+Boxes by teachers come without masks and keypoints. The losses of these leave out images whose boxes
+have none.
+
 Detectors themselves know nothing of this. Shapes: N images, R anchors of all levels, K classes.
 """
 
@@ -22,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.proposal_generator.rpn import RPN
-from detectron2.structures import Boxes
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from .detectors import DDOD
@@ -47,9 +51,13 @@ def supervised(detector: nn.Module, targets: Targets) -> Iterator[None]:
             of such a detector.
     """
     with ExitStack() as stack:
-        for module, change in [] if targets.whole else _changes(detector, targets):
-            module.losses = functools.partial(change, module.losses, targets)
-            stack.callback(delattr, module, "losses")
+        changes = [
+            (module, "losses", functools.partial(change, module.losses, targets))
+            for module, change in ([] if targets.whole else _changes(detector, targets))
+        ]
+        for module, name, change in [*changes, *_instance_heads(detector)]:
+            setattr(module, name, change)
+            stack.callback(delattr, module, name)
         yield
 
 
@@ -91,6 +99,33 @@ def _(detector: GeneralizedRCNN, targets: Targets):
     predictor = detector.roi_heads.box_predictor
     stages = predictor if isinstance(predictor, nn.ModuleList) else [predictor]  # Cascade R-CNN
     return [*found, *((stage, functools.partial(_regions, stage)) for stage in stages)]
+
+
+def _instance_heads(detector: nn.Module) -> Iterator[tuple[nn.Module, str, Callable]]:
+    """Modules, a method of each, and what is to be called in place of it: mask and keypoint heads
+    that leave out images whose boxes have no masks or keypoints."""
+    heads = getattr(detector, "roi_heads", None)
+    for kind in ("mask", "keypoint"):
+        if isinstance(heads, StandardROIHeads) and getattr(heads, f"{kind}_on"):
+            module, name = heads, f"_forward_{kind}"
+        elif isinstance(heads, Res5ROIHeads) and kind == "mask" and heads.mask_on:
+            module, name = heads.mask_head, "forward"
+        else:
+            continue
+        yield module, name, functools.partial(_having, f"gt_{kind}s", getattr(module, name))
+
+
+def _having(field: str, forward: Callable, x, instances: list[Instances]) -> dict[str, Tensor]:
+    """`forward` without the proposals of images whose boxes lack `field`.
+
+    Args:
+        x: features, from which `forward` pools; or a row for each proposal.
+    """
+    kept = [p if p.has(field) else p[:0] for p in instances]
+    if isinstance(x, Tensor) and sum(map(len, kept)) < len(x):
+        parts = x.split([len(p) for p in instances])
+        x = torch.cat([part[: len(p)] for part, p in zip(parts, kept, strict=True)])
+    return forward(x, kept)
 
 
 def _retinanet(

@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
-from detectron2.structures import Boxes, pairwise_ioa
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead, Res5ROIHeads
+from detectron2.structures import BitMasks, Boxes, Keypoints, pairwise_ioa
 from torch import nn
 
 from d2kd import Distiller, Targets, Teacher
@@ -182,20 +185,22 @@ def test_the_gradient_of_a_box_is_scaled_by_its_weight(name):
 
 
 def rcnn_gradients(build, batch: list[dict]) -> dict[str, torch.Tensor]:
-    """Of the losses with respect to objectness, (N, R), and to each stage's class scores."""
+    """Of the losses with respect to objectness and deltas of each level, "rpn" and "anchors", and
+    to class scores and deltas of each stage, "roi" and "boxes". Also the objectness, "logits"."""
     torch.manual_seed(0)
     model = build().train()
     kept: dict[str, torch.Tensor] = {}
-    handles = [
-        model.proposal_generator.rpn_head.register_forward_hook(
-            lambda _m, _a, out: kept.update({f"rpn{i}": x for i, x in enumerate(out[0])})
-        )
-    ]
+
+    def keep_levels(_module, _args, out):
+        for name, maps in zip(("rpn", "anchors"), out, strict=True):
+            kept.update({f"{name}{i}": x for i, x in enumerate(maps)})
+
+    model.proposal_generator.rpn_head.register_forward_hook(keep_levels)
     stages = model.roi_heads.box_predictor
     stages = stages if isinstance(stages, nn.ModuleList) else [stages]
     for k, stage in enumerate(stages):
-        handles.append(
-            stage.register_forward_hook(lambda _m, _a, out, k=k: kept.update({f"roi{k}": out[0]}))
+        stage.register_forward_hook(
+            lambda _m, _a, out, k=k: kept.update({f"roi{k}": out[0], f"boxes{k}": out[1]})
         )
     targets = Targets.from_inputs(batch, "cpu", 3)
     sampled = []
@@ -210,7 +215,8 @@ def rcnn_gradients(build, batch: list[dict]) -> dict[str, torch.Tensor]:
     for x in kept.values():
         x.retain_grad()
     sum(losses.values()).backward()
-    return {name: x.grad for name, x in kept.items()} | {"sampled": sampled}
+    logits = {name: x.detach() for name, x in kept.items() if name.startswith("rpn")}
+    return {name: x.grad for name, x in kept.items()} | {"sampled": sampled, "logits": logits}
 
 
 def wide(batch: list[dict]) -> list[dict]:
@@ -295,7 +301,175 @@ def test_weights_reach_the_boxes_of_a_two_stage_detector():
     positive = found["sampled"][0][1].gt_classes < 3
     assert positive.any()
     factor = torch.where(positive, 0.25, 1.0)[:, None]
-    torch.testing.assert_close(found["roi0"][first:], factor * plain["roi0"][first:])
+    for name in ("roi0", "boxes0"):
+        assert plain[name][first:][positive].abs().sum() > 0
+        torch.testing.assert_close(found[name][first:], factor * plain[name][first:])
+        torch.testing.assert_close(found[name][:first], plain[name][:first])
+
+
+def test_weights_reach_the_proposal_network():
+    plain = rcnn_gradients(toys.rcnn, wide(inputs()))
+    found = rcnn_gradients(toys.rcnn, wide(inputs(gt_weights=[0.25])))
+    logits, deltas = ([n for n in plain if n.startswith(key)] for key in ("rpn", "anchors"))
+    # Only positives push their objectness up, and only they have deltas.
+    assert any((plain[n][1] < 0).any() for n in logits)
+    assert any((plain[n][1] > 0).any() for n in logits)
+    assert any(plain[n][1].any() for n in deltas)
+    for name in logits + deltas:
+        factor = torch.where(plain[name][1] < 0, 0.25, 1.0) if name in logits else 0.25
+        torch.testing.assert_close(found[name][1], factor * plain[name][1])
+        torch.testing.assert_close(found[name][0], plain[name][0])
+
+
+def test_negatives_believed_to_be_objects_teach_proposals_nothing_where_a_class_is_unknown():
+    plain = rcnn_gradients(toys.rcnn, wide(inputs()))
+    found = rcnn_gradients(toys.rcnn, wide(inputs(annotated_classes=[0, 2])))
+    left_out = kept = 0
+    for name, logits in found["logits"].items():
+        before, after = plain[name], found[name]
+        unknown = (before[1] > 0) & (logits[1] > 0)  # negatives push their objectness down
+        assert not after[1][unknown].any()
+        torch.testing.assert_close(after[1][~unknown], before[1][~unknown])
+        torch.testing.assert_close(after[0], before[0])
+        left_out += int(unknown.sum())
+        kept += int((after[1] > 0).sum())
+    assert left_out and kept
+
+
+@pytest.mark.parametrize("build", [toys.rcnn, toys.cascade], ids=["Faster", "Cascade"])
+def test_positive_proposals_in_a_region_stay(build):
+    plain = rcnn_gradients(build, wide(inputs()))
+    found = rcnn_gradients(build, wide(inputs(ignore_boxes=[[-999.0, -999.0, 999.0, 999.0]])))
+    for k, proposals in enumerate(found["sampled"]):
+        first, positive = len(proposals[0]), proposals[1].gt_classes < 3
+        assert positive.any()
+        for name in (f"roi{k}", f"boxes{k}"):
+            before, after = plain[name][first:], found[name][first:]
+            assert before[positive].abs().sum() > 0
+            torch.testing.assert_close(after[positive], before[positive])
+            assert not after[~positive].any()
+
+
+# ---- boxes without masks or keypoints
+
+
+def with_masks(build) -> nn.Module:
+    model, other = build(), toys.rcnn(mask=True).roi_heads
+    for field in ("mask_on", "mask_in_features", "mask_pooler", "mask_head"):
+        setattr(model.roi_heads, field, getattr(other, field))
+    return model
+
+
+def pooler(size: int) -> ROIPooler:
+    return ROIPooler(size, scales=[1 / 4], sampling_ratio=2, pooler_type="ROIAlignV2")
+
+
+def with_keypoints() -> nn.Module:
+    model = toys.rcnn()
+    model.roi_heads.keypoint_on = True
+    model.roi_heads.keypoint_in_features = ["p2"]
+    model.roi_heads.keypoint_pooler = pooler(7)
+    model.roi_heads.keypoint_head = KRCNNConvDeconvUpsampleHead(
+        ShapeSpec(channels=8, height=7, width=7), num_keypoints=2, conv_dims=[8]
+    )
+    return model
+
+
+def on_one_level() -> nn.Module:
+    """Mask R-CNN as Detectron2's C4: its mask head gets the features that its box head made."""
+    model = toys.rcnn(mask=True)
+    old = model.roi_heads
+    old.box_predictor.cls_score = nn.Linear(8, 4)
+    old.box_predictor.bbox_pred = nn.Linear(8, 12)
+    model.roi_heads = Res5ROIHeads(
+        in_features=["p2"],
+        pooler=pooler(7),
+        res5=nn.Conv2d(8, 8, 1),
+        box_predictor=old.box_predictor,
+        mask_head=old.mask_head,
+        num_classes=3,
+        batch_size_per_image=64,
+        positive_fraction=0.25,
+        proposal_matcher=old.proposal_matcher,
+    )
+    return model
+
+
+HEADS = {
+    "Mask": (with_masks, toys.rcnn),
+    "Cascade Mask": (with_masks, toys.cascade),
+    "Mask C4": (on_one_level,),
+    "Keypoint": (with_keypoints,),
+}
+
+
+@pytest.fixture(params=HEADS)
+def model(request) -> nn.Module:
+    build, *of = HEADS[request.param]
+    torch.manual_seed(0)
+    made = build(*of).train()
+    if hasattr(made.roi_heads, "mask_head"):
+        nn.init.normal_(made.roi_heads.mask_head.predictor.weight)  # masks that differ
+    return made
+
+
+def with_fields(batch: list[dict], *which: int) -> list[dict]:
+    """Give the boxes of these images masks and keypoints."""
+    for i in which:
+        truth = batch[i]["instances"]
+        masks = torch.zeros(len(truth), *truth.image_size, dtype=torch.bool)
+        masks[:, 6 : 14 - 4 * i, 8:18] = True
+        truth.gt_masks = BitMasks(masks)
+        points = torch.tensor([[8.0, 9.0 + i, 2.0], [15.0, 12.0, 2.0]])
+        truth.gt_keypoints = Keypoints(points.expand(len(truth), 2, 3))
+    return batch
+
+
+def instance_head(model: nn.Module) -> tuple[nn.Module, str]:
+    kind = "keypoint" if hasattr(model.roi_heads, "keypoint_head") else "mask"
+    return getattr(model.roi_heads, f"{kind}_head"), f"loss_{kind}"
+
+
+def distilled(model: nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)  # the same proposals are sampled
+    return Distiller(student=model).train()(batch)
+
+
+def test_images_without_masks_take_no_part_in_the_loss_of_masks(model):
+    head, name = instance_head(model)
+    given = []
+    handle = head.register_forward_pre_hook(lambda _m, args: given.append(args))
+    whole = distilled(model, with_fields(wide(inputs()), 0, 1))
+    handle.remove()
+    ((features, instances),) = given
+    assert all(len(x) for x in instances)
+    expected = head(features[: len(instances[0])], [instances[0], instances[1][:0]])[name]
+    found = distilled(model, with_fields(wide(inputs()), 0))
+    assert found[name] > 0 and abs(found[name] - whole[name]) > 1e-3
+    torch.testing.assert_close(found.pop(name), expected)
+    assert all(torch.equal(x, whole[k]) for k, x in found.items())
+
+
+@pytest.mark.filterwarnings("ignore:(Mean of empty|invalid value):RuntimeWarning")  # Detectron2's
+def test_without_any_masks_every_parameter_has_a_gradient(model):
+    head, name = instance_head(model)
+    losses = distilled(model, wide(inputs()))
+    assert losses[name] == 0
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    assert not any(p.grad.any() for p in head.parameters())
+
+
+def test_with_all_masks_the_losses_are_detectron2s(model):
+    batch = wide([toys.image([BOX], seed=0), toys.image([], seed=1)])
+    with_fields(batch, 0)  # nor does Detectron2 ask for the masks of an image without boxes
+    torch.manual_seed(1)
+    expected = model(batch)
+    found = distilled(model, batch)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(x, expected[k]) for k, x in found.items())
+    assert "_forward_mask" not in vars(model.roi_heads)
+    assert "forward" not in vars(instance_head(model)[0])
 
 
 # ---- around it

@@ -40,10 +40,11 @@ from setting import build_model, build_trainers, describe_machine, large_maps, t
 from stopwatch import Ratio, Spread, Turn, picture, table, take_turns
 
 from d2kd.config import load_config
-from d2kd.methods import FGD, PGD, Methods
+from d2kd.methods import CWD, FGD, MGD, PFI, PGD, PKD, Methods, Mimic, RankMimic
 from d2kd.report import write_json
 
-# Boxes of an image in --real-size, and that image.
+# Methods in --real-size, boxes of an image there, and that image.
+REAL_METHODS = dict(fgd=FGD, pgd=PGD, mimic=Mimic, mgd=MGD, pkd=PKD, cwd=CWD, pfi=PFI, rm=RankMimic)
 REAL_BOXES, REAL_SIZE, REAL_BATCH = (20, 500), (800, 1344), 2
 REAL_SCENE = "P3 to P7 of 800 x 1344 pixels, 256 channels, batch 2"
 
@@ -110,7 +111,8 @@ def run(args: argparse.Namespace) -> dict:
             turns = scene_turns(model, trainers, scene, size, args.boxes, args.batch)
             groups.append((list(turns), list(ratios(model))))
         if args.real_size:
-            large = large_maps(Methods(fgd=FGD(), pgd=PGD())).to(device)
+            methods = {name: REAL_METHODS[name]() for name in args.real_size}
+            large = large_maps(Methods(**methods)).to(device)
             turns = scene_turns(large, {}, REAL_SCENE, REAL_SIZE, REAL_BOXES, REAL_BATCH)
             groups.append((list(turns), list(ratios(large))))
         all_turns = [turn for turns, _ in groups for turn in turns]
@@ -151,7 +153,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=20, help="that count; default: 20")
     add("--warm-up", type=int, default=2, help="rounds before those; default: 2")
     add("--minutes", type=float, default=math.inf, help="begin no round that may end later")
-    add("--real-size", action="store_true", help=f"also FGD and PGD alone on {REAL_SCENE}")
+    add(
+        "--real-size",
+        nargs="+",
+        choices=REAL_METHODS,
+        default=[],
+        help=f"also these methods alone on {REAL_SCENE}",
+    )
     add("--data", action="store_true", help="also the config's own data loader, alone")
     add("--amp", choices=["bfloat16", "float16"], help="of student and teacher")
     add("--threads", type=int, help="of PyTorch on the CPU; default: its own choice")
