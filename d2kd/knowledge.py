@@ -31,6 +31,8 @@ class Knowledge:
             activation) of the head's classification and regression tower.
         boxes: (N, R, 4), decoded from `deltas`; in the student's they carry gradients.
         anchors: (R, 4).
+        labelled: what Detectron2's `label_anchors` said of the batch's boxes: classes (R,) and
+            boxes (R, 4) of each image, in two lists; None where nobody asked it.
     """
 
     padded_size: tuple[int, int] = (0, 0)
@@ -42,6 +44,7 @@ class Knowledge:
     box_tower: dict[str, Tensor] = field(default_factory=dict)
     boxes: Tensor | None = None
     anchors: Tensor | None = None
+    labelled: tuple[list[Tensor], list[Tensor]] | None = None
 
     @property
     def centers(self) -> Tensor:
@@ -56,4 +59,5 @@ class Knowledge:
                 name: {level: change(level, x) for level, x in getattr(self, name).items()}
                 for name in ("features", "logits", "deltas", "quality", "cls_tower", "box_tower")
             },
+            labelled=self.labelled,
         )

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2kd import Targets
@@ -119,6 +120,23 @@ def test_assignment_is_the_detectors_own(build):
         assert torch.equal(targets.boxes[i][index], matched_boxes[i][positive])
         assert torch.equal(targets.classes[i][index], labels[i][positive])
     assert (matched >= 0).any() and (matched[1] == -1).all()
+
+
+@pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
+def test_assignment_of_a_training_step_is_the_one_that_its_losses_used(build, monkeypatch):
+    calls, model = [], build().train()
+    own = type(model).label_anchors
+    monkeypatch.setattr(type(model), "label_anchors", lambda *args: calls.append(1) or own(*args))
+    reader, inputs = read(model), toys.batch()
+    targets = Targets.from_inputs(inputs, "cpu", reader.num_classes)
+    with EventStorage(), reader.listen({"boxes"}) as seen:
+        model(inputs)
+    seen = reader.complete(seen, {"boxes"})
+    matched = reader.assign(seen, targets)
+    assert len(calls) == 1 and "label_anchors" not in vars(model)
+    seen.labelled = None
+    assert torch.equal(reader.assign(seen, targets), matched)
+    assert len(calls) == 2 and (matched >= 0).any()
 
 
 POINTS = ["ATSS", "GFL", "DDOD", "AutoAssign"]

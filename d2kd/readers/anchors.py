@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from detectron2.structures import Boxes
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..detectors.base import Locations, Predictions
@@ -43,9 +45,31 @@ class AnchorReader(Reader):
         boxes = self.box2box_transform.apply_deltas(deltas.reshape(-1, 4), anchors.reshape(-1, 4))
         seen.boxes = boxes.view_as(deltas)
 
+    @contextmanager
+    def listen(
+        self, needs: Collection[str], before: Callable[[Tensor], None] | None = None
+    ) -> Iterator[Knowledge]:
+        """What the reader of any head does; and remember how the detector labels its anchors, in
+        training: it compares all of them with all boxes."""
+        with super().listen(needs, before) as seen:
+            own = getattr(self.detector, "label_anchors", None)
+
+            def label(anchors: list[Boxes], instances: list[Instances]) -> tuple:
+                seen.labelled = own(anchors, instances)
+                return seen.labelled
+
+            if own is not None:
+                self.detector.label_anchors = label
+            try:
+                yield seen
+            finally:
+                vars(self.detector).pop("label_anchors", None)
+
     @torch.no_grad()
     def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
-        labels, boxes = self.detector.label_anchors(self.anchors(seen), targets.instances())
+        labels, boxes = seen.labelled or self.detector.label_anchors(
+            self.anchors(seen), targets.instances()
+        )
         labels, boxes = torch.stack(labels), torch.stack(boxes)
         if not targets.valid.shape[1]:
             return torch.full_like(labels, -1)
