@@ -22,7 +22,7 @@ from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.pseudo.coco import verify
 from d2kd.pseudo.job import Job
-from d2kd.pseudo.label import label, open_cache
+from d2kd.pseudo.label import label, open_cache, speed_alone
 
 
 def try_out(job: Job, count: int = 50) -> None:
@@ -34,11 +34,14 @@ def try_out(job: Job, count: int = 50) -> None:
                 cache = open_cache(Path(place, root), part, teacher, job.unit_size, job.device)
                 options = dict(num_workers=job.num_workers, device=job.device, name=name)
                 speed = label(part, teacher, cache, max_rejected=1, **options)["images_per_second"]
+            alone = speed_alone(some, teacher, job.device)
+            share = f"{speed / alone:.2f}" if alone else "none"
             counts = [cache.counts(unit) for unit in range(len(part.units(job.unit_size)))]
             images, boxes = (sum(c[key] for c in counts) for key in ("images", "boxes"))
             print(
-                f"{name}: {speed:.1f} images a second, {total / speed / 3600:.2f} hours for all "
-                f"{total} in one process on this {job.device}; {boxes / max(images, 1):.1f} boxes "
+                f"{name}: {speed:.1f} images a second, {share} of what it does without "
+                f"reading and writing; {total / speed / 3600:.2f} hours for all {total} in one "
+                f"process on this {job.device}; {boxes / max(images, 1):.1f} boxes "
                 f"per image above its floor, {len(some) - images} of {len(some)} images unreadable"
             )
 
