@@ -78,7 +78,7 @@ class PartialMapper(DatasetMapper):
         )
         if any(a.get("weight", 1.0) != 1.0 for a in kept):
             instances.gt_weights = torch.tensor([float(a.get("weight", 1.0)) for a in kept])
-        if self.recompute_boxes:
+        if self.recompute_boxes and instances.has("gt_masks"):  # boxes by teachers have none
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 

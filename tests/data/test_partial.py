@@ -60,6 +60,15 @@ def test_regions_to_ignore_move_with_the_image(file):
     assert out["instances"].gt_boxes.tensor.tolist() == [[30.0, 5.0, 40.0, 15.0]]
 
 
+def test_boxes_without_masks_stay_where_masks_would_make_them_anew(file):
+    reads = mapper(use_instance_mask=True, recompute_boxes=True)
+    out = reads(record(file, ([0, 5, 20, 10], {})))["instances"]
+    assert out.gt_boxes.tensor.tolist() == [[0, 5, 20, 15]] and not out.has("gt_masks")
+    corners = [2.0, 6.0, 9.0, 6.0, 9.0, 12.0, 2.0, 12.0]
+    out = reads(record(file, ([0, 5, 20, 10], {"segmentation": [corners]})))["instances"]
+    assert out.gt_boxes.tensor.tolist() == [[2, 6, 9, 12]]
+
+
 def test_crowds_are_ignored_when_asked(file):
     crowd = record(file, ([5, 5, 20, 10], {"iscrowd": 1}))
     assert len(mapper()(crowd)["ignore_boxes"]) == 0
