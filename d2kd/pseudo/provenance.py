@@ -76,7 +76,7 @@ def environment() -> dict[str, Any]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # used from its folder
-            versions[name] = None
+            versions[name] = getattr(sys.modules.get(name), "__version__", None)
     git = [
         "git",
         "-C",
