@@ -36,7 +36,7 @@ class Teacher:
             it has one; else "BGR", as in Detectron2.
         dtype: autocast precision of its forward pass, "bfloat16" or "float16"; None for fp32.
         fast: fold the batch norms of its bottom-up network into the convolutions (`fold_norms`) and
-            run it channels last. Its features move by rounding, about 1e-6 of the largest; see
+            run it channels last. Its features move by rounding, about 5e-6 of the largest; see
             docs/performance.md.
 
     Raises:
