@@ -1,4 +1,8 @@
-"""Stage 2: the student of share_pseudo.py on the labels of a fifth of the images, for a while."""
+"""Stage 2: the student of share_pseudo.py on the labels of a fifth of the images, for a while.
+
+Here it does harm, less of it with a learning rate of 1e-4: see docs/results.md. Stage 1 had these
+labels too.
+"""
 
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
