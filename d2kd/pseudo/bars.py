@@ -7,6 +7,7 @@ All have `fit(found, truths, owned)`, for one teacher:
     found: its boxes in N images, with the student's class indices.
     truths: what is there (see each), None where it is not needed.
     owned: (K,) bool, the student's classes that the teacher knows.
+Those that cannot do without truths have `needs_truths`.
 The images are the caller's choice. Bars fitted on the images that results are reported on, COCO's
 val2017 say, have seen the test: take a part of the training set.
 """
@@ -98,6 +99,7 @@ class FBetaBars:
         if not 0 < beta <= low_beta:
             raise ValueError(f"bars: expected 0 < beta <= low_beta, found {beta} and {low_beta}.")
         self.beta, self.low_beta, self.iou, self.objects = beta, low_beta, iou, objects
+        self.needs_truths = True
 
     def fit(self, found: Iterable[Found], truths: Truths, owned: np.ndarray) -> Bars:
         """Truths are those of the very images, in the same order.
@@ -161,6 +163,7 @@ class DistributionBars:
             )
         self.share, self.floor, self.low_floor = share, floor, low_floor
         self.objects_per_image = objects_per_image
+        self.needs_truths = objects_per_image is None
 
     def fit(self, found: Iterable[Found], truths: Truths, owned: np.ndarray) -> Bars:
         """Truths are those of any images with the same mixture of classes, often not of these.

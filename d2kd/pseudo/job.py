@@ -14,7 +14,7 @@ from detectron2.config import LazyConfig, instantiate
 from detectron2.utils import comm
 
 from ..matching import Truth
-from .bars import FBetaBars, FixedBars
+from .bars import FixedBars
 from .cache import RawCache
 from .categories import CategoryMap
 from .coco import write_labels
@@ -88,10 +88,11 @@ class Job:
         for bars, categories in zip(self.bars, self.maps, strict=True):
             if isinstance(bars, FixedBars):
                 bars.fit((), None, categories.owned)  # checks its numbers
-            if isinstance(bars, FBetaBars) and not self.fit:
+            if getattr(bars, "needs_truths", False) and not self.fit:
                 raise ValueError(
-                    "labels.bars: FBetaBars are fitted on labelled images, but none are given. Set "
-                    "labels.fit.dataset to a registered dataset with the student's classes."
+                    f"labels.bars: {type(bars).__name__} are fitted on labelled images, but none "
+                    f"are given. Set labels.fit.dataset to a registered dataset with the student's "
+                    f"classes."
                 )
         self.fusion.check(self.classes)
         settings = dict(classes=self.classes, maps=self.maps, bars=self.bars, fusion=self.fusion)

@@ -127,12 +127,7 @@ def fit_bars(
     fitted, truths = [], truths or {}
     for teacher, kind in enumerate(kinds):
         found, true = predictions.of(teacher, images), list(truths.values()) or None
-        if isinstance(kind, FBetaBars):
-            if labelled is None:
-                raise ValueError(
-                    "labels.bars: FBetaBars are fitted on labelled images, but none are given. Set "
-                    "labels.fit.dataset to a registered dataset with the student's classes."
-                )
+        if isinstance(kind, FBetaBars) and labelled is not None:
             known = [image for image in labelled.images if image.image_id in truths]
             found = labelled.of(teacher, known)
             true = [truths[image.image_id] for image in known]

@@ -285,6 +285,21 @@ def test_mistakes_are_named_before_anything_is_labelled(
         MetadataCatalog.remove("toy_two")
 
 
+def test_bars_that_need_truths_say_so_before_anything_is_labelled(place, monkeypatch):
+    path = place / "config.py"
+    text = path.read_text().replace("FBetaBars,", "DistributionBars,")
+    path.write_text(
+        text.replace("bars=L(FixedBars)(high=0.6, low=0.5)", "bars=L(DistributionBars)()")
+    )
+    monkeypatch.setattr("d2kd.pseudo.job.label", None)
+    with pytest.raises(
+        ValueError, match=r"DistributionBars are fitted .* Set labels\.fit\.dataset"
+    ):
+        run(place)
+    with pytest.raises(TypeError, match="not callable"):  # `label`: nothing was amiss
+        run(place, "labels.bars.objects_per_image=2")
+
+
 def test_output_that_cannot_be_written_is_named(place):
     with pytest.raises(PermissionError, match="expected a folder that can be written"):
         run(place, f"labels.output={place}/one.pth")
