@@ -74,8 +74,8 @@ def test_dataset_is_sorted_by_id(tmp_path, register):
 
 @pytest.mark.parametrize("ids", [(7, 7, 3), ("07", "7", "3")])
 def test_numbers_that_two_images_share_are_given_anew(tmp_path, register, ids):
-    pictures.folder(tmp_path, 3)
-    found = Manifest.from_dataset(register(records(tmp_path, ids)))
+    path = pictures.folder(tmp_path / "a", 3)
+    found = Manifest.from_dataset(register(records(path, ids)))
     assert [image.image_id for image in found] == [1, 2, 3]
     assert len({image.file_name for image in found}) == 3
 
