@@ -88,7 +88,8 @@ class Distiller(nn.Module):
         self.input_format = check_format(input_format or loaded_format, student)
         methods = self.distillation.values()
         self._needs = frozenset({"features"}).union(*(m.needs for m in methods))
-        self._teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in methods))
+        # What the teacher is asked for.
+        self.teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in methods))
         if teacher is not None:
             classes = self._reader.num_classes, teacher.reader.num_classes
             if same_classes and classes[0] != classes[1]:
@@ -102,7 +103,7 @@ class Distiller(nn.Module):
         self.teacher_assigns = teacher_assigns
         if teacher_assigns:
             self._check_assignment()
-            self._teacher_needs |= {"logits", "boxes"}
+            self.teacher_needs |= {"logits", "boxes"}
         self.strength = Strength(self.distillation, log_period, balance_period)
         self._inherits = inherit
         self.inherit()
@@ -164,7 +165,7 @@ class Distiller(nn.Module):
                     batched_inputs,
                     input_format=self.input_format,
                     padded_size=tuple(images.shape[-2:]),
-                    needs=self._teacher_needs,
+                    needs=self.teacher_needs,
                 )
             )
             if self.teacher_assigns:

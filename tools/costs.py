@@ -137,7 +137,7 @@ def step_turns(
     yield turn(ALONE, **step(trainers[ALONE], {}))
     if DISTILLED not in trainers:
         return
-    asked = dict(padded_size=padded_size, needs=teacher_needs(model))
+    asked = dict(padded_size=padded_size, needs=model.teacher_needs)
 
     def teach(_) -> Knowledge:
         return model.teacher(batch, input_format=model.input_format, **asked)
@@ -145,12 +145,6 @@ def step_turns(
     yield turn(TEACHER, {"forward": teach})
     for suffix, stages in uet_modes(model.distillation).items():
         yield turn(DISTILLED + suffix, **step(trainers[DISTILLED], stages))
-
-
-def teacher_needs(model: Distiller) -> frozenset[str]:
-    """What the distiller asks its teacher for while all methods run."""
-    needs = {"features"}.union(*(m.teacher_needs for m in model.distillation.values()))
-    return frozenset(needs | ({"logits", "boxes"} if model.teacher_assigns else set()))
 
 
 def method_turns(

@@ -76,7 +76,7 @@ class Job:
         self.output, self.classes = Path(self.output), class_names(self.classes)
         self.fusion = self.fusion or Fusion()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._check_parts(node)
+        self._check_parts()
         kinds = dict(dataset=Manifest.from_dataset, folder=Manifest.from_folder)
         given = {k: v for k, v in self.images.items() if v is not None}
         if len(given) != 1 or not given.keys() <= kinds.keys():
@@ -105,23 +105,20 @@ class Job:
         )
         self.made_from = json.loads(json.dumps(made_from))
 
-    def _check_parts(self, node) -> None:
-        kinds = dict(bars="FixedBars", fusion="Fusion")
-        for where, part, names in (
-            ("labels.bars", self.bars, ("fit",)),
-            ("labels.fusion", self.fusion, ("check", "__call__")),
-            *((f"labels.teachers.{k}.bars", t.bars, ("fit",)) for k, t in self.teachers.items()),
-        ):
-            if part is not None and not all(callable(getattr(part, n, None)) for n in names):
-                kind = kinds[where.split(".")[-1]]
-                raise ValueError(f"{where}: expected L({kind})(...) or such, found {part!r}")
+    def _check_parts(self) -> None:
+        bars = {f"labels.teachers.{name}.bars": t.bars for name, t in self.teachers.items()}
+        for where, part in {"labels.bars": self.bars, **bars}.items():
+            if part is not None and not hasattr(part, "fit"):
+                raise ValueError(f"{where}: expected L(FixedBars)(...) or such, found {part!r}")
+        if not hasattr(self.fusion, "check"):
+            raise ValueError(
+                f"labels.fusion: expected L(Fusion)(...) or such, found {self.fusion!r}"
+            )
         fit = self.fit
         if fit is not None and not (
             isinstance(fit, Mapping) and fit.get("dataset") and fit.keys() <= {"dataset", "images"}
         ):
-            raise ValueError(
-                f"labels.fit: expected dict(dataset=NAME, images=2000), found {node.fit}"
-            )
+            raise ValueError(f"labels.fit: expected dict(dataset=NAME, images=2000), found {fit}")
 
     def check_output(self) -> None:
         """Leave alone labels that a student may be training on.
