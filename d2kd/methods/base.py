@@ -15,6 +15,7 @@ from ..knowledge import Knowledge
 from ..readers import Reader
 from ..signature import merge_signature
 from ..targets import Targets
+from .compiled import Compiled
 
 __all__ = [
     "FeatureMethod",
@@ -49,6 +50,9 @@ class Method(nn.Module):
 
     needs: frozenset[str] = frozenset()
     """What the student has to show for the method; see `d2kd.readers.Reader`."""
+
+    compilable: Mapping[str, Callable] = {}
+    """Name of a function that the method calls by `self` -> a form of it for torch.compile."""
 
     @property
     def teacher_needs(self) -> frozenset[str]:
@@ -100,6 +104,11 @@ class Method(nn.Module):
                     f"dense detector (RetinaNet, FCOS, ...), found {reader.name}, which offers "
                     f"{', '.join(sorted(reader.offers))} only. Use a feature method such as FGD."
                 )
+
+    def compile_losses(self) -> None:
+        """Let torch.compile take over what is `compilable`; see `Compiled`."""
+        for name, plain in self.compilable.items():
+            setattr(self, name, Compiled(plain, getattr(self, name)))
 
     def forward(
         self, student: Knowledge, teacher: Knowledge, targets: Targets

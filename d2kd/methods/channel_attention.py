@@ -2,29 +2,27 @@
 
 With A(x) = C softmax_c(|x| / tau), the equations are few, but a map of C channels for each step of
 them, and of their gradients, costs far more than to compare two maps at all: on a CPU in
-memory that is taken and given back, on a GPU in memory kept for backward. So a CPU takes pieces of
-the maps that stay in its cache; backward starts anew from the two maps, and makes one gradient.
+memory that is taken and given back, on a GPU in memory kept for backward. So a CPU takes blocks of
+cells that stay in its cache; backward starts anew from the two maps, and makes one gradient.
 
-Shapes: N images, C channels, H x W cells; R = H * W.
+Shapes: N images, C channels, R cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Comparison", "channel_attention", "compare_cells"]
+from .blocks import cell_blocks
 
-# Values of a map in a piece: 256 KiB in fp32. Some of that size have to fit in a core's L2 cache.
-_PIECE = 2**16
+__all__ = ["Comparison", "channel_attention", "compare_cells", "plain_compare_cells"]
 
 
 class Comparison(NamedTuple):
-    """Two maps s and t, summed over the channels of each cell; (N, H, W) each.
+    """Two maps s and t, summed over the channels of each cell; (N, R) each.
 
     Attributes:
         student, teacher: mean_c |s| and mean_c |t|.
@@ -42,15 +40,26 @@ def compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
     """What PGD needs to know of two maps; differentiable once, in the student's.
 
     Args:
-        student, teacher: (N, C, H, W), fp32.
+        student, teacher: (N, C, R), fp32.
         tau: temperature of the attention, > 0.
     """
-    found = _Compare.apply(student.flatten(2), teacher.flatten(2), tau)
-    return Comparison(*(x.view_as(student[:, 0]) for x in found))
+    return Comparison(*_Compare.apply(student, teacher, tau))
+
+
+def plain_compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
+    """`compare_cells` by autograd, for a compiler that fuses."""
+    c = student.shape[1]
+    a_s, a_t = channel_attention(student, tau), channel_attention(teacher, tau)
+    return Comparison(
+        student=student.abs().mean(1),
+        teacher=teacher.abs().mean(1),
+        error=c * (a_t * (student - teacher).square()).sum(1),
+        difference=c * (a_s - a_t).abs().sum(1),
+    )
 
 
 def channel_attention(features: Tensor, tau: float) -> Tensor:
-    """softmax_c(|x| / tau) of (N, C, ...): sums to 1 in each cell; A is C times that.
+    """softmax_c(|x| / tau) of (N, C, ...): it sums to 1 in each cell; A is C times that.
 
     FGD's is one vector for the whole map.
     """
@@ -66,7 +75,7 @@ class _Compare(torch.autograd.Function):
         ctx.tau = tau
         n, c, r = student.shape
         found = [student.new_empty(n, 1, r) for _ in Comparison._fields]
-        for s, t, mean_s, mean_t, error, difference in _pieces(student, teacher, *found):
+        for s, t, mean_s, mean_t, error, difference in cell_blocks(student, teacher, *found):
             torch.mean(s.abs(), 1, keepdim=True, out=mean_s)
             torch.mean(t.abs(), 1, keepdim=True, out=mean_t)
             a_s, a_t = channel_attention(s, tau), channel_attention(t, tau)
@@ -84,7 +93,7 @@ class _Compare(torch.autograd.Function):
         # What they are multiplied with in each channel, but for signs and attention.
         factors = [x.unsqueeze(1) for x in (mean / c, error * 2 * c, difference * (c / tau))]
         gradient = torch.empty_like(student)
-        for s, t, g, mean, error, difference in _pieces(student, teacher, gradient, *factors):
+        for s, t, g, mean, error, difference in cell_blocks(student, teacher, gradient, *factors):
             a_s, a_t = channel_attention(s, tau), channel_attention(t, tau)
             # d/d|s|: mean + difference * a_s * (sign - sum_c a_s sign), by softmax's own gradient.
             sign = (a_s - a_t).sign_()
@@ -94,13 +103,3 @@ class _Compare(torch.autograd.Function):
             d_abs *= s.sign()
             torch.addcmul(d_abs, s - t, a_t.mul_(error), out=g)
         return gradient, None, None
-
-
-def _pieces(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same part of each map (N, 1 or C, R), one after another; all at once on a GPU."""
-    cells = max(1, _PIECE // maps[0].shape[1])
-    if maps[0].device.type != "cpu":
-        yield maps
-        return
-    for image in zip(*(x.split(1) for x in maps), strict=True):
-        yield from zip(*(x.split(cells, 2) for x in image), strict=True)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
+from .blocks import by_channels
 
 __all__ = ["CWD"]
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax over cells of logits (N, C, R), summed."""
+    log_s, log_t = student.log_softmax(2), teacher.log_softmax(2)
+    return F.kl_div(log_s, log_t, reduction="sum", log_target=True)
 
 
 class CWD(FeatureMethod):
@@ -30,6 +39,9 @@ class CWD(FeatureMethod):
         ValueError: `tau` is not positive.
     """
 
+    compilable = {"divergence": divergence}
+    divergence = staticmethod(functools.partial(by_channels, divergence))
+
     def __init__(self, *, tau: float = 1.0, weight: float = 10.0, **shared):
         super().__init__(weight=weight, **shared)
         if tau <= 0:
@@ -39,7 +51,6 @@ class CWD(FeatureMethod):
     def compare(
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        log_s, log_t = ((x.flatten(2) / self.tau).log_softmax(2) for x in (student, teacher))
-        n, c, _ = log_s.shape
-        divergence = F.kl_div(log_s, log_t, reduction="sum", log_target=True)
-        return {"divergence": self.tau**2 / (n * c) * divergence}
+        n, c = student.shape[:2]
+        unlike = self.divergence(*(x.flatten(2) / self.tau for x in (student, teacher)))
+        return {"divergence": self.tau**2 / (n * c) * unlike}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
-from .fgd_sums import magnitudes, pair_sums
+from .fgd_sums import normalise, pair_sums, plain_pair_sums
 
 __all__ = ["FGD", "GlobalContext", "attention", "box_masks"]
 
@@ -30,6 +30,9 @@ class FGD(FeatureMethod):
         lambd: weight of the relation term (the paper's lambda).
         shared: see `FeatureMethod`.
     """
+
+    compilable = {"pair_sums": plain_pair_sums}
+    pair_sums = staticmethod(pair_sums)
 
     def __init__(
         self,
@@ -78,19 +81,16 @@ class FGD(FeatureMethod):
         """
         n, r = len(student), foreground[0].numel()
         block_s, block_t = self.student_context[level], self.teacher_context[level]
-        spatial_t, channel_t = (x.flatten(1) for x in attention(teacher, self.tau))
-        weights = torch.stack([channel_t, torch.ones_like(channel_t)], 1)
-        sums = pair_sums(student, teacher, weights, block_s.key.weight, block_s.key.bias)
+        keys = (*block_s.key.parameters(), *block_t.key.parameters())
+        sums = self.pair_sums(student.flatten(2), teacher.flatten(2), self.tau, *keys)
+        spatial_s, spatial_t, channel_s, channel_t = (normalise(x, self.tau) for x in sums[:4])
         # The teacher's attention weights both; the student's is compared with it, no more.
-        error, square = sums.errors.unbind(1)  # (N, R)
-        error = error * spatial_t
-        spatial_s, channel_s = (normalise(x, self.tau) for x in (sums.spatial, sums.channel))
+        error = sums.error * spatial_t  # (N, R)
         unlike = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
         # The blocks add v_s to all cells of S and v_t to those of T. With v = v_s - v_t,
         # sum (S + v_s - T - v_t)^2 = sum (S - T)^2 + v (2 sum (S - T) + R v).
-        v = block_s.transform(sums.context[..., None, None])
-        v = (v - block_t.transform(block_t.context(teacher))).flatten(1)  # (N, C)
-        relation = square.sum() + (v * (2 * sums.difference + r * v)).sum()
+        v = block_s.transform(sums.context_s) - block_t.transform(sums.context_t)  # (N, C)
+        relation = sums.square.sum() + (v * (2 * sums.difference + r * v)).sum()
         return {
             "foreground": self.alpha * (foreground.flatten(1) * error).sum() / n,
             "background": self.beta * (background.flatten(1) * error).sum() / n,
@@ -108,13 +108,9 @@ def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
     Returns:
         (N, H, W) that sums to H*W and (N, C) that sums to C, for each image.
     """
-    spatial, channel = magnitudes(features.flatten(2))
-    return normalise(spatial, tau).view_as(features[:, 0]), normalise(channel, tau)
-
-
-def normalise(magnitude: Tensor, tau: float) -> Tensor:
-    """Attention of (N, M) mean magnitudes: their softmax at temperature tau, which sums to M."""
-    return (magnitude / tau).softmax(1) * magnitude.shape[1]
+    x = features.flatten(2).abs()
+    spatial, channel = normalise(x.mean(1), tau), normalise(x.mean(2), tau)
+    return spatial.view_as(features[:, 0]), channel
 
 
 @torch.no_grad()
@@ -169,31 +165,24 @@ def grid_centers(size: Sequence[int], stride: int, device: torch.device) -> Tens
 class GlobalContext(nn.Module):
     """R(F) = F + W2 ReLU(LN(W1 sum_j softmax_j(key(F))_j F_j)) (FGD, section 3.2).
 
-    A GCNet block (arXiv 1904.11492).
-
-    W2 starts at zero, so that R is the identity at first.
+    A GCNet block (arXiv 1904.11492); what are 1x1 convolutions there are layers of a cell's
+    channels here. W2 starts at zero, so that R is the identity at first.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         hidden = max(channels // 2, 1)
-        self.key = nn.Conv2d(channels, 1, kernel_size=1)
+        self.key = nn.Linear(channels, 1)
         self.transform = nn.Sequential(
-            nn.Conv2d(channels, hidden, kernel_size=1),
-            nn.LayerNorm([hidden, 1, 1]),
+            nn.Linear(channels, hidden),
+            nn.LayerNorm(hidden),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels, kernel_size=1),
+            nn.Linear(hidden, channels),
         )
         nn.init.kaiming_normal_(self.key.weight, mode="fan_in")
         nn.init.zeros_(self.key.bias)
         nn.init.zeros_(self.transform[-1].weight)
         nn.init.zeros_(self.transform[-1].bias)
-
-    def context(self, features: Tensor) -> Tensor:
-        """(N, C, 1, 1), the sum over cells, weighted by the softmax of their keys."""
-        weights = self.key(features).flatten(2).softmax(2)  # (N, 1, R)
-        context = torch.bmm(weights, features.flatten(2).mT)  # (N, 1, C)
-        return context.mT.unsqueeze(-1)
 
     def forward(self, features: Tensor) -> Tensor:
         """
@@ -203,4 +192,6 @@ class GlobalContext(nn.Module):
         Returns:
             (N, C, H, W).
         """
-        return features + self.transform(self.context(features))
+        cells = features.flatten(2).mT  # (N, R, C)
+        context = (self.key(cells).softmax(1) * cells).sum(1)
+        return features + self.transform(context)[..., None, None]

@@ -1,114 +1,152 @@
-"""The sums over a pair of maps that FGD's equations are made of, and their gradient.
+"""What FGD's equations need to know of a pair of maps: sums, and their gradient.
 
-Plain autograd keeps a tensor of the maps' size for each use of the student's map, and adds up as
-many gradients: fresh memory then costs many times what the arithmetic does. Here one function has
-all uses. It saves the maps alone, goes over them in blocks of channels that stay in a CPU's cache,
-and writes the gradient once.
+Plain autograd keeps a tensor of the maps' size for each use of a map, and adds up as many
+gradients: fresh memory then costs many times what the arithmetic does. Here one function has all
+uses. It saves the maps alone, goes over them in blocks of channels that stay in a CPU's cache, and
+writes the gradient once. `plain_pair_sums` is what it computes, for a compiler that fuses.
 
-Shapes: N images, C channels, R = H * W cells, K sets of weights.
+Shapes: N images, C channels, R = H * W cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["PairSums", "magnitudes", "pair_sums"]
+from .blocks import channel_blocks
+
+__all__ = ["PairSums", "normalise", "pair_sums", "plain_pair_sums"]
 
 
 class PairSums(NamedTuple):
     """Sums over a student's map S and a teacher's map T.
 
     Attributes:
-        spatial: (N, R), mean of |S| over channels.
-        channel: (N, C), mean of |S| over cells.
-        errors: (N, K, R), sums of (S - T)^2 over channels, weighted in K ways.
+        spatial_s, spatial_t: (N, R), means of |S| and of |T| over channels.
+        channel_s, channel_t: (N, C), those over cells.
+        error: (N, R), sum over channels of (S - T)^2 times the teacher's channel attention.
+        square: (N, R), sum over channels of (S - T)^2.
         difference: (N, C), sum of S - T over cells.
-        context: (N, C), sum of S over cells, weighted by the softmax of the cells' keys.
+        context_s, context_t: (N, C), sums over cells, weighted by the softmax of the cells' keys.
     """
 
-    spatial: Tensor
-    channel: Tensor
-    errors: Tensor
+    spatial_s: Tensor
+    spatial_t: Tensor
+    channel_s: Tensor
+    channel_t: Tensor
+    error: Tensor
+    square: Tensor
     difference: Tensor
-    context: Tensor
+    context_s: Tensor
+    context_t: Tensor
 
 
-def pair_sums(
-    student: Tensor, teacher: Tensor, weights: Tensor, key: Tensor, bias: Tensor
-) -> PairSums:
-    """Differentiable, once, in the student's map, the key and the bias; the rest is constant.
-
-    Args:
-        student, teacher: (N, C, H, W).
-        weights: (N, K, C), of the channels in `PairSums.errors`.
-        key, bias: (1, C, 1, 1) and (1,), of the 1x1 convolution that gives a cell's key.
-    """
-    s, t = student.flatten(2), teacher.flatten(2)
-    return PairSums(*_PairSums.apply(s, t, weights, key.reshape(1, 1, -1), bias))
-
-
-def magnitudes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of |F| over channels, (N, R), and over cells, (N, C).
+def pair_sums(s: Tensor, t: Tensor, tau: float, *keys: Tensor) -> PairSums:
+    """Differentiable, once, in the student's map and the keys.
 
     Args:
-        features: (N, C, R).
+        s, t: student's and teacher's map, (N, C, R).
+        tau: temperature of the attention, > 0.
+        keys: weight and bias, (1, C) and (1,), of the layer that gives a cell of S its key, then
+            those for T.
     """
-    n, c, r = features.shape
-    spatial, channel = features.new_zeros(n, r), []
-    for (x,) in _blocks(features):
-        x = x.abs()
-        spatial = spatial + x.sum(1)
-        channel.append(x.mean(2))
-    return spatial / c, torch.cat(channel, 1)
+    return PairSums(*_PairSums.apply(s, t, tau, *keys))
+
+
+def plain_pair_sums(s: Tensor, t: Tensor, tau: float, *keys: Tensor) -> PairSums:
+    """`pair_sums` by autograd."""
+    contexts = []
+    for x, weight, bias in ((s, *keys[:2]), (t, *keys[2:])):
+        logits = (x * weight.unsqueeze(2)).sum(1, keepdim=True) + bias
+        contexts.append((x * logits.softmax(2)).sum(2))
+    size_s, size_t, difference = s.abs(), t.abs(), s - t
+    spatial_t, channel_t = size_t.mean(1), size_t.mean(2)
+    square = difference.square()
+    return PairSums(
+        spatial_s=size_s.mean(1),
+        spatial_t=spatial_t,
+        channel_s=size_s.mean(2),
+        channel_t=channel_t,
+        error=(normalise(channel_t, tau).unsqueeze(2) * square).sum(1),
+        square=square.sum(1),
+        difference=difference.sum(2),
+        context_s=contexts[0],
+        context_t=contexts[1],
+    )
+
+
+def normalise(magnitude: Tensor, tau: float) -> Tensor:
+    """Attention of (N, M) mean magnitudes: their softmax at temperature tau, which sums to M."""
+    return (magnitude / tau).softmax(1) * magnitude.shape[1]
 
 
 class _PairSums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, s, t, weights, key, bias):
+    def forward(ctx, s, t, tau, weight_s, bias_s, weight_t, bias_t):
         n, c, r = s.shape
-        keys = torch.bmm(key.expand(n, 1, c), s) + bias  # (N, 1, R)
-        pool = keys.softmax(2)
-        context = torch.bmm(pool, s.mT).squeeze(1)
-        errors, difference = s.new_zeros(n, weights.shape[1], r), []
-        for x, y, w in _blocks(s, t, weights.mT):
+        key_s, key_t = (x.unsqueeze(2).expand(n, c, 1) for x in (weight_s, weight_t))
+        spatial_s, channel_s, pool_s = _first_pass(s, key_s, bias_s)
+        spatial_t, channel_t, pool_t = _first_pass(t, key_t, bias_t)
+        attention = normalise(channel_t, tau)
+        weights = torch.stack([attention, torch.ones_like(attention)], 2)  # (N, C, 2)
+        errors, per_channel = s.new_zeros(n, 2, r), []
+        for x, y, w in channel_blocks(s, t, weights):
             d = x - y
-            difference.append(d.sum(2))
+            per_channel.append(
+                [d.sum(2), *(torch.bmm(a, b.mT).squeeze(1) for a, b in ((pool_s, x), (pool_t, y)))]
+            )
             errors.baddbmm_(w.mT, d.square_())
-        ctx.save_for_backward(s, t, weights, key, pool)
-        return *magnitudes(s), errors, torch.cat(difference, 1), context
+        difference, context_s, context_t = (torch.cat(x, 1) for x in zip(*per_channel, strict=True))
+        ctx.save_for_backward(s, t, weights, key_s, pool_s, pool_t)
+        ctx.mark_non_differentiable(spatial_t, channel_t)
+        return (
+            *(spatial_s, spatial_t, channel_s, channel_t, *errors.unbind(1)),
+            *(difference, context_s, context_t),
+        )
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, g_spatial, g_channel, g_errors, g_difference, g_context):
+    def backward(ctx, g_spatial, _, g_channel, __, g_error, g_square, g_difference, *g_contexts):
         # g_x is the loss's gradient with respect to x.
-        s, t, weights, key, pool = ctx.saved_tensors
+        s, t, weights, key_s, pool_s, pool_t = ctx.saved_tensors
         n, c, r = s.shape
-        # From the context to the softmax of the keys, through it to the keys, and to their weights.
-        g_pool = torch.bmm(g_context.unsqueeze(1), s)
-        g_keys = pool * (g_pool - (pool * g_pool).sum(2, keepdim=True))  # (N, 1, R)
-        g_key = torch.bmm(g_keys, s.mT).sum(0, keepdim=True)
-        g_bias = g_keys.sum().view(1)
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, g_key, g_bias
+        g_keys = []  # (N, 1, R) for each map
+        for x, pool, g_context in zip((s, t), (pool_s, pool_t), g_contexts, strict=True):
+            # From the context to the softmax of the keys, and through it to the keys.
+            g_pool = torch.bmm(g_context.unsqueeze(1), x)
+            g_keys.append(pool * (g_pool - (pool * g_pool).sum(2, keepdim=True)))
         # Context, keys and difference are linear in S: a channel's factor times a cell's.
-        channels = torch.stack([g_context, key.view(1, c).expand(n, c), g_difference], 2)
-        cells = torch.cat([pool, g_keys, torch.ones_like(pool)], 1)
+        channels = torch.stack([g_contexts[0], key_s.squeeze(2), g_difference], 2)
+        cells = torch.cat([pool_s, g_keys[0], torch.ones_like(pool_s)], 1)
         g_spatial, g_channel = g_spatial.unsqueeze(1) / c, g_channel.unsqueeze(2) / r
-        g_s = torch.empty_like(s)
-        for g, x, y, w, u, v in _blocks(g_s, s, t, 2 * weights.mT, g_channel, channels):
+        g_errors = 2 * torch.stack([g_error, g_square], 1)
+        g_s, g_weights = torch.empty_like(s), []
+        for g, x, y, w, u, v in channel_blocks(g_s, s, t, weights, g_channel, channels):
             torch.bmm(w, g_errors, out=g).mul_(x - y)
             g.addcmul_(x.sign(), g_spatial + u)
             g.baddbmm_(v, cells)
-        return g_s, None, None, g_key, g_bias
+            g_weights.append([torch.bmm(a, b.mT) for a, b in zip(g_keys, (x, y), strict=True)])
+        g_weights = [torch.cat(x, 2).sum(0) for x in zip(*g_weights, strict=True)]
+        g_biases = [x.sum().view(1) for x in g_keys]
+        return g_s, None, None, g_weights[0], g_biases[0], g_weights[1], g_biases[1]
 
 
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Slices of few channels of tensors (N, C, ?), which a CPU's cache holds; on a GPU, of all."""
-    n, c, r = tensors[0].shape
-    size = max(2**18 * torch.get_num_threads() // (n * r), 1) if tensors[0].is_cpu else c
-    return zip(*(x.split(size, 1) for x in tensors), strict=True)
+def _first_pass(features: Tensor, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of |F| over channels, (N, R), and over cells, (N, C); softmax of the keys, (N, 1, R).
+
+    Args:
+        features: (N, C, R).
+        key: (N, C, 1).
+        bias: (1,).
+    """
+    n, c, r = features.shape
+    logits, spatial, channel = features.new_zeros(n, 1, r), features.new_zeros(n, r), []
+    for x, k in channel_blocks(features, key):
+        logits.baddbmm_(k.mT, x)
+        x = x.abs()
+        spatial += x.sum(1)
+        channel.append(x.mean(2))
+    return spatial / c, torch.cat(channel, 1), (logits + bias).softmax(2)

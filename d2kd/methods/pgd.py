@@ -10,7 +10,8 @@ from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
 from .base import Method, make_adapter, resize_to
-from .channel_attention import compare_cells
+from .channel_attention import compare_cells, plain_compare_cells
+from .fgd_sums import normalise
 from .key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
 
 __all__ = ["PGD"]
@@ -56,6 +57,9 @@ class PGD(Method):
     Raises:
         ValueError: a value out of its range, or an unknown word.
     """
+
+    compilable = {"compare_cells": plain_compare_cells}
+    compare_cells = staticmethod(compare_cells)
 
     def __init__(
         self,
@@ -207,17 +211,17 @@ class PGD(Method):
             fg, bg: foreground and background, (N, H, W).
             level_weight: multiplies both, and not the attention.
         """
-        n, h, w = fg.shape
-        cells = compare_cells(student, teacher, self.tau)
-        spatial_s, spatial_t = self._spatial(cells.student), self._spatial(cells.teacher)
+        cells = self.compare_cells(student.flatten(2), teacher.flatten(2), self.tau)
+        n, r = cells.error.shape
+        spatial_s, spatial_t = (normalise(x, self.tau) for x in (cells.student, cells.teacher))
         # The teacher's attention weights both; the student's is compared with it, no more.
         error = spatial_t * cells.error
         fg_error, bg_error = (
-            ((mask * error).sum((1, 2)) / mask.ne(0).sum((1, 2)).clamp(min=1)).mean()
-            for mask in (fg, bg)
+            ((mask * error).sum(1) / mask.ne(0).sum(1).clamp(min=1)).mean()
+            for mask in (fg.flatten(1), bg.flatten(1))
         )
         # The spatial part is not divided by H * W (released code).
-        difference = cells.difference.sum() / (h * w) + (spatial_s - spatial_t).abs().sum()
+        difference = cells.difference.sum() / r + (spatial_s - spatial_t).abs().sum()
         return {
             "foreground": level_weight * self.alpha * fg_error,
             "background": level_weight * self.beta * bg_error,
@@ -237,26 +241,21 @@ class PGD(Method):
             fg: (N, H, W).
             most: cells of an image that may be foreground; None: all.
         """
-        if most is not None and 2 * most < fg[0].numel():
+        fg, student, teacher = fg.flatten(1), student.flatten(2), teacher.flatten(2)
+        if most is not None and 2 * most < fg.shape[1]:
             # Few cells are foreground, and others add nothing: look at as many as may be. Which,
             # differs; how many, does not, or a GPU's host would have to wait for their number.
-            fg, rows = fg.flatten(1).topk(most, 1, sorted=False)
+            fg, rows = fg.topk(most, 1, sorted=False)
             student, teacher = (
-                x.flatten(2).gather(2, rows[:, None].expand(-1, x.shape[1], -1))
-                for x in (student, teacher)
+                x.gather(2, rows[:, None].expand(-1, x.shape[1], -1)) for x in (student, teacher)
             )
-        cells = compare_cells(student, teacher, self.tau)
+        cells = self.compare_cells(student, teacher, self.tau)
         error = cells.error / student.shape[1]
         count = fg.ne(0).sum().clamp(min=1)
         return {
             "regression": self.gamma * (fg * error).sum() / count,
             "regression_attention": self.delta * (fg.ne(0) * cells.difference).sum() / count,
         }
-
-    def _spatial(self, magnitude: Tensor) -> Tensor:
-        """Mean of |x| over channels, (N, H, W), to what sums to H * W in each image."""
-        attention = (magnitude.flatten(1) / self.tau).softmax(1)
-        return attention.view_as(magnitude) * magnitude[0].numel()
 
 
 def _channels(reader: Reader, name: str, level: str) -> int:

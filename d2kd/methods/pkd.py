@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
+from .blocks import by_channels
 
 __all__ = ["PKD", "standardise"]
+
+
+def correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Half the squared difference of standardised maps (N, C, R), summed over all that there is."""
+    return (standardise(student) - standardise(teacher)).square().sum() / 2
 
 
 class PKD(FeatureMethod):
@@ -32,30 +39,38 @@ class PKD(FeatureMethod):
         shared: see `FeatureMethod`.
     """
 
+    compilable = {"correlation": correlation}
+    correlation = staticmethod(functools.partial(by_channels, correlation))
+
     def __init__(self, *, weight: float = 6.0, **shared):
         super().__init__(weight=weight, **shared)
 
     def compare(
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        return {"correlation": F.mse_loss(standardise(student), standardise(teacher)) / 2}
+        unlike = self.correlation(student.flatten(2), teacher.flatten(2))
+        return {"correlation": unlike / student.numel()}
 
 
 def standardise(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Tensor:
     """Each channel with mean 0 and unbiased standard deviation 1 over images and cells.
 
     Args:
-        features: (N, C, H, W).
+        features: (N, C, R).
         eps: added to the standard deviation.
         least: a channel whose deviation is no more than this part of its mean is constant but for
             rounding. Divided by that deviation, the noise would be all that is left, and its
             gradient thousands of times that of other channels. (Ours; the released code has none.)
 
     Returns:
-        (N, C, H, W); zero, without a gradient, in constant channels, such as those of one cell.
+        (N, C, R); zero, without a gradient, in constant channels, such as those of one cell.
     """
-    # The unbiased deviation of one value is 0 / 0; its biased one is 0.
-    single = features[:, 0].numel() == 1
-    std, mean = torch.std_mean(features, (0, 2, 3), correction=int(not single), keepdim=True)
-    constant = std <= least * mean.abs()
-    return torch.where(constant, 0, (features - mean) / torch.where(constant, 1, std + eps))
+    # In fp32, torch.std_mean takes three times as long on a CPU.
+    mean = features.mean((0, 2), keepdim=True)
+    centred = features - mean
+    square = (centred * centred).sum((0, 2), keepdim=True)
+    # The unbiased deviation of one value would be 0 / 0. No root of 0, whose slope has no bound.
+    variance = square / max(features[:, 0].numel() - 1, 1)
+    constant = variance <= (least * mean).square()
+    std = torch.where(constant, 1, variance).sqrt()
+    return torch.where(constant, 0, 1 / (std + eps)) * centred

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from d2kd.methods import channel_attention as module
-from d2kd.methods.channel_attention import Comparison, compare_cells
+from d2kd.methods import blocks, channel_attention
+from d2kd.methods.channel_attention import Comparison, plain_compare_cells
 
 TAU = 0.8
+
+
+def compare_cells(s, t, tau=TAU, function=channel_attention.compare_cells):
+    found = function(s.flatten(2), t.flatten(2), tau)
+    return Comparison(*(x.view(len(s), *s.shape[2:]) for x in found))
 
 
 def plain(s, t, tau=TAU):
@@ -42,7 +47,7 @@ def layouts(x):
 @pytest.mark.parametrize("shape", [(2, 5, 3, 7), (1, 4, 1, 1), (3, 1, 2, 2), (1, 256, 20, 30)])
 def test_equals_the_equations_with_their_gradient(shape, layout, monkeypatch):
     if shape[1] < 256:
-        monkeypatch.setattr(module, "_PIECE", 20)  # several pieces, the last one narrower
+        monkeypatch.setattr(blocks, "_CELLS", 20)  # several blocks, the last one narrower
     s, t = (layouts(x)[layout].requires_grad_(i == 0) for i, x in enumerate(maps(*shape)))
     found, expected = compare_cells(s, t, TAU), plain(s, t)
     weights = torch.randn(4, *expected.error.shape, dtype=torch.float64)
@@ -52,6 +57,15 @@ def test_equals_the_equations_with_their_gradient(shape, layout, monkeypatch):
         torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, terms, strict=True)), s)
         for terms in (found, expected)
     ]
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_plain_form_is_the_same():
+    s, t = maps(2, 5, 3, 7)
+    s.requires_grad_()
+    found, expected = compare_cells(s, t, function=plain_compare_cells), plain(s, t)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(sum(x.sum() for x in y), s) for y in (found, expected)]
     torch.testing.assert_close(*gradients)
 
 

@@ -36,18 +36,11 @@ def released_fgd() -> FGD:
     shape = ShapeSpec(channels=16, stride=8)
     fgd.setup_level(LevelPair("p3", "p3", shape, shape))
     for side, block in (("s", fgd.student_context.p3), ("t", fgd.teacher_context.p3)):
-        names = {"key": f"w_conv_mask_{side}", "transform": f"w_channel_add_conv_{side}"}
-        block.double().load_state_dict(
-            {
-                f"{name}.{rest}": reference(f"{prefix}.{rest}")
-                for name, prefix in names.items()
-                for rest in (
-                    ("weight", "bias")
-                    if name == "key"
-                    else [f"{i}.{p}" for i in (0, 1, 3) for p in ("weight", "bias")]
-                )
-            }
-        )
+        for name, p in block.double().named_parameters():
+            layer, rest = name.split(".", 1)
+            released = {"key": "w_conv_mask", "transform": "w_channel_add_conv"}[layer]
+            # Layers are convolutions of a cell there.
+            p.data = reference(f"{released}_{side}.{rest}").view_as(p)
     return fgd
 
 

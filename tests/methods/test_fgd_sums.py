@@ -6,7 +6,7 @@ from detectron2.layers import ShapeSpec
 
 from d2kd.methods.base import LevelPair
 from d2kd.methods.fgd import FGD
-from d2kd.methods.fgd_sums import pair_sums
+from d2kd.methods.fgd_sums import pair_sums, plain_pair_sums
 
 
 def by_equations(fgd, student, teacher, foreground, background):
@@ -68,12 +68,29 @@ def test_values_and_gradients_equal_the_equations(size, layout):
         torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-9)
 
 
+def keys_of(channels):
+    shapes = [(1, channels), (1,)] * 2
+    return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+
+
 def test_gradients_equal_finite_differences():
-    s, t = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
-    weights = torch.rand(2, 2, 3, dtype=torch.float64)
-    key, bias = torch.randn(1, 3, 1, 1, dtype=torch.float64), torch.randn(1, dtype=torch.float64)
-    leaves = [x.requires_grad_() for x in (s, key, bias)]
-    assert torch.autograd.gradcheck(lambda s, *conv: tuple(pair_sums(s, t, weights, *conv)), leaves)
+    s, t = torch.randn(2, 2, 3, 4, dtype=torch.float64)
+    leaves = [s.requires_grad_(), *keys_of(3)]
+    assert torch.autograd.gradcheck(lambda s, *keys: pair_sums(s, t, 0.5, *keys)[4:], leaves)
+    assert torch.autograd.gradcheck(lambda s: pair_sums(s, t, 0.5, *leaves[1:])[:4:2], leaves[:1])
+
+
+def test_the_plain_form_is_the_same():
+    s, t = torch.randn(2, 2, 6, 40, dtype=torch.float64)
+    leaves = [s.requires_grad_(), *keys_of(6)]
+    found, expected = (f(s, t, 0.5, *leaves[1:]) for f in (pair_sums, plain_pair_sums))
+    torch.testing.assert_close(found, expected)
+    weights = [torch.randn_like(x) for x in expected]
+    grads = [
+        torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, sums, strict=True)), leaves)
+        for sums in (found, expected)
+    ]
+    torch.testing.assert_close(*grads)
 
 
 def test_student_without_gradient_still_trains_the_blocks():

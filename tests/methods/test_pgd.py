@@ -13,6 +13,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from d2kd import Distiller, Teacher
 from d2kd.methods import Methods, Mimic
 from d2kd.methods.channel_attention import channel_attention
+from d2kd.methods.fgd_sums import normalise
 from d2kd.methods.pgd import PGD
 from d2kd.readers import read
 from d2kd.targets import Targets
@@ -51,7 +52,7 @@ def assert_gradient(loss, student, name):
 def test_attention_equals_released_code():
     pgd, features = PGD(), reference("Ft")
     for found, name in (
-        (pgd._spatial(features.abs().mean(1)), "S_t"),
+        (normalise(features.abs().mean(1).flatten(1), pgd.tau).view_as(features[:, 0]), "S_t"),
         (channel_attention(features, pgd.tau) * features.shape[1], "C_t"),
     ):
         torch.testing.assert_close(found, reference(name), rtol=1e-5, atol=1e-6)
