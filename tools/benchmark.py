@@ -11,8 +11,9 @@ maps that one batch gave; and a plain squared error of two maps of the teacher f
 method compares: what it costs to move them at all. Steps are those of d2kd.engine.Trainer.
 
 Ratios are taken within each round; shown are medians and quartiles over rounds. Times are those of
-CUDA events on a GPU, else of the wall. Memory is measured on a GPU only: the most that PyTorch
-allocated during a turn beyond what was there before it, which is weights and optimizer states.
+CUDA events on a GPU, else of the wall. Memory is the most that PyTorch allocated during a turn
+beyond what was there before it, which is weights and optimizer states; on a CPU, one more round,
+without a clock, is for that.
 
 Images and boxes are random (boxes from 8 pixels to half a side), made before the clock runs. So
 are all weights: no checkpoint is read. Norms with stored statistics get those of their input, and
@@ -60,6 +61,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def real_methods(names: Sequence[str], compiled: bool) -> Methods:
+    """Those of --real-size, by their defaults, and if asked once more by torch.compile."""
+    methods = {name: REAL_METHODS[name]() for name in names}
+    for name in names if compiled else ():
+        if REAL_METHODS[name].compilable:
+            methods[f"{name} compiled"] = REAL_METHODS[name]()
+            methods[f"{name} compiled"].compile_losses()
+    return Methods(**methods)
+
+
 def notes(results: dict) -> list[str]:
     """How to read the tables."""
     m = results["machine"]
@@ -68,7 +79,6 @@ def notes(results: dict) -> list[str]:
         f"{results['amp'] or 'fp32'}. {m['device']}, {m['threads']} threads on {m['cores']} cores, "
         f"PyTorch {m['torch']}."
     ]
-    words[0] += "" if m["cuda"] else " Memory is measured on a GPU only."
     if m["load"] > m["cores"] / 2:
         words.append(
             f"Others were at work: the load was {m['load']:.1f} before the start. Trust ratios "
@@ -111,8 +121,7 @@ def run(args: argparse.Namespace) -> dict:
             turns = scene_turns(model, trainers, scene, size, args.boxes, args.batch)
             groups.append((list(turns), list(ratios(model))))
         if args.real_size:
-            methods = {name: REAL_METHODS[name]() for name in args.real_size}
-            large = large_maps(Methods(**methods)).to(device)
+            large = large_maps(real_methods(args.real_size, args.compile)).to(device)
             turns = scene_turns(large, {}, REAL_SCENE, REAL_SIZE, REAL_BOXES, REAL_BATCH)
             groups.append((list(turns), list(ratios(large))))
         all_turns = [turn for turns, _ in groups for turn in turns]
@@ -160,6 +169,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help=f"also these methods alone on {REAL_SCENE}",
     )
+    add("--compile", action="store_true", help="and these by torch.compile, too")
     add("--data", action="store_true", help="also the config's own data loader, alone")
     add("--amp", choices=["bfloat16", "float16"], help="of student and teacher")
     add("--threads", type=int, help="of PyTorch on the CPU; default: its own choice")

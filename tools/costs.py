@@ -229,6 +229,13 @@ def ratios(model: nn.Module) -> Iterator[Ratio]:
         return
     methods, modes = model.distillation, uet_modes(model.distillation)
     yield Ratio(f"{DISTILLED} / ({ALONE} + {TEACHER})", {DISTILLED: 1}, [ALONE, TEACHER])
+    for suffix in modes:
+        yield Ratio(
+            f"memory: {DISTILLED}{suffix} / ({ALONE} + {TEACHER} that stay)",
+            {DISTILLED + suffix: 1},
+            [ALONE, TEACHER],
+            lambda m: m["kept_bytes"] if m["name"] == TEACHER else m["peak_bytes"],
+        )
     if modes[""]:
         on, off = (x if x in modes else "" for x in (" with UET", " without UET"))
         yield Ratio(f"{DISTILLED} with UET / without", {DISTILLED + on: 1}, [DISTILLED + off])

@@ -7,7 +7,9 @@ Results are what results.json holds: `measurements`, a list of `Turn.record()`; 
 from __future__ import annotations
 
 import io
+import itertools
 import math
+import os
 import statistics
 import textwrap
 import time
@@ -30,8 +32,9 @@ class Turn:
         phases: phase -> function of what the phase before returned; the first one gets None.
         tidy: called once the clock has stopped.
         seconds: phase -> seconds in each round.
-        peak: bytes that PyTorch allocated at most, beyond those before the turn, in each round;
-            on a GPU only.
+        peak: bytes that PyTorch allocated at most, beyond those before the turn: in each round on
+            a GPU; in one more on a CPU, without a clock.
+        kept: bytes beyond those before the turn at its end, while what it returned is there.
     """
 
     scene: str
@@ -41,6 +44,7 @@ class Turn:
     tidy: Callable[[], None] = lambda: None
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
 
     def take(self, device: torch.device, keep: bool) -> None:
         """Run once, and keep the sample or not."""
@@ -56,6 +60,7 @@ class Turn:
             marks.append(_mark(cuda))
         if cuda:
             torch.cuda.synchronize()  # only here: phases overlap with the launching of the next
+        after = torch.cuda.memory_allocated() if cuda else 0
         del value
         if keep:
             for phase, start, end in zip(self.phases, marks, marks[1:], strict=False):
@@ -63,11 +68,28 @@ class Turn:
                 self.seconds.setdefault(phase, []).append(seconds)
             if cuda:
                 self.peak.append(torch.cuda.max_memory_allocated() - before)
+                self.kept.append(after - before)
+        self.tidy()
+
+    def weigh(self) -> None:
+        """Run once more on a CPU, for the memory. The profiler that sees it takes time."""
+        cpu, value = torch.profiler.ProfilerActivity.CPU, None
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or it says whenever it starts and stops
+        with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+            for function in self.phases.values():
+                value = function(value)
+        events = profile.profiler.kineto_results.events()
+        events = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+        used = list(itertools.accumulate((n for _, n in sorted(events)), initial=0))
+        self.peak.append(max(used))
+        self.kept.append(used[-1])
+        del value
         self.tidy()
 
     def record(self) -> dict[str, Any]:
         what = dict(scene=self.scene, boxes=self.boxes, name=self.name)
-        return {**what, "seconds": self.seconds, "peak_bytes": self.peak}
+        memory = dict(peak_bytes=self.peak, kept_bytes=self.kept)
+        return dict(what, seconds=self.seconds, **memory)
 
 
 def _mark(cuda: bool) -> Any:
@@ -93,20 +115,24 @@ def take_turns(
     Args:
         warm_up: rounds before those that count.
         minutes: begin no round that is not likely to end within them, but for the first that
-            counts.
+            counts. On a CPU one more round is for memory.
 
     Returns:
         number of rounds that count.
     """
     device, start = torch.device(device), time.perf_counter()
+    last = device.type != "cuda"  # a round for memory
     for i in range(warm_up + rounds):
         first = i % len(turns)
         for turn in [*turns[first:], *turns[:first]]:
             turn.take(device, keep=i >= warm_up)
         after_round()
         elapsed = time.perf_counter() - start
-        if i >= warm_up and elapsed * (i + 2) / (i + 1) > 60 * minutes:
-            return i + 1 - warm_up
+        if i >= warm_up and elapsed * (i + 2 + last) / (i + 1) > 60 * minutes:
+            rounds = i + 1 - warm_up
+            break
+    for turn in turns if last else ():
+        turn.weigh()
     return rounds
 
 
@@ -131,18 +157,24 @@ class Spread(NamedTuple):
         return f"{number(self.median)} ({number(self.low)} to {number(self.high)})"
 
 
+def total_seconds(measurement: Mapping[str, Any]) -> list[float]:
+    """Of all phases, in each round."""
+    return [sum(phases) for phases in zip(*measurement["seconds"].values(), strict=True)]
+
+
 class Ratio(NamedTuple):
     """A quotient of times of the same round: all that is `under` is summed, and so is all that is
-    `over`, each times its factor there."""
+    `over`, each times its factor there. Or of what else `value` takes of a measurement."""
 
     name: str
     over: Mapping[str, int]
     under: Sequence[str]
+    value: Callable[[Mapping[str, Any]], list[float]] = total_seconds
 
     def of(self, totals: Mapping[str, Sequence[float]]) -> list[float]:
         """
         Args:
-            totals: name of a turn -> seconds in each round.
+            totals: name of a turn -> seconds, or whatever it is, in each round.
 
         Returns:
             the quotient in each round.
@@ -155,15 +187,10 @@ class Ratio(NamedTuple):
         """Median and quartiles in each scene that has all that it takes."""
         for scene, boxes in dict.fromkeys((m["scene"], m["boxes"]) for m in measurements):
             here = [m for m in measurements if (m["scene"], m["boxes"]) == (scene, boxes)]
-            totals = {m["name"]: total_seconds(m) for m in here}
+            totals = {m["name"]: values for m in here if (values := self.value(m))}
             if {*self.over, *self.under} <= totals.keys():
                 spread = Spread.of(self.of(totals))._asdict()
                 yield dict(scene=scene, boxes=boxes, name=self.name, **spread)
-
-
-def total_seconds(measurement: Mapping[str, Any]) -> list[float]:
-    """Of all phases, in each round."""
-    return [sum(phases) for phases in zip(*measurement["seconds"].values(), strict=True)]
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from d2kd import Distiller, Targets, Teacher
 from d2kd.config import load_config
 from d2kd.methods import FGD, PGD, MCDropout, Methods, Mimic, RankMimic
+from d2kd.methods.compiled import Compiled
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,8 @@ def config(tmp_path):
 
 
 def samples(name: str, *seconds: float, boxes: int = 0, scene: str = "s") -> dict:
-    return dict(scene=scene, boxes=boxes, name=name, seconds={"step": [*seconds]}, peak_bytes=[])
+    memory = dict(peak_bytes=[], kept_bytes=[])
+    return dict(scene=scene, boxes=boxes, name=name, seconds={"step": [*seconds]}, **memory)
 
 
 def teaching(**methods) -> Distiller:
@@ -77,8 +79,10 @@ def test_each_round_begins_with_another_turn():
         for name in "xyz"
     ]
     rounds = stopwatch.take_turns(turns, rounds=3, warm_up=1)
-    assert rounds == 3 and "".join(seen) == "xyz" + "yzx" + "zxy" + "xyz"
-    assert [len(t.seconds["a"]) for t in turns] == [3, 3, 3]  # those of the warm-up do not count
+    assert rounds == 3 and "".join(seen) == "xyz" + "yzx" + "zxy" + "xyz" + "xyz"
+    # Neither those of the warm-up count, nor the last round, which is for memory.
+    assert [len(t.seconds["a"]) for t in turns] == [3, 3, 3]
+    assert [len(t.peak) for t in turns] == [1, 1, 1]
 
 
 def test_phases_pass_their_values_on_and_are_timed_apart(monkeypatch):
@@ -121,11 +125,23 @@ def test_gpu_times_and_memory(monkeypatch):
     assert calls == ["wait", "event", None, "event", None, "event", "wait"]
 
 
+def test_memory_on_a_cpu():
+    def forward(_):
+        large = torch.ones(1000)
+        return large.sum() + torch.ones(500)  # the sum is 4 bytes
+
+    turn = stopwatch.Turn("s", 0, "m", {"forward": forward})
+    turn.weigh()
+    size = torch.ones(1).untyped_storage().nbytes()
+    assert turn.peak == [1501 * size + 500 * size] and turn.kept == [500 * size]
+    assert not turn.seconds
+
+
 def test_the_limit_ends_after_a_round_that_counts():
     calls = []
     turn = stopwatch.Turn("s", 0, "m", {"a": calls.append})
     assert stopwatch.take_turns([turn], rounds=9, warm_up=2, minutes=0) == 1
-    assert len(calls) == 3
+    assert len(calls) == 3 + 1  # one more for memory
 
 
 # What samples say.
@@ -190,6 +206,8 @@ def test_whole_run(config, tmp_path, capsys):
     names = [r["name"] for r in results["ratios"] if r["boxes"] == 3]
     assert names == [
         "distilled step / (student step + teacher features)",
+        "memory: distilled step / (student step + teacher features that stay)",
+        "memory: distilled step with UET / (student step + teacher features that stay)",
         "distilled step with UET / without",
         "UET's share of the distilled step with it",
         f"fgd / {references[0]}",
@@ -351,6 +369,13 @@ def test_maps_of_real_size_at_a_small_one():
     assert names[:4] == ["fgd", "fgd with UET", "pgd", "pgd with UET"]
     assert names[4:] == [f"squared error of {x} p3 p4 p5 p6 p7" for x in ("features", "towers")]
     assert {s.channels for s in model.teacher.reader.shapes.values()} == {256}
+
+
+def test_compiled_methods_stand_beside_the_others():
+    methods = benchmark.real_methods(["fgd", "rm"], compiled=True)
+    assert [*methods] == ["fgd", "rm", "fgd compiled"]
+    found = [isinstance(m.pair_sums, Compiled) for n, m in methods.items() if n != "rm"]
+    assert found == [False, True]
 
 
 # Mistakes.
