@@ -158,6 +158,8 @@ class Distiller(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
         device = next(self.student.parameters()).device
+        # Once for both networks, which would copy them apart.
+        batched_inputs = [{**x, "image": x["image"].to(device)} for x in batched_inputs]
         targets = Targets.from_inputs(batched_inputs, device, self._reader.num_classes)
         if not self.distillation:
             with supervised(self.student, targets):

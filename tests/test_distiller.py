@@ -158,6 +158,27 @@ def test_nothing_of_a_step_is_kept():
 # ---- pairs of detectors and unusual batches
 
 
+def test_images_go_to_the_device_once():
+    moves = []
+
+    class Image(torch.Tensor):
+        """Says whenever it is copied to a device; what comes of it is a plain tensor."""
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function in (torch.Tensor.to, torch.Tensor.cuda):
+                moves.append(function)
+            with torch._C.DisableTorchFunctionSubclass():
+                found = function(*args, **(kwargs or {}))
+            return found.as_subclass(torch.Tensor) if function is torch.Tensor.to else found
+
+    batch = toys.batch()
+    for x in batch:
+        x["image"] = x["image"].as_subclass(Image)
+    distiller()(batch)
+    assert len(moves) == len(batch)
+
+
 def test_mixed_pair_trains():
     # Faster R-CNN teacher, RetinaNet student: other widths, statistics, channel order, padding.
     def teacher():

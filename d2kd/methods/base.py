@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
@@ -51,7 +51,7 @@ class Method(nn.Module):
     needs: frozenset[str] = frozenset()
     """What the student has to show for the method; see `d2kd.readers.Reader`."""
 
-    compilable: Mapping[str, Callable] = {}
+    compilable: ClassVar[Mapping[str, Callable]] = {}
     """Name of a function that the method calls by `self` -> a form of it for torch.compile."""
 
     @property

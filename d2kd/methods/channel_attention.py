@@ -76,9 +76,10 @@ class _Compare(torch.autograd.Function):
         n, c, r = student.shape
         found = [student.new_empty(n, 1, r) for _ in Comparison._fields]
         for s, t, mean_s, mean_t, error, difference in cell_blocks(student, teacher, *found):
-            torch.mean(s.abs(), 1, keepdim=True, out=mean_s)
-            torch.mean(t.abs(), 1, keepdim=True, out=mean_t)
-            a_s, a_t = channel_attention(s, tau), channel_attention(t, tau)
+            a_s, a_t = s.abs(), t.abs()
+            torch.mean(a_s, 1, keepdim=True, out=mean_s)
+            torch.mean(a_t, 1, keepdim=True, out=mean_t)
+            a_s, a_t = (a.div_(tau).softmax(1) for a in (a_s, a_t))
             torch.sum((s - t).square_().mul_(a_t), 1, keepdim=True, out=error)
             torch.sum(a_s.sub_(a_t).abs_(), 1, keepdim=True, out=difference)
         mean_s, mean_t, error, difference = (x.squeeze(1) for x in found)

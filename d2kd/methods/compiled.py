@@ -59,4 +59,3 @@ class Compiled:
             )
             return self.fallback
         return compiled
-

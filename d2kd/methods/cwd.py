@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,7 +40,7 @@ class CWD(FeatureMethod):
         ValueError: `tau` is not positive.
     """
 
-    compilable = {"divergence": divergence}
+    compilable: ClassVar = {"divergence": divergence}
     divergence = staticmethod(functools.partial(by_channels, divergence))
 
     def __init__(self, *, tau: float = 1.0, weight: float = 10.0, **shared):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class FGD(FeatureMethod):
         shared: see `FeatureMethod`.
     """
 
-    compilable = {"pair_sums": plain_pair_sums}
+    compilable: ClassVar = {"pair_sums": plain_pair_sums}
     pair_sums = staticmethod(pair_sums)
 
     def __init__(

@@ -112,7 +112,7 @@ class _PairSums(torch.autograd.Function):
     def backward(ctx, g_spatial, _, g_channel, __, g_error, g_square, g_difference, *g_contexts):
         # g_x is the loss's gradient with respect to x.
         s, t, weights, key_s, pool_s, pool_t = ctx.saved_tensors
-        n, c, r = s.shape
+        _, c, r = s.shape
         g_keys = []  # (N, 1, R) for each map
         for x, pool, g_context in zip((s, t), (pool_s, pool_t), g_contexts, strict=True):
             # From the context to the softmax of the keys, and through it to the keys.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
@@ -58,7 +60,7 @@ class PGD(Method):
         ValueError: a value out of its range, or an unknown word.
     """
 
-    compilable = {"compare_cells": plain_compare_cells}
+    compilable: ClassVar = {"compare_cells": plain_compare_cells}
     compare_cells = staticmethod(compare_cells)
 
     def __init__(
@@ -239,12 +241,14 @@ class PGD(Method):
         Args:
             student, teacher: (N, C, H, W).
             fg: (N, H, W).
-            most: cells of an image that may be foreground; None: all.
+            most: cells of an image that may be foreground; None: all. A CPU counts them instead.
         """
         fg, student, teacher = fg.flatten(1), student.flatten(2), teacher.flatten(2)
+        # Few cells are foreground, and others add nothing: look at as many as may be. A GPU's host
+        # would have to wait for how many there are.
+        if not fg.is_cuda:
+            most = max(int(fg.ne(0).sum(1).max()), 1)
         if most is not None and 2 * most < fg.shape[1]:
-            # Few cells are foreground, and others add nothing: look at as many as may be. Which,
-            # differs; how many, does not, or a GPU's host would have to wait for their number.
             fg, rows = fg.topk(most, 1, sorted=False)
             student, teacher = (
                 x.gather(2, rows[:, None].expand(-1, x.shape[1], -1)) for x in (student, teacher)

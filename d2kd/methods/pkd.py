@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class PKD(FeatureMethod):
         shared: see `FeatureMethod`.
     """
 
-    compilable = {"correlation": correlation}
+    compilable: ClassVar = {"correlation": correlation}
     correlation = staticmethod(functools.partial(by_channels, correlation))
 
     def __init__(self, *, weight: float = 6.0, **shared):
