@@ -229,6 +229,7 @@ def ratios(model: nn.Module) -> Iterator[Ratio]:
         return
     methods, modes = model.distillation, uet_modes(model.distillation)
     yield Ratio(f"{DISTILLED} / ({ALONE} + {TEACHER})", {DISTILLED: 1}, [ALONE, TEACHER])
+    yield Ratio(f"{DISTILLED} / {ALONE}", {DISTILLED: 1}, [ALONE])
     for suffix in modes:
         yield Ratio(
             f"memory: {DISTILLED}{suffix} / ({ALONE} + {TEACHER} that stay)",

@@ -27,29 +27,21 @@ class Compiled:
 
     def __init__(self, plain: Callable, fallback: Callable):
         self.plain, self.fallback = plain, fallback
-        self.compiled: Callable | None = None
+        self.chosen: Callable | None = None
 
     def __call__(self, *args):
-        if self.compiled is None:
-            self.compiled = self._try(*args)
-        return self.compiled(*args)
-
-    def _try(self, *args) -> Callable:
-        """What to call from now on. Backward is tried, too: it is compiled when it first runs."""
+        if self.chosen is not None:
+            return self.chosen(*args)
         logger.info("torch.compile takes %s", self.plain.__name__)
-        leaves = [
-            x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in args
-        ]
         try:
             compiled = torch.compile(self.plain, dynamic=True)
             # For the whole process, and read in each backward: `balance` goes backward twice, so
             # that the first time must not reuse what is saved for the second.
             if hasattr(torch._functorch.config, "donated_buffer"):
                 torch._functorch.config.donated_buffer = False
-            found = compiled(*leaves)
-            found = [x for x in (found if isinstance(found, tuple) else [found]) if x.requires_grad]
-            if found:
-                sum(x.sum() for x in found).backward()
+            found = compiled(*args)
+            _try_backward(found, args)
+            self.chosen = compiled
         except Exception as error:  # whatever a machine's compiler may raise
             logger.warning(
                 "torch.compile failed for %s, which runs without: %s: %s",
@@ -57,5 +49,14 @@ class Compiled:
                 type(error).__name__,
                 str(error).strip().partition("\n")[0],
             )
-            return self.fallback
-        return compiled
+            self.chosen = self.fallback
+            found = self.fallback(*args)
+        return found
+
+
+def _try_backward(found: Tensor | tuple, args: tuple) -> None:
+    """It is compiled when it first runs, and may fail on its own."""
+    found = [x for x in (found if isinstance(found, tuple) else [found]) if x.requires_grad]
+    leaves = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    if found:
+        torch.autograd.grad(sum(x.sum() for x in found), leaves, retain_graph=True)

@@ -1,5 +1,6 @@
 """Losses by torch.compile are the losses without it; without a compiler all goes on."""
 
+import copy
 import functools
 import logging
 
@@ -42,7 +43,7 @@ def losses(compile_losses, **options):
         for name in method.compilable:
             function = getattr(method, name)
             assert isinstance(function, Compiled) == compile_losses
-            assert not compile_losses or function.compiled is not function.fallback
+            assert not compile_losses or function.chosen is not function.fallback
     return found
 
 
@@ -109,6 +110,13 @@ def test_a_backward_that_does_not_compile_counts_too(monkeypatch):
     monkeypatch.setattr(torch, "compile", no_backward)
     found, _ = Compiled(square, square)(torch.ones(3, requires_grad=True), 2)
     assert found == 6 and found.requires_grad
+
+
+def test_a_copy_computes_the_same(monkeypatch):
+    use(monkeypatch, "eager")
+    function, x = Compiled(square, square), torch.arange(3.0, requires_grad=True)
+    before = function(x, 2)
+    torch.testing.assert_close(copy.deepcopy(function)(x, 2), before)
 
 
 def test_the_trial_leaves_no_gradient(monkeypatch):

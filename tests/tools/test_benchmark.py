@@ -206,6 +206,7 @@ def test_whole_run(config, tmp_path, capsys):
     names = [r["name"] for r in results["ratios"] if r["boxes"] == 3]
     assert names == [
         "distilled step / (student step + teacher features)",
+        "distilled step / student step",
         "memory: distilled step / (student step + teacher features that stay)",
         "memory: distilled step with UET / (student step + teacher features that stay)",
         "distilled step with UET / without",
