@@ -27,6 +27,7 @@ Written to --output: results.json (all samples, and the machine), results.md, be
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import shlex
 import sys
@@ -61,13 +62,20 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def real_methods(names: Sequence[str], compiled: bool) -> Methods:
-    """Those of --real-size, by their defaults, and if asked once more by torch.compile."""
+def real_methods(names: Sequence[str], forms: Sequence[str]) -> Methods:
+    """Those of --real-size, by their defaults, and those that can in other `forms` too: "plain", by
+    autograd alone, or "compiled", by torch.compile."""
     methods = {name: REAL_METHODS[name]() for name in names}
-    for name in names if compiled else ():
-        if REAL_METHODS[name].compilable:
-            methods[f"{name} compiled"] = REAL_METHODS[name]()
-            methods[f"{name} compiled"].compile_losses()
+    for name, form in itertools.product(names, forms):
+        method = REAL_METHODS[name]()
+        if not method.compilable:
+            continue
+        if form == "compiled":
+            method.compile_losses()
+        else:
+            for function, plain in method.compilable.items():
+                setattr(method, function, plain)
+        methods[f"{name} {form}"] = method
     return Methods(**methods)
 
 
@@ -121,7 +129,7 @@ def run(args: argparse.Namespace) -> dict:
             turns = scene_turns(model, trainers, scene, size, args.boxes, args.batch)
             groups.append((list(turns), list(ratios(model))))
         if args.real_size:
-            large = large_maps(real_methods(args.real_size, args.compile)).to(device)
+            large = large_maps(real_methods(args.real_size, args.forms)).to(device)
             turns = scene_turns(large, {}, REAL_SCENE, REAL_SIZE, REAL_BOXES, REAL_BATCH)
             groups.append((list(turns), list(ratios(large))))
         all_turns = [turn for turns, _ in groups for turn in turns]
@@ -169,7 +177,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help=f"also these methods alone on {REAL_SCENE}",
     )
-    add("--compile", action="store_true", help="and these by torch.compile, too")
+    add(
+        "--forms",
+        nargs="+",
+        choices=["plain", "compiled"],
+        default=[],
+        help="and these by autograd alone, or by torch.compile",
+    )
     add("--data", action="store_true", help="also the config's own data loader, alone")
     add("--amp", choices=["bfloat16", "float16"], help="of student and teacher")
     add("--threads", type=int, help="of PyTorch on the CPU; default: its own choice")

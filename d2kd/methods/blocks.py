@@ -21,8 +21,8 @@ __all__ = ["by_channels", "cell_blocks", "channel_blocks"]
 _CHANNELS, _CELLS = 2**18, 2**16
 
 
-def by_channels(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor):
-    """`loss(student, teacher)`, a scalar that is a sum over channels, from a few of them at a time.
+def by_channels(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor, *rest) -> Tensor:
+    """`loss(student, teacher, *rest)`, a scalar that is a sum over channels, from a few at a time.
 
     The gradient with respect to the student's map is taken at once, and is all that is kept.
     Differentiable once.
@@ -30,8 +30,9 @@ def by_channels(loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teach
     Args:
         loss: of maps (N, any number of channels, R).
         student, teacher: (N, C, R).
+        rest: whatever else it takes; numbers.
     """
-    return _ByChannels.apply(loss, student, teacher)
+    return _ByChannels.apply(lambda s, t: loss(s, t, *rest), student, teacher)
 
 
 class _ByChannels(torch.autograd.Function):

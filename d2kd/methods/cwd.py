@@ -15,9 +15,9 @@ from .blocks import by_channels
 __all__ = ["CWD"]
 
 
-def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of the softmax over cells of logits (N, C, R), summed."""
-    log_s, log_t = student.log_softmax(2), teacher.log_softmax(2)
+def divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """KL(teacher || student) of the softmax over cells of maps (N, C, R) / tau, summed."""
+    log_s, log_t = ((x / tau).log_softmax(2) for x in (student, teacher))
     return F.kl_div(log_s, log_t, reduction="sum", log_target=True)
 
 
@@ -53,5 +53,5 @@ class CWD(FeatureMethod):
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         n, c = student.shape[:2]
-        unlike = self.divergence(*(x.flatten(2) / self.tau for x in (student, teacher)))
+        unlike = self.divergence(student.flatten(2), teacher.flatten(2), self.tau)
         return {"divergence": self.tau**2 / (n * c) * unlike}

@@ -21,10 +21,10 @@ def several(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("several")
-@pytest.mark.parametrize("loss", [correlation, divergence])
-def test_equals_the_loss_of_whole_maps(loss):
+@pytest.mark.parametrize("loss, rest", [(correlation, ()), (divergence, (0.7,))])
+def test_equals_the_loss_of_whole_maps(loss, rest):
     student, teacher = maps()
-    found, expected = by_channels(loss, student, teacher), loss(student, teacher)
+    found, expected = by_channels(loss, student, teacher, *rest), loss(student, teacher, *rest)
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(3 * x, student, retain_graph=True) for x in (found, expected)]
     torch.testing.assert_close(*gradients)
