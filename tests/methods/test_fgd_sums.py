@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
+from d2kd.methods import blocks
 from d2kd.methods.base import LevelPair
 from d2kd.methods.fgd import FGD
 from d2kd.methods.fgd_sums import pair_sums, plain_pair_sums
@@ -52,8 +53,10 @@ def strided(x):
 
 
 @pytest.mark.parametrize("layout", [as_is, channels_last, strided])
-@pytest.mark.parametrize("size", [(2, 6, 3, 5), (1, 6, 3, 5), (2, 6, 1, 1), (1, 3, 300, 400)])
-def test_values_and_gradients_equal_the_equations(size, layout):
+@pytest.mark.parametrize("size", [(2, 6, 3, 5), (1, 6, 3, 5), (2, 6, 1, 1), (2, 1, 3, 5)])
+@pytest.mark.parametrize("together", [1, 60 // torch.get_num_threads(), 2**18])
+def test_values_and_gradients_equal_the_equations(size, layout, together, monkeypatch):
+    monkeypatch.setattr(blocks, "_CHANNELS", together)  # one channel in a block; two of 30; all
     fgd, student, teacher, *masks = make(size)
     found = fgd.terms("p3", layout(student), layout(teacher), *masks)
     expected = by_equations(fgd, student, teacher, *masks)
