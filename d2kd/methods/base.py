@@ -208,7 +208,8 @@ class FeatureMethod(Method):
 
     Args:
         levels: see `pair_levels`.
-        uncertainty: module from teacher map to teacher map, such as `MCDropout`.
+        uncertainty: module from teacher map to teacher map, such as `MCDropout`. What it gives is
+            the target, a constant: it does not train.
         shared: see `Method`.
     """
 
@@ -245,7 +246,7 @@ class FeatureMethod(Method):
         total: dict[str, Tensor] = {}
         for pair in self.pairs:
             s, t = self.align(pair, student, teacher)
-            for term, value in self.compare(pair, s, self.uncertainty(t), targets).items():
+            for term, value in self.compare(pair, s, self.uncertainty(t).detach(), targets).items():
                 total[term] = total[term] + value if term in total else value
         return total
 

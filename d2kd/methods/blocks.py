@@ -25,13 +25,15 @@ def by_channels(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor, *
     """`loss(student, teacher, *rest)`, a scalar that is a sum over channels, from a few at a time.
 
     The gradient with respect to the student's map is taken at once, and is all that is kept.
-    Differentiable once.
+    Differentiable once, and in nothing else: neither in the teacher's map nor in parameters.
 
     Args:
         loss: of maps (N, any number of channels, R).
         student, teacher: (N, C, R).
         rest: whatever else it takes; numbers.
     """
+    if not (torch.is_grad_enabled() and student.requires_grad):
+        return sum(loss(s, t, *rest) for s, t in channel_blocks(student, teacher))
     return _ByChannels.apply(lambda s, t: loss(s, t, *rest), student, teacher)
 
 

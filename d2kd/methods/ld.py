@@ -120,7 +120,7 @@ class LD(Method):
         terms = {}
         matched = self.reader.assign(student, targets)
         if self.main or self.valuable:
-            uncertain = {level: self.uncertainty(x) for level, x in teacher.deltas.items()}
+            uncertain = {level: self.uncertainty(x).detach() for level, x in teacher.deltas.items()}
             sides = divergence(self._sides(student.deltas), self._sides(uncertain), self.tau).sum(
                 -1
             )

@@ -95,7 +95,7 @@ class PFI(FeatureMethod):
         losses = []
         for pair in self.pairs:
             s, t = self.align(pair, student, teacher)
-            error = _mean_square(s, self.uncertainty(t))
+            error = _mean_square(s, self.uncertainty(t).detach())
             predictions = student.logits[pair.student], teacher.logits[pair.teacher]
             losses.append(reduce(self.difference(*predictions), error, self.reduction))
         return {"imitation": sum(losses) / len(losses)}

@@ -161,17 +161,15 @@ class PGD(Method):
             "regression" and "regression_attention" of the regression tower. Summed over levels.
         """
         foregrounds, background = self.masks(teacher, targets)
-        # Of the locations that boxes choose, none has more than it may.
-        bounded = self.choice["weighting"] in ("gaussian", "quality")
-        most = targets.boxes.shape[1] * self.choice["k"] if bounded else None
         total: dict[str, Tensor] = {}
         for i, (s_level, t_level) in enumerate(self.pairs):
             for name, foreground in zip(self.maps, foregrounds, strict=True):
                 s = self.adapters[name][s_level](getattr(student, name)[s_level])
-                t = self.uncertainty(getattr(teacher, name)[t_level])
+                t = self.uncertainty(getattr(teacher, name)[t_level]).detach()
                 s = resize_to(s, t)
                 fg, bg = foreground[t_level], background[t_level]
                 if name == "box_tower":
+                    most = self.most_foreground(fg, targets)
                     terms = self.regression(s, t, fg, most)
                 else:
                     terms = self.classification(s, t, fg, bg, 1 + self.level_step * i)
@@ -230,6 +228,17 @@ class PGD(Method):
             "attention": self.delta * difference / n,
         }
 
+    def most_foreground(self, fg: Tensor, targets: Targets) -> int | None:
+        """How many cells of an image are foreground at most; None: all may be.
+
+        On a CPU they are counted. On a GPU the host would have to wait for their number, and takes
+        what boxes may choose: which cells these are differs from step to step, how many does not.
+        """
+        if not fg.is_cuda:
+            return int(fg.ne(0).sum((1, 2)).max())
+        chosen = self.choice["weighting"] in ("gaussian", "quality")
+        return targets.boxes.shape[1] * self.choice["k"] if chosen else None
+
     def regression(
         self, student: Tensor, teacher: Tensor, fg: Tensor, most: int | None = None
     ) -> dict[str, Tensor]:
@@ -241,14 +250,10 @@ class PGD(Method):
         Args:
             student, teacher: (N, C, H, W).
             fg: (N, H, W).
-            most: cells of an image that may be foreground; None: all. A CPU counts them instead.
+            most: foreground cells that an image has at most; None: it is not known.
         """
         fg, student, teacher = fg.flatten(1), student.flatten(2), teacher.flatten(2)
-        # Few cells are foreground, and others add nothing: look at as many as may be. A GPU's host
-        # would have to wait for how many there are.
-        if not fg.is_cuda:
-            most = max(int(fg.ne(0).sum(1).max()), 1)
-        if most is not None and 2 * most < fg.shape[1]:
+        if most is not None and 2 * most < fg.shape[1]:  # others add nothing
             fg, rows = fg.topk(most, 1, sorted=False)
             student, teacher = (
                 x.gather(2, rows[:, None].expand(-1, x.shape[1], -1)) for x in (student, teacher)

@@ -26,8 +26,9 @@ class PKD(FeatureMethod):
     Both maps are `standardise`d; a level's loss is half their mean squared difference, and levels
     are summed. With M = N*H*W values in a channel and Pearson's r it is (M - 1) / M * mean_c (1 -
     r_c), in [0, 2]: the scale and the offset of a channel do not matter, neither the student's nor
-    the teacher's, and `MCDropout` does the same with either `combine`. Statistics are those of
-    the images on one GPU, as in the released code (mmrazor).
+    the teacher's, while its mean is below 1000 of its deviations (see `standardise`), and
+    `MCDropout` does the same with either `combine`. Statistics are those of the images on one GPU,
+    as in the released code (mmrazor).
 
     As published it has no adapter and takes the four finest levels of the pyramid, even of five:
     p3 to p6 of RetinaNet, p2 to p5 of Faster R-CNN. Here `levels` decides, and a student of
@@ -66,7 +67,7 @@ def standardise(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Ten
     Returns:
         (N, C, R); zero, without a gradient, in constant channels, such as those of one cell.
     """
-    # In fp32, torch.std_mean takes three times as long on a CPU.
+    # torch.std_mean takes three times as long on a CPU.
     mean = features.mean((0, 2), keepdim=True)
     centred = features - mean
     square = (centred * centred).sum((0, 2), keepdim=True)

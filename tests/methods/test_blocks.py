@@ -37,6 +37,15 @@ def test_gradient_may_be_taken_twice():
     torch.testing.assert_close(torch.autograd.grad(loss, student), first)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(mode):
+    student, teacher = maps()
+    with mode():
+        found = by_channels(correlation, student, teacher)
+        torch.testing.assert_close(found, correlation(student, teacher))
+    assert not found.requires_grad
+
+
 def test_nothing_is_kept_but_the_gradient():
     student, teacher = maps(c=64)
     loss = by_channels(correlation, student, teacher)
@@ -59,3 +68,5 @@ def test_cell_blocks_are_all_cells_once(monkeypatch):
         sizes.append(tuple(x.shape))
     assert torch.equal(sums, maps_.sum(1, keepdim=True).float())
     assert sizes == [(1, 7, 4), (1, 7, 2)] * 2
+    monkeypatch.setattr(blocks, "_CELLS", 1)  # never less than a cell
+    assert [x.shape for x, in cell_blocks(maps_)] == [(1, 7, 1)] * 12

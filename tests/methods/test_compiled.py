@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,12 @@ from d2kd import Distiller, Teacher
 from d2kd.methods import CWD, FGD, PGD, PKD, MCDropout, Methods
 from d2kd.methods.compiled import Compiled
 from tests import toys
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    """The limit of compilations is that of a function, whoever compiles it."""
+    torch._dynamo.reset()
 
 
 def square(x, factor):
@@ -43,7 +50,8 @@ def losses(compile_losses, **options):
         for name in method.compilable:
             function = getattr(method, name)
             assert isinstance(function, Compiled) == compile_losses
-            assert not compile_losses or function.chosen is not function.fallback
+            assert not compile_losses or (function.compiled and not function.failed)
+            assert not compile_losses or function.fallback is getattr(type(method), name)
     return found
 
 
@@ -112,11 +120,57 @@ def test_a_backward_that_does_not_compile_counts_too(monkeypatch):
     assert found == 6 and found.requires_grad
 
 
-def test_a_copy_computes_the_same(monkeypatch):
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_computes_the_same(twin, monkeypatch):
     use(monkeypatch, "eager")
     function, x = Compiled(square, square), torch.arange(3.0, requires_grad=True)
     before = function(x, 2)
-    torch.testing.assert_close(copy.deepcopy(function)(x, 2), before)
+    torch.testing.assert_close(twin(function)(x, 2), before)
+
+
+def test_sizes_share_a_compilation(monkeypatch):
+    graphs = []
+    backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
+    use(monkeypatch, backend)
+    function = Compiled(square, failing)
+    for size in (2, 5, 9, 40):
+        function(torch.ones(3, size, requires_grad=True), 2)
+    assert len(graphs) == 1 and not function.failed
+
+
+def test_a_failure_at_a_later_size_ends_it(monkeypatch, caplog):
+    graphs = []
+
+    def once(graph, _):
+        graphs.append(graph)
+        if len(graphs) > 1:
+            raise RuntimeError("no second graph")
+        return graph.forward
+
+    use(monkeypatch, once)
+    function = Compiled(square, lambda x, factor: "fallback")
+    x = torch.ones(3, 5, requires_grad=True)
+    assert function(x, 2)[0] == 30
+    with caplog.at_level(logging.WARNING, "d2kd"):
+        assert function(x[:, :1], 2) == function(x, 2) == "fallback"  # one cell
+    assert len([x for x in caplog.messages if x.startswith("torch.compile failed")]) == 1
+
+
+def test_the_limit_of_compilations_ends_it(monkeypatch):
+    use(monkeypatch, "eager")
+    function = Compiled(square, lambda x, factor: "fallback")
+    found = [function(torch.ones((2,) * n, requires_grad=True), 2) for n in range(1, 14)]
+    assert found[0] != "fallback" and found[-1] == "fallback"
+
+
+def test_backward_is_tried_once_there_is_one(monkeypatch):
+    use(monkeypatch, "eager")
+    function, x = Compiled(square, square), torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        function(x, 2)
+    assert not function.backward_works
+    function(x, 2)
+    assert function.backward_works
 
 
 def test_the_trial_leaves_no_gradient(monkeypatch):

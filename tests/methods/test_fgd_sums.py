@@ -31,7 +31,7 @@ def by_equations(fgd, student, teacher, foreground, background):
 def make(size, dtype=torch.float64):
     """An FGD whose blocks are not the identity, both maps and masks."""
     n, c, h, w = size
-    fgd = FGD(alpha=0.7, beta=0.5, gamma=0.3, lambd=0.2)
+    fgd = FGD(tau=0.3, alpha=0.7, beta=0.5, gamma=0.3, lambd=0.2)
     shape = ShapeSpec(channels=c, stride=8)
     fgd.setup_level(LevelPair("p3", "p3", shape, shape))
     for p in fgd.to(dtype).parameters():

@@ -129,6 +129,24 @@ def test_regression_looks_at_the_foreground_only_and_says_the_same(chosen):
             torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("weighting", ["gaussian", "box"])
+def test_a_gpus_bound_on_the_foreground_changes_nothing(weighting, monkeypatch):
+    pgd = PGD(top_k=3, weighting=weighting)
+    many = [[8.0 * i, 8.0 * i, 8.0 * i + 40, 8.0 * i + 40] for i in range(20)]
+    targets = boxes(many, many[:1], sizes=(256, 256))
+    expected, seen, taught = run(pgd, toys.fcos(), toys.fcos(), targets, size=(256, 256))
+    (_, foreground), _ = pgd.masks(taught, targets)
+    looked_at = []
+    compare = pgd.compare_cells
+    pgd.compare_cells = lambda s, t, tau: looked_at.append(s.shape[2]) or compare(s, t, tau)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "is_cuda", True)
+        torch.testing.assert_close(pgd(seen, taught, targets), expected)
+    # Of 1024 cells of the finest level, boxes may choose 60; the first image has more than 3.
+    assert foreground["p3"][0].ne(0).sum() > 3
+    assert looked_at[:2] == [1024, 60 if weighting == "gaussian" else 1024]
+
+
 def test_forward_is_the_sum_of_its_levels_with_growing_weights():
     pgd = PGD(top_k=9, level_step=0.5)
     terms, seen, taught = run(pgd, toys.fcos(), toys.fcos(), BOXES)
