@@ -48,8 +48,9 @@ class Distiller(nn.Module):
             made where a method has `balance`. One costs about the backward pass of the head and
             of the methods.
         compile_losses: let torch.compile take over what methods do with whole maps, where they can
-            (FGD, PGD, PKD, CWD). It takes some seconds to a minute in the first step. Where it
-            fails, all runs as without it, and a warning says so; see docs/performance.md.
+            (FGD, PGD, PKD, CWD). Compilations take a minute or so in the first steps. Where one
+            fails in a forward pass, the losses run without it, and a warning says so; see
+            `d2kd.methods.compiled` and docs/performance.md.
 
     Raises:
         TypeError: a detector that no reader knows.

@@ -175,8 +175,10 @@ def test_images_go_to_the_device_once():
     batch = toys.batch()
     for x in batch:
         x["image"] = x["image"].as_subclass(Image)
+    images = [x["image"] for x in batch]
     distiller()(batch)
     assert len(moves) == len(batch)
+    assert all(x["image"] is image for x, image in zip(batch, images, strict=True))  # as it was
 
 
 def test_mixed_pair_trains():

@@ -195,6 +195,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}: expected at least {least}, found {found}")
     if min(args.boxes) < 0:
         parser.error(f"--boxes: expected at least 0, found {min(args.boxes)}")
+    if args.forms and not args.real_size:
+        parser.error("--forms: expected --real-size, whose methods it is about, found none")
     if not args.sizes and not args.real_size:
         parser.error("expected --sizes or --real-size, found neither")
     return args

@@ -34,7 +34,8 @@ class Turn:
         seconds: phase -> seconds in each round.
         peak: bytes that PyTorch allocated at most, beyond those before the turn: in each round on
             a GPU; in one more on a CPU, without a clock.
-        kept: bytes beyond those before the turn at its end, while what it returned is there.
+        kept: bytes beyond those before the turn at its end, while what it returned is there. On a
+            CPU, what the turn frees of before does not count.
     """
 
     scene: str
@@ -228,6 +229,7 @@ def picture(results: Mapping[str, Any]) -> bytes:
     """A PNG: for each scene its times and its ratios, with their quartiles, by number of boxes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, SymmetricalLogLocator
 
     times = [
         dict(m, **Spread.of([1e3 * s for s in total_seconds(m)])._asdict())
@@ -240,12 +242,16 @@ def picture(results: Mapping[str, Any]) -> bytes:
     for scene, row in zip(scenes, axes, strict=True):
         row[0].set_xscale("log")
         row[1].set_xscale("symlog", linthresh=1)  # a difference may be below 0
+        for ax in row:
+            ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_locator(NullLocator())
         for ax, records, title in zip(
             row, (times, results["ratios"]), ("milliseconds", "ratios"), strict=True
         ):
             here = [r for r in records if r["scene"] == scene]
             _dots(ax, here)
-            ax.set_title(f"{title}, {scene}", loc="left", fontsize=9)
+            ax.set_title(f"{title}\n{scene}", loc="right", fontsize=9)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()

@@ -69,4 +69,4 @@ def test_cell_blocks_are_all_cells_once(monkeypatch):
     assert torch.equal(sums, maps_.sum(1, keepdim=True).float())
     assert sizes == [(1, 7, 4), (1, 7, 2)] * 2
     monkeypatch.setattr(blocks, "_CELLS", 1)  # never less than a cell
-    assert [x.shape for x, in cell_blocks(maps_)] == [(1, 7, 1)] * 12
+    assert [x.shape for (x,) in cell_blocks(maps_)] == [(1, 7, 1)] * 12

@@ -114,13 +114,14 @@ def test_gpu_times_and_memory(monkeypatch):
         Event=Event,
         synchronize=lambda: calls.append("wait"),
         reset_peak_memory_stats=lambda: None,
-        memory_allocated=lambda: 100,
+        memory_allocated=iter([100, 170]).__next__,
         max_memory_allocated=lambda: 350,
     ).items():
         monkeypatch.setattr(torch.cuda, name, value)
     turn = stopwatch.Turn("s", 0, "m", {"forward": calls.append, "backward": calls.append})
     turn.take(torch.device("cuda"), keep=True)
-    assert turn.seconds == {"forward": [0.002], "backward": [0.005]} and turn.peak == [250]
+    assert turn.seconds == {"forward": [0.002], "backward": [0.005]}
+    assert turn.peak == [250] and turn.kept == [70]
     # It waits before and after, not between: a phase overlaps with the launching of the next.
     assert calls == ["wait", "event", None, "event", None, "event", "wait"]
 
@@ -142,6 +143,16 @@ def test_the_limit_ends_after_a_round_that_counts():
     turn = stopwatch.Turn("s", 0, "m", {"a": calls.append})
     assert stopwatch.take_turns([turn], rounds=9, warm_up=2, minutes=0) == 1
     assert len(calls) == 3 + 1  # one more for memory
+
+
+@pytest.mark.parametrize("device, expected", [("cpu", 3), ("cuda", 4)])
+def test_no_round_begins_that_would_end_late(device, expected, monkeypatch):
+    # A minute a round, five in all: on a CPU the last one is for memory.
+    clock = iter(range(0, 9999, 60))
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(stopwatch.Turn, "take", lambda *args, **fields: None)
+    turn = stopwatch.Turn("s", 0, "m", {})
+    assert stopwatch.take_turns([turn], rounds=9, warm_up=1, minutes=5, device=device) == expected
 
 
 # What samples say.
@@ -179,6 +190,34 @@ def test_a_table_for_each_scene_and_a_column_for_each_number_of_boxes():
     assert cells[2] == ["m, ms", "2.00 (1.50 to 2.50)", "100.0 (100.0 to 100.0)"]
     assert cells[3:] == [["m, MiB", "", "3"], ["ratio: m / e", "", "1.50 (1.00 to 2.00)"]]
     assert "4.00" in second and "500 boxes" not in second and note == "How to read it."
+
+
+def test_what_the_ratios_of_a_distiller_are():
+    values = {  # seconds, peak and kept bytes
+        "student step": (4.0, 60, 9),
+        "teacher features": (1.0, 50, 20),
+        "distilled step": (6.0, 88, 9),
+        "distilled step with UET": (8.0, 96, 9),
+        "mimic": (0.5, 1, 1),
+        "mimic with UET": (0.9, 1, 1),
+        "squared error of features p3 p4 p5 p6 p7": (0.25, 1, 1),
+    }
+    records = [
+        dict(samples(name, seconds), peak_bytes=[peak], kept_bytes=[kept])
+        for name, (seconds, peak, kept) in values.items()
+    ]
+    found = [x for ratio in costs.ratios(teaching()) for x in ratio.records(records)]
+    parts, stay = "(student step + teacher features)", "(student step + teacher features that stay)"
+    assert {x["name"]: round(x["median"], 9) for x in found} == {
+        f"distilled step / {parts}": 1.2,
+        "distilled step / student step": 1.5,
+        f"memory: distilled step / {stay}": 1.1,
+        f"memory: distilled step with UET / {stay}": 1.2,
+        "distilled step with UET / without": round(4 / 3, 9),
+        "UET's share of the distilled step with it": 0.05,
+        "mimic / squared error of features p3 p4 p5 p6 p7": 2.0,
+        "mimic with UET / squared error of features p3 p4 p5 p6 p7": 3.6,
+    }
 
 
 # What is measured.
@@ -386,6 +425,10 @@ def test_other_forms_of_methods_stand_beside_the_first():
 @pytest.mark.parametrize(
     "options, message",
     [
+        (
+            ["--config-file", "c.py", "--sizes", "9", "--forms", "plain"],
+            "--forms: expected --real-size, whose methods it is about, found none",
+        ),
         (["--config-file", "c.py"], "expected --sizes or --real-size, found neither"),
         (["--config-file", "c.py", "--sizes", "1o0"], "as 128 or 800x1344, found '1o0'"),
         (["--config-file", "c.py", "--sizes", "9", "--boxes", "-1"], "at least 0, found -1"),
