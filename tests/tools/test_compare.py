@@ -465,7 +465,13 @@ def test_trainings_end_with_the_comparison(root, number, send):
     )
     command = tool(root, "a: c.py", "--jobs", "2")
     main = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # A shell's background job, as these tests may be, ignores Ctrl-C and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.time() + 20
     while len(pids := [int(p.stem) for p in root.glob("*.pid")]) < 2 and time.time() < deadline:
