@@ -55,6 +55,24 @@ def test_each_method_takes_uncertainty(name):
         assert sum(g.abs().sum() for g in grads if g is not None) > 0, key
 
 
+@pytest.mark.parametrize("kind", [*METHODS, PGD, LD])
+def test_the_target_is_a_constant_whatever_the_uncertainty(kind):
+    class Scale(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, features):
+            return self.factor * features
+
+    stage = Scale()
+    build, methods = DETECTORS["GFL"], Methods(m=kind(uncertainty=stage))
+    model = Distiller(student=build(), teacher=Teacher(build(), None), methods=methods)
+    model(batch(False))["loss_distill_m"].backward()
+    assert stage.factor.grad is None
+    assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
+
+
 ALL = [*METHODS, PGD, RankMimic, LD]
 
 
