@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -223,6 +224,11 @@ def _set_stages(model: Distiller, stages: Mapping[str, nn.Module]) -> None:
         model.distillation[name].uncertainty = stage
 
 
+def _memory(measurement: Mapping[str, Any]) -> list[int]:
+    """What a turn needs at most; of the teacher's, what stays while the student learns from it."""
+    return measurement["kept_bytes" if measurement["name"] == TEACHER else "peak_bytes"]
+
+
 def ratios(model: nn.Module) -> Iterator[Ratio]:
     """What a distiller's turns say together."""
     if not isinstance(model, Distiller):
@@ -235,7 +241,7 @@ def ratios(model: nn.Module) -> Iterator[Ratio]:
             f"memory: {DISTILLED}{suffix} / ({ALONE} + {TEACHER} that stay)",
             {DISTILLED + suffix: 1},
             [ALONE, TEACHER],
-            lambda m: m["kept_bytes"] if m["name"] == TEACHER else m["peak_bytes"],
+            _memory,
         )
     if modes[""]:
         on, off = (x if x in modes else "" for x in (" with UET", " without UET"))
