@@ -47,10 +47,6 @@ class Distiller(nn.Module):
         balance_period: steps between two measurements of all gradients at the neck, which are
             made where a method has `balance`. One costs about the backward pass of the head and
             of the methods.
-        compile_losses: let torch.compile take over what methods do with whole maps, where they can
-            (FGD, PGD, PKD, CWD). Compilations take a minute or so in the first steps. Where one
-            fails in a forward pass, the losses run without it, and a warning says so; see
-            `d2kd.methods.compiled` and docs/performance.md.
 
     Raises:
         TypeError: a detector that no reader knows.
@@ -69,7 +65,6 @@ class Distiller(nn.Module):
         input_format: str | None = None,
         log_period: int = 20,
         balance_period: int = 20,
-        compile_losses: bool = False,
     ):
         super().__init__()
         student, loaded_format = build_detector(student)
@@ -105,8 +100,6 @@ class Distiller(nn.Module):
                 )
         for method in methods:
             method.setup(self._reader, teacher.reader)
-            if compile_losses:
-                method.compile_losses()
         self.teacher_assigns = teacher_assigns
         if teacher_assigns:
             self._check_assignment()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
@@ -15,7 +15,6 @@ from ..knowledge import Knowledge
 from ..readers import Reader
 from ..signature import merge_signature
 from ..targets import Targets
-from .compiled import Compiled
 
 __all__ = [
     "FeatureMethod",
@@ -50,9 +49,6 @@ class Method(nn.Module):
 
     needs: frozenset[str] = frozenset()
     """What the student has to show for the method; see `d2kd.readers.Reader`."""
-
-    compilable: ClassVar[Mapping[str, Callable]] = {}
-    """Name of a function that the method calls by `self` -> a form of it for torch.compile."""
 
     @property
     def teacher_needs(self) -> frozenset[str]:
@@ -104,11 +100,6 @@ class Method(nn.Module):
                     f"dense detector (RetinaNet, FCOS, ...), found {reader.name}, which offers "
                     f"{', '.join(sorted(reader.offers))} only. Use a feature method such as FGD."
                 )
-
-    def compile_losses(self) -> None:
-        """Let torch.compile take over what is `compilable`; see `Compiled`."""
-        for name, plain in self.compilable.items():
-            setattr(self, name, Compiled(plain, getattr(self, name)))
 
     def forward(
         self, student: Knowledge, teacher: Knowledge, targets: Targets

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
@@ -12,9 +10,9 @@ from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
 from .base import Method, make_adapter, resize_to
-from .channel_attention import compare_cells, plain_compare_cells
-from .fgd_sums import normalise
-from .key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
+from .kernels.attention import softmax_attention
+from .kernels.key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
+from .kernels.pgd import compare_cells
 
 __all__ = ["PGD"]
 
@@ -59,9 +57,6 @@ class PGD(Method):
     Raises:
         ValueError: a value out of its range, or an unknown word.
     """
-
-    compilable: ClassVar = {"compare_cells": plain_compare_cells}
-    compare_cells = staticmethod(compare_cells)
 
     def __init__(
         self,
@@ -211,9 +206,11 @@ class PGD(Method):
             fg, bg: foreground and background, (N, H, W).
             level_weight: multiplies both, and not the attention.
         """
-        cells = self.compare_cells(student.flatten(2), teacher.flatten(2), self.tau)
+        cells = compare_cells(student.flatten(2), teacher.flatten(2), self.tau)
         n, r = cells.error.shape
-        spatial_s, spatial_t = (normalise(x, self.tau) for x in (cells.student, cells.teacher))
+        spatial_s, spatial_t = (
+            softmax_attention(x, self.tau) for x in (cells.student, cells.teacher)
+        )
         # The teacher's attention weights both; the student's is compared with it, no more.
         error = spatial_t * cells.error
         fg_error, bg_error = (
@@ -258,7 +255,7 @@ class PGD(Method):
             student, teacher = (
                 x.gather(2, rows[:, None].expand(-1, x.shape[1], -1)) for x in (student, teacher)
             )
-        cells = self.compare_cells(student, teacher, self.tau)
+        cells = compare_cells(student, teacher, self.tau)
         error = cells.error / student.shape[1]
         count = fg.ne(0).sum().clamp(min=1)
         return {

@@ -12,8 +12,9 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd import Distiller, Teacher
 from d2kd.methods import Methods, Mimic
-from d2kd.methods.channel_attention import channel_attention
-from d2kd.methods.fgd_sums import normalise
+from d2kd.methods import pgd as pgd_module
+from d2kd.methods.kernels.attention import softmax_attention
+from d2kd.methods.kernels.pgd import channel_attention
 from d2kd.methods.pgd import PGD
 from d2kd.readers import read
 from d2kd.targets import Targets
@@ -52,7 +53,10 @@ def assert_gradient(loss, student, name):
 def test_attention_equals_released_code():
     pgd, features = PGD(), reference("Ft")
     for found, name in (
-        (normalise(features.abs().mean(1).flatten(1), pgd.tau).view_as(features[:, 0]), "S_t"),
+        (
+            softmax_attention(features.abs().mean(1).flatten(1), pgd.tau).view_as(features[:, 0]),
+            "S_t",
+        ),
         (channel_attention(features, pgd.tau) * features.shape[1], "C_t"),
     ):
         torch.testing.assert_close(found, reference(name), rtol=1e-5, atol=1e-6)
@@ -137,10 +141,15 @@ def test_a_gpus_bound_on_the_foreground_changes_nothing(weighting, monkeypatch):
     expected, seen, taught = run(pgd, toys.fcos(), toys.fcos(), targets, size=(256, 256))
     (_, foreground), _ = pgd.masks(taught, targets)
     looked_at = []
-    compare = pgd.compare_cells
-    pgd.compare_cells = lambda s, t, tau: looked_at.append(s.shape[2]) or compare(s, t, tau)
+    compare = pgd_module.compare_cells
+
+    def count_cells(student, teacher, tau):
+        looked_at.append(student.shape[2])
+        return compare(student, teacher, tau)
+
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "is_cuda", True)
+        patch.setattr(pgd_module, "compare_cells", count_cells)
         torch.testing.assert_close(pgd(seen, taught, targets), expected)
     # Of 1024 cells of the finest level, boxes may choose 60; the first image has more than 3.
     assert foreground["p3"][0].ne(0).sum() > 3

@@ -9,7 +9,7 @@ import torch
 from d2kd import Distiller, Teacher
 from d2kd.knowledge import Knowledge
 from d2kd.methods import MCDropout, Methods
-from d2kd.methods.pkd import PKD, standardise
+from d2kd.methods.pkd import PKD, standardize
 from d2kd.readers import read
 from tests import toys
 
@@ -101,11 +101,11 @@ def test_constant_channels_are_finite(value, shape):
     student, teacher = maps(*shape, dtype=torch.float32)
     flat = torch.full_like(student, value).requires_grad_()
     # Rounding in the mean would be divided by 1e-6.
-    assert not standardise(flat).any()
+    assert not standardize(flat).any()
     m = shape[0] * shape[2] * shape[3]
     for s, t in ((flat, teacher), (student, flat.detach())):
         found = loss(s, t)
-        # One side is zero and the other standardised: half its biased variance.
+        # One side is zero and the other standardized: half its biased variance.
         assert found.item() == pytest.approx((m - 1) / m / 2, rel=1e-3)
         assert torch.isfinite(torch.autograd.grad(found, s)[0]).all()
     both = loss(flat, torch.zeros_like(flat))
@@ -192,7 +192,7 @@ def test_channels_that_are_constant_but_for_rounding_have_no_gradient(noise):
     student = 5 + noise * torch.randn(2, 3, 8, 8)
     student[:, 0] = torch.randn(2, 8, 8)
     student.requires_grad_()
-    found = standardise(student)
+    found = standardize(student)
     assert not found[:, 1:].any()
     (found - torch.randn(2, 3, 8, 8)).square().mean().backward()
     assert not student.grad[:, 1:].any() and 0 < student.grad[:, 0].abs().max() < 1
