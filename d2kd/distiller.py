@@ -12,7 +12,7 @@ from .build import build_detector
 from .inherit import inherit_weights
 from .knowledge import Knowledge
 from .methods import Methods
-from .readers import check_same_anchors, read
+from .readers import check_same_anchors, get_reader
 from .strength import Strength
 from .supervision import supervised
 from .targets import Targets
@@ -33,7 +33,8 @@ class Distiller(nn.Module):
     the student. Without methods it is the student in training too.
 
     Args:
-        student: any detector that `d2kd.readers.read` knows, or whatever `build_detector` takes.
+        student: any detector that `d2kd.readers.get_reader` knows, or whatever `build_detector`
+            takes.
         teacher: a `Teacher`; None only without methods.
         methods: the distillation methods by name.
         inherit: start the student from all of the teacher's tensors outside its bottom-up
@@ -68,7 +69,7 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         student, loaded_format = build_detector(student)
-        self._reader = read(student)
+        self._reader = get_reader(student)
         if methods and teacher is None:
             raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
         if inherit and teacher is None:
@@ -111,7 +112,7 @@ class Distiller(nn.Module):
     def _check_assignment(self) -> None:
         if not self.distillation:
             raise ValueError("Distiller.teacher_assigns: expected a method at least, found none")
-        if not hasattr(self._reader, "guide"):
+        if not hasattr(self._reader, "guide_assignment"):
             raise ValueError(
                 f"Distiller.teacher_assigns: expected a student whose label assignment depends on "
                 f"predictions (DDOD), found {self._reader.name}. Leave it out."
@@ -171,21 +172,21 @@ class Distiller(nn.Module):
                 )
             )
             if self.teacher_assigns:
-                self._reader.guide(taught[0])
+                self._reader.guide_assignment(taught[0])
 
         # The teacher runs as soon as the student has padded its batch: its predictions may be
         # what the student's boxes are assigned by, and the peak of its memory is over before the
         # student's begins.
         asked = self.teacher_assigns or any(scheduled.values())
         with (
-            self._reader.listen(self._needs, before=teach if asked else None) as seen,
+            self._reader.capture(self._needs, on_images=teach if asked else None) as seen,
             supervised(self.student, targets),
         ):
             losses = self.student(batched_inputs)
         task = sum(losses.values())
         neck = list(seen.features.values())
         with torch.autocast(task.device.type, enabled=False):
-            seen = self._reader.complete(seen, self._needs)
+            seen = self._reader.finalize(seen, self._needs)
             terms = {
                 name: method(seen, taught[0], targets)
                 for name, method in self.distillation.items()

@@ -13,7 +13,7 @@ from .build import build_detector
 from .checkpoint import load_strictly
 from .fold import fold_norms
 from .knowledge import Knowledge
-from .readers import Reader, read
+from .readers import Reader, get_reader
 
 __all__ = ["Teacher"]
 
@@ -58,7 +58,7 @@ class Teacher:
         # The student's initial weights and batches must not depend on how its teacher was built.
         with torch.random.fork_rng(devices=[]):
             self.model, loaded_format = build_detector(model)
-        self.reader: Reader = read(self.model)
+        self.reader: Reader = get_reader(self.model)
         self.input_format = check_format(input_format or loaded_format, self.model)
         self.dtype = getattr(torch, dtype) if dtype else None
         if weights == "zoo":

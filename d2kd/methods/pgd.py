@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
-from .base import Method, make_adapter, resize_to
+from .base import LevelPair, Method, make_adapter, pair_levels, resize_to
 from .kernels.attention import softmax_attention
 from .kernels.key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
 from .kernels.pgd import compare_cells
 
 __all__ = ["PGD"]
 
-_MAPS = {"towers": ("cls_tower", "box_tower"), "neck": ("features",)}
+_MAPS = {"towers": ("cls_tower.1", "box_tower.1"), "neck": ("features",)}
 
 
 class PGD(Method):
@@ -96,21 +96,21 @@ class PGD(Method):
         ).items():
             if value < 0:
                 raise ValueError(f"PGD.{name}: expected >= 0, found {value!r}")
-        self.needs = frozenset({"towers" if on == "towers" else "features"})
         self.maps = _MAPS[on]
+        self.needs = frozenset(self.maps)
         xis = (xi_cls, xi_reg)[: len(self.maps)]
         self.choice = dict(xis=xis, k=top_k, candidates=candidates, weighting=weighting)
         self.tau, self.alpha, self.delta, self.level_step = tau, alpha, delta, level_step
         self.uncertainty = uncertainty or nn.Identity()
         self.adapters = nn.ModuleDict()
-        self.pairs: list[tuple[str, str]] = []
+        self.pairs: list[LevelPair] = []
 
     @property
     def teacher_needs(self) -> frozenset[str]:
         return self.needs | {"logits", "boxes"}
 
     def setup(self, student: Reader, teacher: Reader) -> None:
-        if self.on == "towers" and not student.offers & teacher.offers & self.needs:
+        if self.on == "towers" and not self.needs <= student.provides & teacher.provides:
             raise ValueError(
                 f"PGD: expected student and teacher with two towers each, found {student.name} "
                 f'and {teacher.name}. Use PGD(on="neck").'
@@ -122,30 +122,30 @@ class PGD(Method):
                 f"PGD: expected a teacher ({teacher.name}) that scores the student's "
                 f"{student.num_classes} classes, found {teacher.num_logits}. Set num_classes alike."
             )
-        self.pairs = self._pair(student, teacher)
-        # Plain values: no copy of this module may hold the teacher.
-        self.choice["padding"] = teacher.padding
-        self.num_logits, self.head_levels = teacher.num_logits, teacher.head_levels
-        for name in self.maps:
-            self.adapters[name] = nn.ModuleDict()
-            for s, t in self.pairs:
-                self.adapters[name][s] = make_adapter(
-                    _channels(student, name, s), _channels(teacher, name, t)
-                )
-
-    def _pair(self, student: Reader, teacher: Reader) -> list[tuple[str, str]]:
-        """(student's level, teacher's level), finest first."""
         neck = self.on == "neck"
-        names = student.shapes if neck else student.head_levels
-        ours = {student.shapes[name].stride: name for name in names}
-        theirs = {teacher.shapes[name].stride: name for name in teacher.head_levels}
-        if not (ours.keys() & theirs.keys() if neck else list(ours) == list(theirs)):
-            raise ValueError(
-                f"PGD: expected levels of the student ({student.name}) with the strides of the "
-                f"teacher's head ({teacher.name}), found {list(ours)} and {list(theirs)}. Give "
-                f'both the same, or use PGD(on="neck"), which takes the levels that both have.'
+        self.pairs = pair_levels(
+            None,
+            student,
+            teacher,
+            "PGD",
+            student_levels=student.shapes if neck else student.head_in_features,
+            teacher_levels=teacher.head_in_features,
+            require_all=not neck,
+            fix='Give both the same, or use PGD(on="neck"), which takes the levels that both have.',
+        )
+        # Plain values, so that a copy of this module does not hold the teacher.
+        self.choice["padding"] = teacher.padding
+        self.num_logits, self.head_in_features = teacher.num_logits, teacher.head_in_features
+        for name in self.maps:
+            self.adapters[_key(name)] = nn.ModuleDict(
+                {
+                    pair.student: make_adapter(
+                        _channels(student, name, pair.student),
+                        _channels(teacher, name, pair.teacher),
+                    )
+                    for pair in self.pairs
+                }
             )
-        return [(ours[stride], name) for stride, name in theirs.items() if stride in ours]
 
     def forward(
         self, student: Knowledge, teacher: Knowledge, targets: Targets
@@ -157,13 +157,13 @@ class PGD(Method):
         """
         foregrounds, background = self.masks(teacher, targets)
         total: dict[str, Tensor] = {}
-        for i, (s_level, t_level) in enumerate(self.pairs):
+        for i, pair in enumerate(self.pairs):
             for name, foreground in zip(self.maps, foregrounds, strict=True):
-                s = self.adapters[name][s_level](getattr(student, name)[s_level])
-                t = self.uncertainty(getattr(teacher, name)[t_level]).detach()
+                s = self.adapters[_key(name)][pair.student](student.maps(name)[pair.student])
+                t = self.uncertainty(teacher.maps(name)[pair.teacher]).detach()
                 s = resize_to(s, t)
-                fg, bg = foreground[t_level], background[t_level]
-                if name == "box_tower":
+                fg, bg = foreground[pair.teacher], background[pair.teacher]
+                if _key(name) == "box_tower":
                     most = self.most_foreground(fg, targets)
                     terms = self.regression(s, t, fg, most)
                 else:
@@ -181,7 +181,7 @@ class PGD(Method):
         Returns:
             level name -> (N, H, W), in [0, 1] and of 0 and 1.
         """
-        logits = {level: teacher.logits[level] for level in self.head_levels}
+        logits = {level: teacher.logits[level] for level in self.head_in_features}
         flat = [permute_to_N_HWA_K(x, self.num_logits) for x in logits.values()]
         foregrounds, background = key_regions(
             torch.cat(flat, 1), teacher.boxes, teacher.centers, targets, **self.choice
@@ -264,7 +264,10 @@ class PGD(Method):
         }
 
 
+def _key(name: str) -> str:
+    """Name of a map as a key of adapters: "cls_tower" of "cls_tower.1"."""
+    return name.partition(".")[0]
+
+
 def _channels(reader: Reader, name: str, level: str) -> int:
-    if name in _MAPS["towers"]:
-        return reader.tower_channels[_MAPS["towers"].index(name)]
-    return reader.shapes[level].channels
+    return reader.shapes[level].channels if name == "features" else reader.taps[name].channels
