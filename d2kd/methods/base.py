@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..balance import Balance
 from ..knowledge import Knowledge
+from ..loss_weights import GradientBalance
 from ..readers import Reader
 from ..signature import merge_signature
 from ..targets import Targets
@@ -35,8 +35,8 @@ class Method(nn.Module):
     Args:
         weight: multiplies all losses of the method, in addition to their published coefficients.
         balance: replaces `weight`. It keeps the norm of the method's gradient at the neck at this
-            fraction of the task's gradient; see `d2kd.balance.Balance`. With several methods, each
-            is balanced on its own.
+            fraction of the task's gradient; see `d2kd.loss_weights.GradientBalance`. With several
+            methods, each is balanced on its own.
         schedule: multiplies `weight` or `balance`. It maps the finished share of training, in
             [0, 1), to a factor >= 0: a scheduler of fvcore.common.param_scheduler or any other
             function. While the factor is 0, the method does not run. The teacher does not run
@@ -78,7 +78,7 @@ class Method(nn.Module):
                 f"{schedule!r}"
             )
         self.weight = float(weight)
-        self.balance = None if balance is None else Balance(balance)
+        self.balance = None if balance is None else GradientBalance(balance)
         self.schedule = schedule
 
     def setup(self, student: Reader, teacher: Reader) -> None:
