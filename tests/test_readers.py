@@ -3,10 +3,13 @@ import dataclasses
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.fcos import FCOSHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2kd import Targets
+from d2kd.detectors import PointHead
 from d2kd.readers import check_same_anchors, get_reader
 from tests import toys
 
@@ -288,3 +291,105 @@ def test_unknown_detector_is_named_with_the_fix():
         TypeError, match=r"cannot read a Linear.*DenseDetector.*get_reader.register"
     ):
         get_reader(nn.Linear(1, 1))
+
+
+# ---- towers at any block, and the rest of the head
+
+
+def deep(build: str, **fields):
+    """A detector with towers of three blocks."""
+    if build == "GFL":
+        head = dict(box_channels=68, quality=False)
+        return toys.point("GFL", head=PointHead(**DEEP, norm="LN", **head), **fields)
+    if build == "ATSS":
+        return toys.point("ATSS", head=PointHead(**DEEP, norm="LN"), **fields)
+    if build == "FCOS":
+        model = toys.fcos()
+        model.head = FCOSHead(**DEEP)
+        return model
+    # Its norms are lists with one norm for each level, of which each call takes the next one.
+    model = toys.retinanet(head=RetinaNetHead(**DEEP, num_anchors=1, norm="BN"), **fields)
+    for module in model.head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+    return model
+
+
+DEEP = dict(input_shape=[toys.ShapeSpec(channels=8)] * 5, num_classes=3, conv_dims=[8] * 3)
+
+
+@pytest.mark.parametrize("build", ["RetinaNet", "FCOS", "ATSS", "GFL"])
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_a_tap_is_the_output_of_that_block(build, block):
+    model = deep(build).eval()
+    names = f"cls_tower.{block}", f"box_tower.{block}"
+    knowledge = get_reader(model).run(torch.randn(2, 3, 64, 96), {"features", *names})
+    for name, tower in zip(names, (model.head.cls_subnet, model.head.bbox_subnet), strict=True):
+        assert list(knowledge.taps[name]) == model.head_in_features
+        for level, shown in knowledge.taps[name].items():
+            x, outputs = knowledge.features[level], []
+            for layer in tower:
+                x = layer(x)
+                if isinstance(layer, nn.ReLU):
+                    outputs.append(x)
+            assert torch.equal(shown, outputs[block - 1])
+    assert get_reader(model).taps[names[0]].channels == 8
+
+
+@pytest.mark.parametrize("build", ["RetinaNet", "FCOS", "ATSS", "GFL"])
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_the_rest_of_the_head_on_its_own_maps_gives_its_own_outputs(build, block):
+    model = deep(build).eval()
+    reader = get_reader(model)
+    needs = {"logits", "boxes", f"cls_tower.{block}", f"box_tower.{block}"}
+    knowledge = reader.run(torch.randn(2, 3, 64, 96), needs)
+    maps = [knowledge.taps[f"{name}.{block}"] for name in ("cls_tower", "box_tower")]
+    again = knowledge.run_head_from(block, *maps, needs=("logits", "boxes"))
+    for name in ("logits", "deltas", "quality"):
+        assert list(again.maps(name)) == list(knowledge.maps(name))
+        for level, x in knowledge.maps(name).items():
+            assert torch.equal(again.maps(name)[level], x)
+    assert torch.equal(again.boxes, knowledge.boxes) and hooks(model) == 0
+
+
+def test_the_rest_of_the_head_depends_on_both_maps_and_trains_neither_its_weights():
+    model = deep("ATSS").eval()
+    reader = get_reader(model)
+    maps = [
+        {f"p{3 + i}": torch.rand(1, 8, 8 >> i, 8 >> i, requires_grad=True) for i in range(4)}
+        for _ in range(2)
+    ]
+    for tower in maps:
+        tower["p7"] = torch.rand(1, 8, 1, 1, requires_grad=True)
+    cls_maps, box_maps = maps
+    outputs = reader.run_head_from(2, cls_maps, box_maps)
+    sum(x.square().sum() for x in outputs.logits.values()).backward()
+    assert all(x.grad.any() for x in cls_maps.values())
+    assert all(x.grad is None for x in box_maps.values())
+    outputs = reader.run_head_from(2, cls_maps, box_maps)
+    sum(x.square().sum() for x in (*outputs.deltas.values(), *outputs.quality.values())).backward()
+    assert all(x.grad.any() for x in box_maps.values())
+    # The weights were trainable before and are so again, but got no gradient.
+    assert all(p.requires_grad and p.grad is None for p in model.head.parameters())
+    # Only the last block and the predictors ran on the maps.
+    expected = model.head.cls_score(model.head.cls_subnet[6:](cls_maps["p4"]))
+    torch.testing.assert_close(outputs.logits["p4"], expected)
+
+
+def test_names_that_a_detector_lacks_are_refused():
+    reader = get_reader(toys.rcnn())
+    with pytest.raises(ValueError, match=r"needs of GeneralizedRCNN: expected .*found cls_tower.1"):
+        reader.run(torch.zeros(1, 3, 64, 64), {"features", "cls_tower.1"})
+    assert reader.run(torch.zeros(1, 3, 64, 64), {"features"}).run_head_from is None
+    with pytest.raises(ValueError, match=r"RetinaNet with cls_tower.2, box_tower.2, found cls_t"):
+        get_reader(toys.retinanet()).run_head_from(2, {}, {})
+    with pytest.raises(ValueError, match=r"GeneralizedRCNN with .*, found no towers"):
+        reader.run_head_from(1, {}, {})
+
+
+def test_hooks_of_the_rest_of_the_head_are_gone_after_an_error():
+    model = deep("FCOS")
+    maps = {level: torch.rand(1, 5, 4, 4) for level in model.head_in_features}  # 8 channels
+    with pytest.raises(RuntimeError):
+        get_reader(model).run_head_from(1, maps, maps)
+    assert hooks(model) == 0 and all(p.requires_grad for p in model.parameters())
