@@ -56,7 +56,7 @@ class AnchorReader(Reader):
         result, so that this happens once.
         """
         with super().capture(needs, on_images) as knowledge:
-            own_label_anchors = getattr(self.detector, "label_anchors", None)
+            own_label_anchors: Any = getattr(self.detector, "label_anchors", None)
 
             def label_anchors(anchors: list[Boxes], instances: list[Instances]) -> tuple:
                 knowledge.anchor_labels = own_label_anchors(anchors, instances)
@@ -87,10 +87,6 @@ class AnchorReader(Reader):
 @dataclass(frozen=True)
 class PointReader(AnchorReader):
     """Reader of the detectors in `d2kd.detectors`, which decode and assign by themselves."""
-
-    @property
-    def padding(self) -> int:  # type: ignore[override]
-        return self.detector.padding
 
     def decode(self, knowledge: Knowledge) -> None:
         locations = self._locations(knowledge)
