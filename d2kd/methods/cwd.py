@@ -13,20 +13,21 @@ __all__ = ["CWD"]
 
 
 def divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """KL(teacher || student) of the softmax over cells of maps (N, C, R) / tau, summed."""
+    """KL(teacher || student) of the softmax over the cells of maps (N, C, R) / tau, summed."""
     log_s, log_t = ((x / tau).log_softmax(2) for x in (student, teacher))
     return F.kl_div(log_s, log_t, reduction="sum", log_target=True)
 
 
 class CWD(FeatureMethod):
-    """Each channel of the student should be active where the same channel of the teacher is.
+    """Each channel of the student should be active where the same channel of the teacher is active.
 
-    A softmax over the cells of an image makes a distribution of each channel; a level's loss is
-    tau^2 / (N C) * sum KL(teacher || student), and levels are summed. The offset of a channel does
-    not matter, its scale does: with `MCDropout(combine="sum")` the teacher's distributions are
-    those of half the temperature. A level of one cell has nothing to teach, and costs nothing.
+    A softmax over the cells of an image turns each channel into a distribution. The loss of a level
+    is tau^2 / (N C) * sum KL(teacher || student), and levels are summed. An offset of a channel
+    does not change the loss, a factor does. For example, `MCDropout(combine="sum")` doubles the
+    teacher's maps, which has the effect of half the temperature. A level of one cell has a loss of
+    zero.
 
-    The defaults are those of mmrazor on five levels of Faster R-CNN's and RetinaNet's pyramid.
+    The defaults are from mmrazor, for five levels of the pyramid of Faster R-CNN and RetinaNet.
 
     Args:
         tau: temperature of the softmax.
@@ -47,5 +48,5 @@ class CWD(FeatureMethod):
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         n, c = student.shape[:2]
-        unlike = by_channels(divergence, student.flatten(2), teacher.flatten(2), self.tau)
-        return {"divergence": self.tau**2 / (n * c) * unlike}
+        total = by_channels(divergence, student.flatten(2), teacher.flatten(2), self.tau)
+        return {"divergence": self.tau**2 / (n * c) * total}

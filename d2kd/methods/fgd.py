@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +17,24 @@ __all__ = ["FGD", "GlobalContext", "attention", "box_masks"]
 
 
 class FGD(FeatureMethod):
-    """Focal distillation (foreground and background apart, by the teacher's attention) and global
-    distillation (relations between pixels, by context blocks).
+    """Focal distillation weights the maps' difference by the teacher's attention, on foreground and
+    background separately. Global distillation compares relations between pixels by context blocks.
 
-    The defaults are the released weights for RetinaNet; others are in configs/common/fgd.py.
-    Two departures from the released code, both deliberate: boxes are mapped to cells by the
-    level's stride in the padded frame (the release divides by the unpadded image, so that masks
-    drift on padded images), and masks are built without a loop over boxes.
+    The defaults are the released weights for RetinaNet. The weights for other detectors are in
+    configs/common/fgd.py. There are two deliberate differences from the released code. Boxes are
+    mapped to cells by the level's stride in the padded frame; the release divides by the size of
+    the unpadded image, so that its masks drift on padded images. And masks are built without a loop
+    over boxes.
 
     Args:
-        tau: temperature of both attentions.
-        alpha, beta: weights of the squared difference on foreground and background.
-        gamma: weight of the difference between attentions.
-        lambd: weight of the relation term (the paper's lambda).
+        tau: temperature of both attentions, > 0.
+        alpha, beta: weights of the squared difference on foreground and on background.
+        gamma: weight of the difference between the attentions.
+        lambd: weight of the relation term; the paper's lambda.
         shared: see `FeatureMethod`.
+
+    Raises:
+        ValueError: `tau` is not positive.
     """
 
     def __init__(
@@ -51,7 +56,7 @@ class FGD(FeatureMethod):
         self.teacher_context = nn.ModuleDict()
 
     def setup_level(self, pair: LevelPair) -> None:
-        # Both blocks train; only the teacher network is frozen (released code).
+        # Both blocks train, as in the released code. Only the teacher network is frozen.
         channels = pair.teacher_shape.channels
         self.student_context[pair.student] = GlobalContext(channels)
         self.teacher_context[pair.student] = GlobalContext(channels)
@@ -70,31 +75,36 @@ class FGD(FeatureMethod):
     def terms(
         self, level: str, student: Tensor, teacher: Tensor, foreground: Tensor, background: Tensor
     ) -> dict[str, Tensor]:
-        """L_fea, foreground and background apart, and L_at (FGD, section 3.1); L_global (3.2).
+        """The weighted losses of one level, by the equations of the paper.
+
+        "foreground" and "background" are the two parts of L_fea and "attention" is L_at (FGD,
+        section 3.1); "relation" is L_global (section 3.2).
 
         Args:
-            level: the student's name of it.
+            level: the student's name of the level.
             student, teacher: (N, C, H, W); R = H * W.
             foreground, background: (N, H, W), from `box_masks`.
         """
         n, r = len(student), foreground[0].numel()
-        block_s, block_t = self.student_context[level], self.teacher_context[level]
+        block_s = cast(GlobalContext, self.student_context[level])
+        block_t = cast(GlobalContext, self.teacher_context[level])
         keys = (*block_s.key.parameters(), *block_t.key.parameters())
         sums = pair_sums(student.flatten(2), teacher.flatten(2), self.tau, *keys)
         spatial_s, spatial_t, channel_s, channel_t = (
             softmax_attention(x, self.tau) for x in sums[:4]
         )
-        # The teacher's attention weights both; the student's is compared with it, no more.
+        # The weights of the error are the teacher's attention. The student's attention is only
+        # compared with it.
         error = sums.error * spatial_t  # (N, R)
-        unlike = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
-        # The blocks add v_s to all cells of S and v_t to those of T. With v = v_s - v_t,
+        attention_error = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
+        # The blocks add v_s to all cells of S and v_t to all cells of T. With v = v_s - v_t,
         # sum (S + v_s - T - v_t)^2 = sum (S - T)^2 + v (2 sum (S - T) + R v).
         v = block_s.transform(sums.context_s) - block_t.transform(sums.context_t)  # (N, C)
         relation = sums.square.sum() + (v * (2 * sums.difference + r * v)).sum()
         return {
             "foreground": self.alpha * (foreground.flatten(1) * error).sum() / n,
             "background": self.beta * (background.flatten(1) * error).sum() / n,
-            "attention": self.gamma * unlike / n,
+            "attention": self.gamma * attention_error / n,
             "relation": self.lambd * relation / n,
         }
 
@@ -106,7 +116,8 @@ def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         features: (N, C, H, W).
 
     Returns:
-        (N, H, W) that sums to H*W and (N, C) that sums to C, for each image.
+        spatial attention (N, H, W), which sums to H*W for each image, and channel attention (N, C),
+        which sums to C.
     """
     x = features.flatten(2).abs()
     spatial, channel = softmax_attention(x.mean(1), tau), softmax_attention(x.mean(2), tau)
@@ -120,21 +131,22 @@ def box_masks(
     size: Sequence[int],
     cells_per_pixel: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Foreground and background masks M with their scale masks S (FGD, section 3.1).
+    """Foreground and background masks M, multiplied by their scale masks S (FGD, section 3.1).
 
-    A cell of a box weighs 1 / (number of cells of the box); where boxes overlap, the smallest
-    wins. Background cells of an image share a weight of 1. Near corners are rounded down and far
-    ones up, both inclusive, as released: no box is smaller than a cell. The number of cells is
-    that of the whole box, also where it leaves the image.
+    Each cell of a box weighs 1 / (number of cells of the box). Where boxes overlap, the smallest
+    box wins. The background cells of an image share a total weight of 1. The upper left corner of a
+    box is rounded down and the lower right corner is rounded up, both inclusive, as released. So no
+    box is smaller than a cell. The number of cells counts the whole box, even if it leaves the
+    image.
 
     Args:
         boxes: (N, G, 4) x1y1x2y2 in pixels.
         valid: (N, G) bool.
         size: H and W of the level, in cells.
-        cells_per_pixel: 1 / stride; or (N, 2), along x and y, for each image.
+        cells_per_pixel: 1 / stride; or a tensor (N, 2), along x and y, for each image.
 
     Returns:
-        foreground and background, (N, H, W) each.
+        foreground and background masks, (N, H, W) each.
     """
     n, g = valid.shape
     h, w = size
@@ -146,10 +158,10 @@ def box_masks(
     rows = (y >= low[..., 1, None]) & (y <= high[..., 1, None])  # (N, G, H)
     rows, columns = rows * value[..., None], columns.to(value.dtype)
     foreground = boxes.new_zeros(n, h, w)
-    # So many boxes at once as bound the memory and, on a CPU, stay in its cache.
-    few = max((2**19 if boxes.is_cpu else 2**24) // (n * h * w), 1)
-    for i in range(0, g, few):
-        covered = rows[:, i : i + few, :, None] * columns[:, i : i + few, None, :]
+    # The number of boxes per step bounds the memory. On a CPU, a step fits into the cache.
+    step = max((2**19 if boxes.is_cpu else 2**24) // (n * h * w), 1)
+    for i in range(0, g, step):
+        covered = rows[:, i : i + step, :, None] * columns[:, i : i + step, None, :]
         foreground = torch.maximum(foreground, covered.amax(1))
     background = (foreground == 0).to(foreground.dtype)
     background = background / background.sum((1, 2), keepdim=True).clamp(min=1)
@@ -157,7 +169,7 @@ def box_masks(
 
 
 def grid_centers(size: Sequence[int], stride: int, device: torch.device) -> Tensor:
-    """(H * W, 2) x, y in pixels of the centres of a level's cells, row by row."""
+    """(H * W, 2), x and y in pixels of the centers of a level's cells, row by row."""
     y, x = (stride * (torch.arange(n, device=device) + 0.5) for n in size)
     return torch.cartesian_prod(y, x).flip(1)
 
@@ -165,24 +177,20 @@ def grid_centers(size: Sequence[int], stride: int, device: torch.device) -> Tens
 class GlobalContext(nn.Module):
     """R(F) = F + W2 ReLU(LN(W1 sum_j softmax_j(key(F))_j F_j)) (FGD, section 3.2).
 
-    A GCNet block (arXiv 1904.11492); what are 1x1 convolutions there are layers of a cell's
-    channels here. W2 starts at zero, so that R is the identity at first.
+    This is a GCNet block (arXiv 1904.11492) with linear layers over a cell's channels in place of
+    1x1 convolutions. W2 starts at zero, so that R is the identity at first.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         hidden = max(channels // 2, 1)
         self.key = nn.Linear(channels, 1)
-        self.transform = nn.Sequential(
-            nn.Linear(channels, hidden),
-            nn.LayerNorm(hidden),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden, channels),
-        )
+        first, last = nn.Linear(channels, hidden), nn.Linear(hidden, channels)
+        self.transform = nn.Sequential(first, nn.LayerNorm(hidden), nn.ReLU(inplace=True), last)
         nn.init.kaiming_normal_(self.key.weight, mode="fan_in")
         nn.init.zeros_(self.key.bias)
-        nn.init.zeros_(self.transform[-1].weight)
-        nn.init.zeros_(self.transform[-1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """

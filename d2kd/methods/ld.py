@@ -26,35 +26,36 @@ __all__ = ["LD", "divergence", "valuable_region"]
 
 
 class LD(Method):
-    """The student's distribution of each side of a box follows the teacher's.
+    """The student's distribution of each side of a box imitates the teacher's distribution.
 
-    For detectors whose head regresses a distribution per side (GFL). The `divergence` of a
-    location is the sum over its four sides.
+    For detectors whose head regresses a distribution for each side (GFL). The divergence of a
+    location is the sum of `divergence` over its four sides.
 
-    Terms; one whose coefficient is 0 is left out:
+    Terms; a term whose coefficient is 0 is left out:
 
-    - "main": positives of the student's own label assignment, weighted by the student's best class
-      probability (without gradient); their sum divided by 4.
-    - "valuable": the `valuable_region` around them, weighted by the IoU of anchor and box; its sum
-      divided by 16.
-    - "classification": the same divergence of the softmax over the K class logits at the positives,
+    - "main": the sum of the divergence over the positives of the student's own label assignment,
+      divided by 4. Each positive is weighted by the student's best class probability, without
+      gradient.
+    - "valuable": the sum of the divergence over the `valuable_region` around the positives, divided
+      by 16. Each location is weighted by the IoU of anchor and box.
+    - "classification": the divergence of the softmax over the K class logits at the positives,
       divided by the `positive_count` of the student's own classification loss. Weight, temperature
-      and place are the release's; the softmax over classes, the mean over them and the divisor are
-      our reading.
+      and positions are from the released code. The softmax over classes, the mean over classes and
+      the divisor are our reading.
 
-    As released, "main" and "valuable" are sums over the images of a GPU, which no number of boxes
-    divides, unlike the student's own box losses: they grow with the images per GPU. The authors
-    recommend 2; with more, a smaller `weight` or `balance` makes up for it.
+    As released, "main" and "valuable" are sums over the images of a GPU. Unlike the student's own
+    box losses, they are not divided by a number of boxes, so they grow with the images per GPU. The
+    authors recommend 2 images. With more, use a smaller `weight`, or `balance`.
 
     Args:
         main, valuable, classification: coefficients of the three terms.
-        tau: temperature of the softmax over bins.
-        class_tau: temperature of the softmax over classes.
-        uncertainty: module from the teacher's distribution logits, (N, 4 * (M + 1), H, W) of each
-            level, to the same, such as `MCDropout`; the class logits stay as they are. UET (arXiv
-            2406.06999) reports LD with dropout, but not where it sits: on the head's logits, before
-            the softmax, is inferred. A sum that doubles the logits makes the softmax sharper, as
-            half the temperature would; `MCDropout(combine="mean")` does not.
+        tau: temperature of the softmax over bins, > 0.
+        class_tau: temperature of the softmax over classes, > 0.
+        uncertainty: module, such as `MCDropout`, that changes the teacher's distribution logits of
+            each level, (N, 4 * (M + 1), H, W). The class logits are not changed. UET (arXiv
+            2406.06999) reports LD with dropout, but not its position. Inferred: on the head's
+            logits, before the softmax. `MCDropout(combine="sum")` doubles the logits, which makes
+            the softmax as sharp as half the temperature would; combine="mean" does not.
         shared: see `Method`.
 
     Raises:
@@ -63,6 +64,8 @@ class LD(Method):
 
     needs = frozenset({"logits", "boxes"})
     teacher_needs = frozenset({"logits"})
+    reader: Reader
+    """The student's reader, set by `setup`."""
 
     def __init__(
         self,
@@ -88,7 +91,6 @@ class LD(Method):
         self.main, self.valuable, self.classification = coefficients
         self.tau, self.class_tau = tau, class_tau
         self.uncertainty = uncertainty or nn.Identity()
-        self.reader: Reader | None = None
 
     def setup(self, student: Reader, teacher: Reader) -> None:
         for role, reader in (("student", student), ("teacher", teacher)):
@@ -148,15 +150,15 @@ class LD(Method):
 
 
 def divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """tau^2 KL(teacher || student) of softmax(logits / tau), averaged over the entries.
+    """tau^2 KL(teacher || student) of softmax(logits / tau), averaged over the bins.
 
-    The paper's LD loss; the mean in place of the divergence's sum is the release's.
+    This is the paper's LD loss. The mean in place of the sum over bins is from the released code.
 
     Args:
         student, teacher: (..., B) logits of B bins.
 
     Returns:
-        (...) at least 0, but for rounding.
+        (...) at least 0, except for rounding.
     """
     log_q, log_p = ((logits / tau).log_softmax(-1) for logits in (student, teacher))
     return tau**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).mean(-1)
@@ -170,22 +172,23 @@ def valuable_region(
     share: float = 0.25,
     pairs: int = 2**22,
 ) -> Tensor:
-    """The valuable localization region, and the IoU that weighs it.
+    """The valuable localization region, and the IoU that weights it.
 
-    A location belongs to a box's region if the DIoU of its anchor and the box is in
-    [share * t, t), where t is the threshold of ATSS: mean plus standard deviation of the IoUs of
-    the box with the 9 nearest anchors of each level. A box that none of them overlaps has no
-    region. Nothing is taken from the region for being positive too, for this or another box.
+    A location belongs to the region of a box if the DIoU of its anchor and the box is in
+    [share * t, t). The threshold t is that of ATSS: mean plus standard deviation of the IoUs of the
+    box with the 9 nearest anchors of each level. A box that overlaps none of these anchors has no
+    region. A location can be in the region and be positive, too, for this or another box.
 
     Args:
         locations: anchors and levels.
         targets: ground truth.
         inside: (N, R) bool, the locations that count.
-        share: of t, where the region begins.
-        pairs: pairs of box and location looked at at once, which bounds memory.
+        share: the region begins at this fraction of t.
+        pairs: how many pairs of box and location to look at at a time. This bounds the memory.
 
     Returns:
-        (N, R) in [0, 1]: IoU of anchor and box, of several boxes the largest; 0 outside.
+        (N, R) in [0, 1]: IoU of anchor and box; with several boxes, the largest IoU. 0 outside the
+        region.
     """
     n, r = inside.shape
     index, valid = nearest(locations, targets, inside)
@@ -205,5 +208,5 @@ def valuable_region(
 
 
 def _flatten(maps: Mapping[str, Tensor], dims: int) -> Tensor:
-    """Level name -> (N, dims, H, W), in the head's order, to (N, R, dims)."""
+    """Flatten level name -> (N, dims, H, W), in the head's order, to (N, R, dims)."""
     return torch.cat([permute_to_N_HWA_K(x, dims) for x in maps.values()], 1)

@@ -11,21 +11,21 @@ __all__ = ["MGD"]
 
 
 class MGD(FeatureMethod):
-    """The student's map, with most of its cells masked, has to generate the teacher's whole map.
+    """The student's map, with most of its cells masked, must generate the teacher's whole map.
 
-    L = alpha / N * sum (G(m S) - T)^2 for each level, summed over levels: S is the student's map at
-    the teacher's width and grid, m one random mask of cells for each image, drawn anew at each step
-    and shared by all channels, and G the generation block, two 3x3 convolutions of the teacher's
-    width with a ReLU between them. G trains with the student, and is not part of it.
+    The loss of a level is alpha / N * sum (G(m S) - T)^2, and levels are summed. S is the student's
+    map, with the teacher's channels and grid. m is a random mask of cells: each image gets a new
+    one at each step, and all channels share it. G is the generation block: two 3x3 convolutions of
+    the teacher's width with a ReLU between them. G trains with the student and is not part of it.
 
-    The sum is not divided by channels or cells, so alpha depends on both. The defaults are those of
-    the authors' code for one-stage detectors on five levels. Theirs for two-stage detectors are
-    mask 0.45, alpha 5e-7 and the four finest levels. With `MCDropout(combine="sum")` the target,
-    and at first the loss, is of another size (about four times the loss): divide alpha, or use
+    The sum is not divided by channels or cells, so the right alpha depends on both. The defaults
+    are from the authors' code for one-stage detectors with five levels. For two-stage detectors
+    they use mask 0.45, alpha 5e-7 and the four finest levels. `MCDropout(combine="sum")` doubles
+    the target, so that the loss is about four times as large at first: divide alpha by four, or use
     combine="mean".
 
     Args:
-        mask: fraction of the cells that is masked, in [0, 1) (the paper's lambda).
+        mask: fraction of the cells that are masked, in [0, 1); the paper's lambda.
         alpha: weight of the squared difference.
         shared: see `FeatureMethod`.
 
@@ -50,7 +50,7 @@ class MGD(FeatureMethod):
         )
 
     def draw(self, features: Tensor) -> Tensor:
-        """m, (N, 1, H, W), for a map (N, C, H, W): 0 in masked cells, 1 in the others."""
+        """Draw m, (N, 1, H, W), for a map (N, C, H, W): 0 in masked cells and 1 in the others."""
         n, _, h, w = features.shape
         return features.new_empty(n, 1, h, w).bernoulli_(1 - self.mask)
 

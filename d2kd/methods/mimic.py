@@ -12,9 +12,9 @@ __all__ = ["Mimic"]
 
 
 class Mimic(FeatureMethod):
-    """Mean squared error between the (adapted) student's and the teacher's maps, all positions.
+    """Mean squared error between the student's and the teacher's maps, at all positions.
 
-    A level's loss is the mean over images, channels and cells; levels are summed.
+    The loss of a level is the mean over images, channels and cells. Levels are summed.
     """
 
     def compare(

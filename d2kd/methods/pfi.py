@@ -22,22 +22,22 @@ class PFI(FeatureMethod):
     """Features are imitated most where the predictions differ most.
 
     At each cell of a level, P is the squared difference of the class predictions, averaged over
-    classes and anchors, and F that of the pyramid's maps, averaged over channels. A level's loss
-    is a `reduce`d product of both; levels are averaged.
+    classes and anchors. F is the squared difference of the pyramid maps, averaged over channels.
+    The loss of a level reduces the product P*F to a number, see `reduce`. Levels are averaged.
 
-    There is no official code. P, F and the average over levels are well attested; the reduction is
-    not. The defaults are those of the one public implementation whose scores, reduction and weight
-    are known together. See docs/methods.md on the losses' sizes, which differ by factors of
-    thousands: a weight says nothing without `scores` and `reduction`.
+    There is no official code. Several sources agree on P, F and the average over levels, but not on
+    the reduction. The defaults are from the only public implementation whose scores, reduction and
+    weight are known together. The sizes of the losses differ by factors of thousands, see
+    docs/methods.md: a weight holds for one choice of `scores` and `reduction` only.
 
     Args:
         reduction: see `reduce`.
-        scores: predictions are compared as "logit"s or as "sigmoid" probabilities.
-        detach_weight: keep the gradient out of P. By default, as in all public implementations,
-            P is part of the loss: the predictions are pulled together too. "relative" always
-            keeps it out: the student could lower a weighted mean by disagreeing where the
-            features agree.
-        levels: see `pair_levels`; default: all levels of the student's head whose stride the
+        scores: compare the predictions as "logit"s or as "sigmoid" probabilities.
+        detach_weight: stop the gradient through P. By default it is not stopped, as in all public
+            implementations, so that the loss pulls the predictions together too. "relative" always
+            stops it, because otherwise the student could lower the weighted mean by disagreeing
+            with the teacher where the features agree.
+        levels: see `pair_levels`. Default: all levels of the student's head whose stride the
             teacher's head has too.
         weight, shared: see `FeatureMethod`.
 
@@ -81,10 +81,9 @@ class PFI(FeatureMethod):
     def setup(self, student: Reader, teacher: Reader) -> None:
         super().setup(student, teacher)
         for pair in self.pairs:
-            found = _grid(student, pair.student), _grid(teacher, pair.teacher)
-            for what, s, t in zip(
-                ("stride", "classes in the head's logits", "anchors in a cell"), *found, strict=True
-            ):
+            names = ("stride", "classes in the head's logits", "anchors in a cell")
+            grids = _grid(student, pair.student), _grid(teacher, pair.teacher)
+            for what, s, t in zip(names, *grids, strict=True):
                 if s != t:
                     raise ValueError(
                         f"PFI: expected student ({student.name}, {pair.student}) and teacher "
@@ -101,7 +100,7 @@ class PFI(FeatureMethod):
             error = _mean_square(s, self.uncertainty(t).detach())
             predictions = student.logits[pair.student], teacher.logits[pair.teacher]
             losses.append(reduce(self.difference(*predictions), error, self.reduction))
-        return {"imitation": sum(losses) / len(losses)}
+        return {"imitation": sum(losses[1:], start=losses[0]) / len(losses)}
 
     def difference(self, student: Tensor, teacher: Tensor) -> Tensor:
         """P, (N, H, W), of the logits (N, A*K, H, W) of one level."""
@@ -113,13 +112,13 @@ class PFI(FeatureMethod):
 
 
 def reduce(weight: Tensor, error: Tensor, reduction: str) -> Tensor:
-    """One level's loss, averaged over images.
+    """The loss of one level, averaged over images.
 
     Args:
         weight, error: P and F, (N, H, W).
-        reduction: "norm", the 2-norm of the products P*F over the number of cells; "squared", the
-            mean of their squares; "mean", their mean; "relative" (ours), the mean of F weighted by
-            P, which does not depend on how large the predictions' difference is as a whole.
+        reduction: "norm": the 2-norm of the products P*F, divided by the number of cells.
+            "squared": the mean of their squares. "mean": their mean. "relative" (ours): the mean of
+            F weighted by P. A common factor of P does not change it.
     """
     product = weight * error
     if reduction == "norm":
@@ -128,7 +127,7 @@ def reduce(weight: Tensor, error: Tensor, reduction: str) -> Tensor:
         return product.square().mean()
     if reduction == "mean":
         return product.mean()
-    # The floor is for predictions that are the same; the differences of probabilities are small.
+    # The floor avoids 0 / 0 where the predictions are equal. It is far below usual differences.
     return (product.sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-12)).mean()
 
 
@@ -145,6 +144,6 @@ def _grid(reader: Reader, level: str) -> tuple[int, int, int]:
             f"{', '.join(reader.head_in_features)}, found {level!r}"
         )
     generator = getattr(reader, "anchor_generator", None)
-    # A head without anchors predicts once in a cell.
+    # A head without anchors makes one prediction per cell.
     anchors = generator.num_anchors[reader.head_in_features.index(level)] if generator else 1
     return reader.shapes[level].stride, reader.num_logits, anchors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
@@ -16,41 +18,49 @@ from .kernels.pgd import compare_cells
 
 __all__ = ["PGD"]
 
-_MAPS = {"towers": ("cls_tower.1", "box_tower.1"), "neck": ("features",)}
+# The maps that `PGD(on=...)` distills, by their names in Knowledge.
+_MAPS: dict[str, tuple[str, ...]] = {
+    "towers": ("cls_tower.1", "box_tower.1"),
+    "neck": ("features",),
+}
 
 
 class PGD(Method):
-    """Distils where the teacher predicts a box best, its key predictive region, in the first block
-    of the head's two towers, classification and regression apart.
+    """Distills the locations where the teacher predicts a box best: its key predictive regions.
 
-    The defaults are the released weights for FCOS. The released code departs from its own intent
-    in places; this is the intended form:
+    The distilled maps are the outputs of the first block of the head's two towers. Classification
+    and regression tower have their own masks and losses.
 
-    - Each image has its own masks. The released classification term lays the masks of all images
-      of a GPU on each of them: its background counts about as many times more as there are
-      images (4 in the release), and its weights were chosen with that.
-    - A box chooses among the locations inside it; `candidates="image"` chooses as released.
-    - x and y keep their order, which the release swaps for FCOS and AutoAssign.
-    - A ridge on the Gaussian's covariance, of the same variance, stands for the released jitter.
+    The defaults are the released weights for FCOS. The released code differs from the paper in some
+    places. This is the form of the paper:
+
+    - Each image has its own masks. The released classification term applies the masks of all images
+      of a GPU to each image. With 4 images, as in the release, its background counts about 4 times
+      as much, and the released weights were chosen with that.
+    - A box chooses among the locations inside it. `candidates="image"` chooses as released.
+    - x and y keep their order. The release swaps them for FCOS and AutoAssign.
+    - A ridge on the Gaussian's covariance replaces the released random jitter of the same variance.
 
     Args:
-        on: "towers", as published; or "neck", the classification term alone on the maps that the
-            head sees: for detectors without two towers and for heads that differ between student
-            and teacher. The authors advise that term for coupled heads; on the neck it is ours.
-            Faster R-CNN has the objectness of its proposal network for the score of every class;
-            that is ours, too.
-        candidates, weighting: see `key_regions`; "gaussian" is PGD, the others are for ablations.
-            Each anchor of a cell is a candidate, and the cell gets the largest of their weights;
-            published are heads with one anchor.
-        top_k: locations that a box chooses, over all levels together.
-        xi_cls, xi_reg: share of the IoU in the quality of a location, for either task, in [0, 1].
-        tau: temperature of both attentions.
-        alpha, beta: weights of the squared difference on foreground and background of the
+        on: "towers", as published. Or "neck": the classification term alone, on the maps that the
+            head gets. It is for detectors without two towers and for heads that differ between
+            student and teacher. The authors advise the classification term for coupled heads; to
+            use it on the neck is ours. For Faster R-CNN, the objectness of its proposal network
+            stands for the score of every class; that is ours, too.
+        candidates, weighting: see `key_regions`. "gaussian" is PGD, the others are for ablations.
+            Each anchor of a cell is a candidate, and the cell gets the largest weight of its
+            anchors. The published heads have one anchor per cell.
+        top_k: number of locations that each box chooses, over all levels together.
+        xi_cls, xi_reg: exponent of the IoU in the quality of a location, for the classification and
+            the regression tower, in [0, 1].
+        tau: temperature of both attentions, > 0.
+        alpha, beta: weights of the squared difference on the foreground and the background of the
             classification tower. Default: beta = alpha / 2.
-        gamma: weight of that on the foreground of the regression tower. Default: 1.6 alpha.
-        delta: weight of the difference between attentions.
-        level_step: level i of the head, the finest being 0, weighs alpha and beta by
-            1 + level_step * i.
+        gamma: weight of the squared difference on the foreground of the regression tower. Default:
+            1.6 alpha.
+        delta: weight of the difference between the attentions.
+        level_step: alpha and beta of level i of the head are multiplied by 1 + level_step * i. The
+            finest level is 0.
         uncertainty: see `FeatureMethod`.
         shared: see `Method`.
 
@@ -77,7 +87,7 @@ class PGD(Method):
         **shared,
     ):
         super().__init__(**shared)
-        for name, expected, found, fits in (
+        for name, expected, value, fits in (
             ("on", " or ".join(_MAPS), on, on in _MAPS),
             ("candidates", " or ".join(CANDIDATES), candidates, candidates in CANDIDATES),
             ("weighting", " or ".join(WEIGHTINGS), weighting, weighting in WEIGHTINGS),
@@ -87,7 +97,7 @@ class PGD(Method):
             ("tau", "> 0", tau, tau > 0),
         ):
             if not fits:
-                raise ValueError(f"PGD.{name}: expected {expected}, found {found!r}")
+                raise ValueError(f"PGD.{name}: expected {expected}, found {value!r}")
         self.on = on
         self.beta = alpha / 2 if beta is None else beta
         self.gamma = 1.6 * alpha if gamma is None else gamma
@@ -99,7 +109,9 @@ class PGD(Method):
         self.maps = _MAPS[on]
         self.needs = frozenset(self.maps)
         xis = (xi_cls, xi_reg)[: len(self.maps)]
-        self.choice = dict(xis=xis, k=top_k, candidates=candidates, weighting=weighting)
+        self.choice: dict[str, Any] = dict(
+            xis=xis, k=top_k, candidates=candidates, weighting=weighting
+        )
         self.tau, self.alpha, self.delta, self.level_step = tau, alpha, delta, level_step
         self.uncertainty = uncertainty or nn.Identity()
         self.adapters = nn.ModuleDict()
@@ -152,14 +164,16 @@ class PGD(Method):
     ) -> dict[str, Tensor]:
         """
         Returns:
-            "foreground", "background" and "attention" of the classification tower (or the neck);
-            "regression" and "regression_attention" of the regression tower. Summed over levels.
+            "foreground", "background" and "attention" of the classification tower or the neck, and
+            "regression" and "regression_attention" of the regression tower. All are summed over
+            levels.
         """
         foregrounds, background = self.masks(teacher, targets)
         total: dict[str, Tensor] = {}
         for i, pair in enumerate(self.pairs):
             for name, foreground in zip(self.maps, foregrounds, strict=True):
-                s = self.adapters[_key(name)][pair.student](student.maps(name)[pair.student])
+                adapter = cast(nn.ModuleDict, self.adapters[_key(name)])[pair.student]
+                s = adapter(student.maps(name)[pair.student])
                 t = self.uncertainty(teacher.maps(name)[pair.teacher]).detach()
                 s = resize_to(s, t)
                 fg, bg = foreground[pair.teacher], background[pair.teacher]
@@ -176,10 +190,11 @@ class PGD(Method):
     def masks(
         self, teacher: Knowledge, targets: Targets
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Foreground for each of `self.maps`, and background, on the grids of the teacher's head.
+        """The masks on the grids of the teacher's head.
 
         Returns:
-            level name -> (N, H, W), in [0, 1] and of 0 and 1.
+            for each of `self.maps` a foreground, level name -> (N, H, W) in [0, 1]; and the
+            background, level name -> (N, H, W) of 0 and 1.
         """
         logits = {level: teacher.logits[level] for level in self.head_in_features}
         flat = [permute_to_N_HWA_K(x, self.num_logits) for x in logits.values()]
@@ -189,29 +204,32 @@ class PGD(Method):
         shapes = {
             level: (*x.shape[-2:], x.shape[1] // self.num_logits) for level, x in logits.items()
         }
-        # Anchors of a cell share their centre but for rounding, which must not make it both.
-        foregrounds = [to_grids(x, shapes, torch.amax) for x in foregrounds]
-        return foregrounds, to_grids(background, shapes, torch.amin)
+        # Anchors of a cell have the same center, except for rounding. amin: a cell that is
+        # foreground by one of its anchors is not background by another.
+        grids = [to_grids(x, shapes, torch.amax) for x in foregrounds]
+        return grids, to_grids(background, shapes, torch.amin)
 
     def classification(
         self, student: Tensor, teacher: Tensor, fg: Tensor, bg: Tensor, level_weight: float
     ) -> dict[str, Tensor]:
-        """One level of the classification tower: means over images.
+        """The terms of one level of the classification tower, averaged over images.
 
-        Foreground and background are means over their cells of an image, sums over channels, of
-        S(t) A(t) (s - t)^2, where S and A are the spatial and the channel attention.
+        "foreground" and "background" are the sum over channels of S(t) A(t) (s - t)^2, averaged
+        over the foreground or background cells of an image. S and A are the spatial and the channel
+        attention.
 
         Args:
             student, teacher: (N, C, H, W).
             fg, bg: foreground and background, (N, H, W).
-            level_weight: multiplies both, and not the attention.
+            level_weight: multiplies these two terms, but not the attention term.
         """
         cells = compare_cells(student.flatten(2), teacher.flatten(2), self.tau)
         n, r = cells.error.shape
         spatial_s, spatial_t = (
             softmax_attention(x, self.tau) for x in (cells.student, cells.teacher)
         )
-        # The teacher's attention weights both; the student's is compared with it, no more.
+        # The weights of the error are the teacher's attention. The student's attention is only
+        # compared with it.
         error = spatial_t * cells.error
         fg_error, bg_error = (
             ((mask * error).sum(1) / mask.ne(0).sum(1).clamp(min=1)).mean()
@@ -226,10 +244,10 @@ class PGD(Method):
         }
 
     def most_foreground(self, fg: Tensor, targets: Targets) -> int | None:
-        """How many cells of an image are foreground at most; None: all may be.
+        """An upper bound for the number of foreground cells of an image; None if all cells may be.
 
-        On a CPU they are counted. On a GPU the host would have to wait for their number, and takes
-        what boxes may choose: which cells these are differs from step to step, how many does not.
+        On a CPU the cells are counted. On a GPU the host would have to wait for the count, so it
+        takes the number of locations that the boxes can choose, which does not depend on values.
         """
         if not fg.is_cuda:
             return int(fg.ne(0).sum((1, 2)).max())
@@ -239,18 +257,18 @@ class PGD(Method):
     def regression(
         self, student: Tensor, teacher: Tensor, fg: Tensor, most: int | None = None
     ) -> dict[str, Tensor]:
-        """One level of the regression tower: means over the foreground cells of the batch.
+        """The terms of one level of the regression tower, averaged over the batch's foreground.
 
-        The squared difference is a mean over channels, unlike that of `classification`; there is
-        no spatial attention, no background and no weight of the level (released code).
+        As released, the squared difference is a mean over channels, unlike in `classification`, and
+        there is no spatial attention, no background and no weight of the level.
 
         Args:
             student, teacher: (N, C, H, W).
             fg: (N, H, W).
-            most: foreground cells that an image has at most; None: it is not known.
+            most: upper bound for the foreground cells of an image; None if unknown.
         """
         fg, student, teacher = fg.flatten(1), student.flatten(2), teacher.flatten(2)
-        if most is not None and 2 * most < fg.shape[1]:  # others add nothing
+        if most is not None and 2 * most < fg.shape[1]:  # all other cells have the weight 0
             fg, rows = fg.topk(most, 1, sorted=False)
             student, teacher = (
                 x.gather(2, rows[:, None].expand(-1, x.shape[1], -1)) for x in (student, teacher)

@@ -13,28 +13,28 @@ __all__ = ["PKD", "standardize"]
 
 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the squared difference of standardized maps (N, C, R), summed over all that there is."""
+    """Half the squared difference of the standardized maps (N, C, R), summed over all values."""
     return (standardize(student) - standardize(teacher)).square().sum() / 2
 
 
 class PKD(FeatureMethod):
     """Each channel of the student should correlate with the same channel of the teacher.
 
-    Both maps are `standardize`d; a level's loss is half their mean squared difference, and levels
-    are summed. With M = N*H*W values in a channel and Pearson's r it is (M - 1) / M * mean_c (1 -
-    r_c), in [0, 2]: the scale and the offset of a channel do not matter, neither the student's nor
-    the teacher's, while its mean is below 1000 of its deviations (see `standardize`), and
-    `MCDropout` does the same with either `combine`. Statistics are those of the images on one GPU,
-    as in the released code (mmrazor).
+    Both maps are standardized, see `standardize`. The loss of a level is half their mean squared
+    difference, and levels are summed. With M = N*H*W values in a channel and Pearson's correlation
+    r_c, it equals (M - 1) / M * mean_c (1 - r_c), which lies in [0, 2]. So the scale and the offset
+    of a channel do not matter, as long as its mean is below 1000 deviations. `MCDropout` gives the
+    same loss with either `combine`. The statistics are over the images on one GPU, as in the
+    released code (mmrazor).
 
-    As published it has no adapter and takes the four finest levels of the pyramid, even of five:
-    p3 to p6 of RetinaNet, p2 to p5 of Faster R-CNN. Here `levels` decides, and a student of
-    another width than the teacher's gets an adapter, as in any `FeatureMethod`.
+    The published form has no adapter and takes the four finest levels of the pyramid, even of five:
+    p3 to p6 of RetinaNet, p2 to p5 of Faster R-CNN. Here `levels` selects the levels, and a student
+    with other channels than the teacher gets an adapter, as in any `FeatureMethod`.
 
     Args:
-        weight: published are 6 for Faster R-CNN and for RetinaNet taught by Mask R-CNN with a Swin
-            backbone; 10 for RetinaNet taught by RetinaNet or FCOS with ResNeXt-101 and for
-            RepPoints.
+        weight: published values are 6 for Faster R-CNN and for RetinaNet taught by Mask R-CNN with
+            a Swin backbone, and 10 for RepPoints and for RetinaNet taught by RetinaNet or FCOS with
+            ResNeXt-101.
         shared: see `FeatureMethod`.
     """
 
@@ -44,29 +44,31 @@ class PKD(FeatureMethod):
     def compare(
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        unlike = by_channels(correlation, student.flatten(2), teacher.flatten(2))
-        return {"correlation": unlike / student.numel()}
+        total = by_channels(correlation, student.flatten(2), teacher.flatten(2))
+        return {"correlation": total / student.numel()}
 
 
 def standardize(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Tensor:
-    """Each channel with mean 0 and unbiased standard deviation 1 over images and cells.
+    """Give each channel mean 0 and unbiased standard deviation 1 over images and cells.
 
     Args:
         features: (N, C, R).
         eps: added to the standard deviation.
-        least: a channel whose deviation is no more than this part of its mean is constant but for
-            rounding. Divided by that deviation, the noise would be all that is left, and its
-            gradient thousands of times that of other channels. (Ours; the released code has none.)
+        least: a channel whose deviation is at most this fraction of its mean counts as constant.
+            Dividing by such a small deviation would leave only rounding noise, with a gradient
+            thousands of times as large as in other channels. This limit is ours; the released code
+            has none.
 
     Returns:
-        (N, C, R); zero, without a gradient, in constant channels, such as those of one cell.
+        (N, C, R); zero and without a gradient in constant channels, such as those of one cell.
     """
     # torch.std_mean takes three times as long on a CPU.
     mean = features.mean((0, 2), keepdim=True)
-    centred = features - mean
-    square = (centred * centred).sum((0, 2), keepdim=True)
-    # The unbiased deviation of one value would be 0 / 0. No root of 0, whose slope has no bound.
+    centered = features - mean
+    square = (centered * centered).sum((0, 2), keepdim=True)
+    # max(): the unbiased deviation of a single value would be 0 / 0. Constant channels take the
+    # root of 1, because the slope of the root is infinite at 0.
     variance = square / max(features[:, 0].numel() - 1, 1)
     constant = variance <= (least * mean).square()
     std = torch.where(constant, 1, variance).sqrt()
-    return torch.where(constant, 0, 1 / (std + eps)) * centred
+    return torch.where(constant, 0, 1 / (std + eps)) * centered

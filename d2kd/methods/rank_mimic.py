@@ -20,31 +20,30 @@ __all__ = ["RankMimic", "class_logits", "group_log_softmax", "sort_in_groups"]
 
 
 class RankMimic(Method):
-    """The student ranks the candidates of an object as its teacher does.
+    """The student learns to rank the candidates of an object as the teacher ranks them.
 
-    Candidates of an object are the anchors that the detector's own label assignment gives it, of
-    all levels. A softmax over them turns each network's scores into a distribution, and the loss
-    is the KL divergence of the student's from the teacher's: summed over the candidates, averaged
-    over the objects of an image and then over images. An object with a single candidate has
-    nothing to rank, and does not count.
+    The candidates of an object are the anchors, of all levels, that the detector's own label
+    assignment gives to it. A softmax over the candidates turns the scores of each network into a
+    distribution. The loss is KL(teacher || student), summed over the candidates, averaged over the
+    objects of an image and then over images. An object with a single candidate is left out, because
+    there is nothing to rank.
 
-    There is no official code. The loss on classification scores is well attested. That the paper
-    also ranks by localisation is known from one secondary source, without a formula: the IoU is our
-    reading.
+    There is no official code. Several sources agree on the loss on classification scores. One
+    secondary source says, without a formula, that the paper also ranks by localization; that the
+    IoU is ranked is our reading.
 
-    Terms: "classification", of the score of the object's class; "localization", of the IoU
-    between the decoded box and the object's. One whose coefficient is 0 is left out.
+    Terms: "classification" ranks by the score of the object's class. "localization" ranks by the
+    IoU of the decoded box and the object's box. A term whose coefficient is 0 is left out.
 
     Args:
-        scores: what the classification is ranked by, "sigmoid" probabilities (the better
-            attested) or "logit"s, whose softmax is far less flat. The IoU is used as it is.
-        tau: temperature of the softmax.
+        scores: what "classification" ranks by: "sigmoid" probabilities, which most sources use, or
+            "logit"s, whose softmax is far less flat.
+        tau: temperature of the softmax, > 0.
         classification, localization: coefficients of the two terms.
-        sort: sort both networks' scores within an object first, as one public implementation
-            does. Positions are then ranks, not anchors: only the shapes of the distributions are
-            compared, and not which anchor is the best.
-        assigner: whose predictions the student's label assignment sees, "student" or "teacher",
-            where it depends on predictions. Either way both networks share its candidates.
+        sort: sort the scores of both networks within an object first, as one public implementation
+            does. This compares the shapes of the two distributions, and not which anchor is best.
+        assigner: "student" or "teacher": whose predictions the student's label assignment uses, if
+            it depends on predictions. Both networks share the resulting candidates.
         weight, shared: see `Method`.
 
     Raises:
@@ -52,6 +51,8 @@ class RankMimic(Method):
     """
 
     needs = frozenset({"logits", "boxes"})
+    reader: Reader
+    """The student's reader, set by `setup`."""
 
     def __init__(
         self,
@@ -82,7 +83,6 @@ class RankMimic(Method):
         self.classification, self.localization = classification, localization
         self.sort = sort
         self.assigner = assigner
-        self.reader: Reader | None = None
 
     def setup(self, student: Reader, teacher: Reader) -> None:
         super().setup(student, teacher)
@@ -91,7 +91,7 @@ class RankMimic(Method):
             if two_stage or reader.num_logits != reader.num_classes:
                 raise ValueError(
                     f"RankMimic: expected a dense detector (RetinaNet, FCOS, ...) as {role}, "
-                    f"found {reader.name}, whose dense head knows no classes. Use a feature "
+                    f"found {reader.name}, whose dense head has no classes. Use a feature "
                     f"method such as FGD."
                 )
         if self.assigner == "teacher" and not (
@@ -118,7 +118,7 @@ class RankMimic(Method):
             assigned = self.reader.assign(
                 student if self.assigner == "student" else teacher, targets
             )
-        # Anchors without an object get the class and the box of a row that is added for them.
+        # Anchors without an object take the class and the box of one added row.
         index = torch.where(assigned < 0, targets.valid.shape[1], assigned)
         terms = {}
         if self.classification:
@@ -140,15 +140,14 @@ class RankMimic(Method):
     def _compare(
         self, student: Tensor, teacher: Tensor, assigned: Tensor, targets: Targets
     ) -> Tensor:
-        """The loss on scores of one kind; all but the targets are (N, R)."""
+        """The loss for one kind of scores. `student`, `teacher` and `assigned` are (N, R)."""
         n, r = assigned.shape
-        # An anchor without an object is a group of its own, which adds exactly nothing. In one
-        # group for them all, a GPU's atomic additions would queue for a single sum.
+        # Each anchor without an object is its own group, which adds exactly 0. With one group for
+        # all of them, a GPU's atomic additions would queue for a single sum.
         alone = torch.arange(r, device=assigned.device).expand(n, r)
         groups = torch.where(assigned < 0, alone, r + assigned)
         num_groups = r + targets.valid.shape[1]
-        # What a network says far from all objects reaches neither loss nor gradient, whatever it
-        # is: not even an overflow.
+        # Predictions far from all objects reach neither loss nor gradient, even if they overflow.
         s, t = (torch.where(assigned < 0, 0.0, x / self.tau) for x in (student, teacher))
         if self.sort:
             s, t = sort_in_groups(s, groups), sort_in_groups(t, groups)
@@ -160,36 +159,37 @@ class RankMimic(Method):
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Terms p (e^d - 1 - d), d = log q - log p, whose sum is KL(p || q) since p and q sum to 1.
+    """The terms p (e^d - 1 - d) with d = log q - log p, which sum to KL(p || q).
 
-    Unlike those of p (log p - log q), none is less than 0, whatever is rounded.
+    p and q each sum to 1. Unlike the terms p (log p - log q), no term is negative, even after
+    rounding.
     """
     p, d = log_p.exp(), log_q - log_p
     near = d.clamp(max=1)  # e^d could overflow where p e^d = q cannot
     return torch.where(d < 1, p * (torch.expm1(near) - near), log_q.exp() - p - p * d)
 
 
-def class_logits(seen: Knowledge, classes: Tensor, num_classes: int) -> Tensor:
+def class_logits(knowledge: Knowledge, classes: Tensor, num_classes: int) -> Tensor:
     """The logit of one class for each anchor.
 
     Args:
-        seen: with logits.
+        knowledge: with logits.
         classes: (N, R) long in [0, K).
         num_classes: K.
 
     Returns:
         (N, R).
     """
-    found, start = [], 0
-    for logits in seen.logits.values():
-        # Picked before it is flattened: the maps of all classes are never copied.
+    levels, start = [], 0
+    for logits in knowledge.logits.values():
+        # One class is picked before flattening, so that the maps of all classes are not copied.
         by_anchor = logits.unflatten(1, (-1, num_classes))  # (N, A, K, H, W)
         n, a, _, h, w = by_anchor.shape
         level = classes[:, start : start + h * w * a].view(n, h, w, a).permute(0, 3, 1, 2)
         picked = by_anchor.gather(2, level.unsqueeze(2)).squeeze(2)  # (N, A, H, W)
-        found.append(picked.permute(0, 2, 3, 1).flatten(1))
+        levels.append(picked.permute(0, 2, 3, 1).flatten(1))
         start += h * w * a
-    return torch.cat(found, 1)
+    return torch.cat(levels, 1)
 
 
 def group_log_softmax(scores: Tensor, groups: Tensor, num_groups: int) -> Tensor:
@@ -197,12 +197,13 @@ def group_log_softmax(scores: Tensor, groups: Tensor, num_groups: int) -> Tensor
 
     Args:
         scores: (N, R), finite.
-        groups: (N, R) long in [0, num_groups).
+        groups: (N, R) long in [0, num_groups), the group of each entry.
+        num_groups: number of groups.
 
     Returns:
         (N, R).
     """
-    fixed = scores.detach()  # the softmax does not depend on what it is shifted by
+    fixed = scores.detach()  # a shift does not change the softmax, so it needs no gradient
     lowest = fixed.new_full((len(fixed), num_groups), -torch.inf)
     top = lowest.scatter_reduce(1, groups, fixed, "amax")
     shifted = scores - top.gather(1, groups)
@@ -210,12 +211,12 @@ def group_log_softmax(scores: Tensor, groups: Tensor, num_groups: int) -> Tensor
 
 
 def sort_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
-    """(N, R) scores ordered by group, and ascending within each group."""
+    """Order the scores (N, R) of each row by group, and ascending within a group."""
     order = scores.argsort(1)
     order = order.gather(1, groups.gather(1, order).sort(dim=1, stable=True).indices)
     return scores.gather(1, order)
 
 
 def _per_group(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """(N, num_groups) sums of the (N, R) values of each group."""
+    """Sum the values (N, R) of each group: (N, num_groups)."""
     return values.new_zeros(len(values), num_groups).scatter_add(1, groups, values)

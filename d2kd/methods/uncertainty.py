@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 __all__ = ["MCDropout"]
 
-_TOGETHER = 8  # samples that one random number decides
+_PER_NUMBER = 8  # how many samples one random number decides
 
 
 def outcomes(rates: Sequence[float]) -> Tensor:
-    """What the samples sum to, for each of 2^16 equally likely draws.
+    """The sum over the samples, for each of 2^16 equally likely draws.
 
     Args:
-        rates: of n samples, at most 16.
+        rates: dropout rates p_i of n samples, n <= 16.
 
     Returns:
-        (2, 2^16), sum_i m_i / (1 - p_i) and the sum of its squares, sorted by which samples drop.
+        (2, 2^16): sum_i m_i / (1 - p_i), and sum_i (m_i / (1 - p_i))^2. m_i is 0 if sample i drops
+        the value and 1 otherwise. The draws are sorted by which samples drop.
     """
     p = torch.tensor(rates, dtype=torch.float64)
     kept = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * len(rates))
@@ -32,29 +33,32 @@ def outcomes(rates: Sequence[float]) -> Tensor:
 
 
 def random_index(size: Sequence[int], device: torch.device) -> Tensor:
-    """As many numbers in [0, 2^16) as a tensor of this size has, int32; four of a random one."""
+    """int32 numbers in [0, 2^16), one for each value of a tensor of this size. Four of them come
+    from one 64-bit random number."""
     count = math.prod(size)
     bits = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
     return bits.view(torch.int16)[:count].int().add_(2**15)
 
 
 class MCDropout(nn.Module):
-    """Teacher map -> teacher map with Monte Carlo dropout (UET, arXiv 2406.06999).
+    """Change the teacher's map by Monte Carlo dropout (UET, arXiv 2406.06999).
 
-    U = (1/n) sum_i Drop_{p_i}(F) is the mean of n dropped-out copies of the teacher's map F, and
-    the target is U + F. Inverted dropout multiplies by m_i / (1 - p_i), so that U = F * M with one
-    multiplier map M = (1/n) sum_i m_i / (1 - p_i): no copy of F is ever made. M takes 2^n values:
-    one random number says which, with probabilities rounded to multiples of 2^-16.
+    U = (1/n) sum_i Drop_{p_i}(F) is the mean of n dropped-out copies of the teacher's map F. The
+    target is U + F. Inverted dropout multiplies each value by m_i / (1 - p_i). So U = F * M with a
+    single multiplier map M = (1/n) sum_i m_i / (1 - p_i), and no copy of F is made. A value of M is
+    one of 2^n numbers. One random number selects it, with probabilities rounded to multiples of
+    2^-16.
 
-    There is no official code. n = 5 and the sum U + F are well attested. The ramp of rates has one
-    source and another reading (one common rate); element-wise dropout on the maps that the method
-    distils, with fresh masks at every step, is inferred. E[U + F] = 2 F: `combine="mean"` halves
-    it, which keeps the scale that published weights of the base methods assume; it is ours.
+    There is no official code. Several sources give n = 5 and the sum U + F. The increasing rates
+    have one source, which can also be read as one common rate. Inferred: dropout of single values,
+    on the maps that the method distills, with new masks at every step. Ours: `combine="mean"`.
+    Since E[U + F] = 2 F, it keeps the scale for which the weights of the base methods were
+    published.
 
     Args:
-        rates: dropout rate of each sample, in [0, 1); their number is n.
+        rates: dropout rate of each sample, in [0, 1). Their number is n.
         combine: "sum" for U + F, "mean" for (U + F) / 2.
-        granularity: "element" drops values one by one, "channel" whole channels of an image.
+        granularity: "element" drops single values, "channel" drops whole channels of an image.
 
     Raises:
         ValueError: a rate outside [0, 1), or an unknown word.
@@ -69,7 +73,8 @@ class MCDropout(nn.Module):
         super().__init__()
         if isinstance(rates, (int, float)) or not all(0 <= p < 1 for p in rates):
             raise ValueError(
-                f"MCDropout.rates: expected a list of rates in [0, 1), one a sample, found {rates}"
+                f"MCDropout.rates: expected a list of rates in [0, 1), one for each sample, found "
+                f"{rates}"
             )
         self.rates = tuple(float(p) for p in rates)
         if combine not in ("sum", "mean"):
@@ -80,15 +85,15 @@ class MCDropout(nn.Module):
             )
         self.combine = combine
         self.granularity = granularity
-        parts = [self.rates[i : i + _TOGETHER] for i in range(0, len(self.rates), _TOGETHER)]
-        # Not a buffer, which DDP would send around; it follows the maps.
+        parts = [self.rates[i : i + _PER_NUMBER] for i in range(0, len(self.rates), _PER_NUMBER)]
+        # Not a buffer, which DDP would synchronize. The tables move to the device of the maps.
         self._outcomes = [outcomes(rates) for rates in parts]
 
     def extra_repr(self) -> str:
         return f"rates={self.rates}, combine={self.combine}, granularity={self.granularity}"
 
     def multiplier(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """M of the class's docstring, one draw.
+        """Draw M; see the class.
 
         Args:
             shape: (N, C, H, W) of the teacher's map.
@@ -99,22 +104,22 @@ class MCDropout(nn.Module):
         return self._moments(shape, device)[0]
 
     def uncertainty(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """U and the variance of the n samples about it, for pictures: the loss uses no variance.
+        """U and the variance of the n samples, for pictures. The loss does not use the variance.
 
         Args:
             features: (N, C, H, W), the teacher's map F.
 
         Returns:
-            mean and (population) variance over one draw of the samples Drop_{p_i}(F), both
+            mean and population variance over one draw of the samples Drop_{p_i}(F), both
             (N, C, H, W).
         """
         mean, square = self._moments(features.shape, features.device, second=True)
-        # Rounding may leave a little less than nothing where all samples agree.
+        # Rounding can make the variance negative where all samples agree.
         variance = (square - mean.square()).clamp(min=0)
         return features * mean, features.square() * variance
 
     def _moments(self, shape: torch.Size, device: torch.device, second: bool = False) -> tuple:
-        """Means over the samples of m / (1 - p) and, if asked, of its square."""
+        """Means over the samples of m / (1 - p) and, with `second`, of its square."""
         size = shape if self.granularity == "element" else (*shape[:2], 1, 1)
         if not self.rates:
             return torch.ones(size, device=device), torch.ones(size, device=device)
