@@ -1,7 +1,9 @@
+"""Ground truth as tensors, and what Knowledge offers besides its fields."""
+
 import pytest
 import torch
 
-from d2kd import Targets
+from d2kd import Knowledge, Targets
 from tests import toys
 
 
@@ -29,3 +31,34 @@ def test_missing_ground_truth_is_named():
     del inputs[1]["instances"]
     with pytest.raises(ValueError, match="image 1 of the batch has no 'instances'"):
         Targets.from_inputs(inputs, "cpu")
+
+
+def test_maps_are_found_by_name():
+    maps = {"p3": torch.zeros(1, 2, 3, 3)}
+    knowledge = Knowledge(logits=maps, taps={"cls_tower.2": maps})
+    assert knowledge.maps("logits") is maps and knowledge.maps("cls_tower.2") is maps
+    assert knowledge.maps("features") == {} and knowledge.maps("box_tower.2") == {}
+
+
+def test_centers_without_anchors_say_what_to_ask_for():
+    with pytest.raises(ValueError, match=r'expected anchors, found none. Ask for "boxes"'):
+        _ = Knowledge().centers
+
+
+def test_changed_maps_keep_the_rest():
+    def head(*_):
+        return Knowledge()
+
+    labels = [torch.zeros(4)], [torch.zeros(4, 4)]
+    knowledge = Knowledge(
+        padded_size=(32, 64),
+        features={"p3": torch.ones(1, 2, 3, 3)},
+        taps={"cls_tower.1": {"p3": torch.ones(1, 2, 3, 3)}},
+        boxes=torch.zeros(1, 9, 4),
+        anchor_labels=labels,
+        run_head_from=head,
+    )
+    changed = knowledge.map_levels(lambda level, x: 2 * x if level == "p3" else x)
+    assert (changed.features["p3"] == 2).all() and (changed.taps["cls_tower.1"]["p3"] == 2).all()
+    assert changed.padded_size == (32, 64) and changed.anchor_labels is labels
+    assert changed.run_head_from is head and changed.boxes is None

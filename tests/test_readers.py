@@ -1,3 +1,5 @@
+"""Readers of all detectors: captured maps, boxes, label assignment, taps, the rest of the head."""
+
 import dataclasses
 
 import pytest
@@ -21,7 +23,7 @@ def hooks(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
-def test_dense_detectors_show_pyramid_and_logits(build):
+def test_dense_detectors_provide_pyramid_and_logits(build):
     model = build().eval()
     reader = get_reader(model)
     images = torch.randn(2, 3, 64, 96)
@@ -36,7 +38,7 @@ def test_dense_detectors_show_pyramid_and_logits(build):
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["Faster", "Mask"])
-def test_two_stage_detectors_show_their_pyramid(mask):
+def test_two_stage_detectors_provide_their_pyramid(mask):
     reader = get_reader(toys.rcnn(mask=mask, num_classes=5).eval())
     assert reader.num_classes == 5 and "cls_tower.1" not in reader.provides
     assert [(k, v.stride) for k, v in reader.shapes.items()] == [
@@ -148,7 +150,7 @@ POINTS = ["ATSS", "GFL", "DDOD", "AutoAssign"]
 
 
 @pytest.mark.parametrize("name", POINTS)
-def test_point_detectors_show_all(name):
+def test_point_detectors_provide_everything(name):
     model = toys.point(name).eval()
     reader = get_reader(model)
     assert reader.provides == {
@@ -187,7 +189,7 @@ def test_assignment_of_point_detectors_is_that_of_their_losses(name):
     seen = reader.finalize(seen, {"boxes"})
     assigned = reader.assign(seen, Targets.from_inputs(inputs, "cpu"))
     assert assigned.shape == seen.boxes.shape[:2] and (assigned >= 0).any()
-    if name == "AutoAssign":  # whose losses know no positives
+    if name == "AutoAssign":  # its losses have no positives
         assert ((assigned >= 0).sum(1) == 9).all()
     else:
         assert torch.equal(assigned, calls[0])
@@ -202,7 +204,7 @@ def test_assignment_leaves_out_the_padding_of_another_image():
     wide = reader.assign(padded, targets)[0]
     own = (padded.centers[:, 0] < 64) & (padded.centers[:, 1] < 64)
     assert (wide[~own] == -1).all() and (wide >= 0).any()
-    # Coarse levels have a cell there already whose centre is the image's.
+    # On coarse levels, the image itself has a cell with that center.
     assert torch.equal(wide[own], reader.assign(alone, targets)[0])
 
 
@@ -226,7 +228,7 @@ def test_ddod_assigns_by_the_boxes_of_any_detector():
     assert torch.equal(get_reader(student).assign(shown, targets), expected)
 
 
-def test_padding_of_another_image_is_nobodys():
+def test_readers_know_the_padding_of_their_detectors():
     reader = get_reader(toys.point("ATSS"))
     assert reader.padding == 32 and get_reader(toys.point("AutoAssign")).padding == 0
     assert get_reader(toys.retinanet()).padding == get_reader(toys.fcos()).padding == 0
@@ -238,7 +240,7 @@ def test_assignment_without_any_box():
     assert (reader.assign(seen, toys.targets([], [])) == -1).all()
 
 
-def test_cells_beyond_the_frame_are_cut_off():
+def test_cells_beyond_the_crop_size_are_cut_off():
     model = toys.retinanet().eval()
     images = torch.randn(1, 3, 128, 160)
     needs = {"features", "logits", "boxes", *TOWERS}
@@ -248,14 +250,14 @@ def test_cells_beyond_the_frame_are_cut_off():
     for name in ("features", "logits", "deltas", *TOWERS):
         assert torch.equal(cut.maps(name)["p3"], whole.maps(name)["p3"][..., :9, :12])
     assert cut.boxes.shape[1] == cut.anchors.shape[0] == 9 * 12 + 5 * 6 + 3 * 3 + 2 * 2 + 1
-    # Row 1, cell 0 of p3: the second row of a grid of 12 columns, or of one of 20.
+    # Row 1, column 0 of p3. The cropped grid has 12 columns, the whole grid has 20.
     assert torch.equal(cut.boxes[0, 12], whole.boxes[0, 20])
 
 
 def test_different_anchors_are_named():
     reader = get_reader(toys.retinanet())
     check_same_anchors(reader, get_reader(toys.retinanet()), "RM")
-    # One anchor in a cell predicts for its centre, however large it is.
+    # One anchor in a cell predicts for its center, however large it is.
     check_same_anchors(reader, get_reader(toys.fcos()), "RM")
     with pytest.raises(ValueError, match=r"RM: expected.*same offset of the anchors"):
         check_same_anchors(reader, get_reader(toys.point("ATSS")), "RM")
@@ -269,14 +271,14 @@ def test_different_anchors_are_named():
         check_same_anchors(reader, get_reader(toys.rcnn()), "RM")
 
 
-def test_what_is_seen_is_what_the_detector_computed():
+def test_captured_maps_are_those_that_the_detector_computed():
     model = toys.retinanet()
     with get_reader(model).capture({"features"}) as seen:
         sum(model(toys.batch()).values()).backward()
     assert seen.features["p3"].requires_grad and not seen.logits
 
 
-def test_hooks_live_in_the_block_only():
+def test_hooks_exist_inside_the_block_only():
     model = toys.retinanet()
     with get_reader(model).capture({"features", "logits", *TOWERS}):
         assert hooks(model) == 6

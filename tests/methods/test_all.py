@@ -1,4 +1,4 @@
-"""What all methods have in common: UET on every detector; no waiting for a GPU."""
+"""All methods: UET works on every detector, and no method makes the host wait for a GPU."""
 
 import pytest
 import torch
@@ -89,8 +89,8 @@ def test_the_target_is_a_constant_whatever_the_uncertainty(kind):
 ALL = [*METHODS, PGD, RankMimic, lambda: CrossKD(block=1), LD]
 
 
-def seen_by(name, device="cpu"):
-    """A distiller of all methods that a detector takes, and what it gives them, without a graph."""
+def arguments_of(name, device="cpu"):
+    """All methods that fit a detector, and the arguments that a distiller gives them, detached."""
     kinds = [k for k in ALL if name == "GFL" or k is not LD]
     methods = Methods(**{f"m{i}": kind() for i, kind in enumerate(kinds)})
     torch.manual_seed(0)
@@ -108,25 +108,25 @@ def seen_by(name, device="cpu"):
     return model.distillation.values(), leaves, teacher, targets
 
 
-@pytest.mark.parametrize("name", ["ATSS", "GFL"])  # Detectron2's own assigners wait
+@pytest.mark.parametrize("name", ["ATSS", "GFL"])  # Detectron2's own label assignment waits
 def test_no_method_waits_for_a_gpu(name, monkeypatch):
-    methods, *seen = seen_by(name)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # where PGD never asks how many pairs
+    methods, *arguments = arguments_of(name)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # on a GPU, PGD makes no list of pairs
     for method in methods:
         with Waits() as waits:
-            sum(method(*seen).values()).backward()
+            sum(method(*arguments).values()).backward()
         assert waits.found == [], type(method).__name__
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", ["ATSS", "GFL"])
 def test_no_method_waits_for_this_gpu(name):
-    methods, *seen = seen_by(name, "cuda")
+    methods, *arguments = arguments_of(name, "cuda")
     for method in methods:
-        sum(method(*seen).values()).backward()  # whatever is set up once
+        sum(method(*arguments).values()).backward()  # for what is set up in the first call
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            sum(method(*seen).values()).backward()
+            sum(method(*arguments).values()).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -1,4 +1,4 @@
-"""Pairing and aligning levels."""
+"""Pairing levels by stride, name and table; aligning maps; checks of all methods."""
 
 import pytest
 import torch
@@ -34,6 +34,23 @@ def test_levels_pair_by_stride(dense, two_stage):
 def test_levels_pair_by_name_and_by_table(dense, two_stage):
     assert names(pair_levels(["p4"], dense, two_stage, "FGD")) == [("p4", "p4")]
     assert names(pair_levels({"p3": "p2"}, dense, two_stage, "FGD")) == [("p3", "p2")]
+
+
+def test_levels_pair_by_stride_among_those_that_are_given(dense, two_stage):
+    found = pair_levels(None, dense, two_stage, "PFI", student_levels=["p4", "p5", "p7"])
+    assert names(found) == [("p4", "p4"), ("p5", "p5")]
+    found = pair_levels(None, dense, dense, "PFI", teacher_levels=["p6", "p3"])
+    assert names(found) == [("p3", "p3"), ("p6", "p6")]  # in the student's order
+
+
+def test_every_level_can_be_required(dense, two_stage):
+    found = pair_levels(None, dense, dense, "PGD", require_all=True)
+    assert names(found) == [(f"p{i}", f"p{i}") for i in range(3, 8)]
+    message = r"PGD: .*with the same strides, found \[8, .*128\] and \[4, .*64\]. Use the neck"
+    with pytest.raises(ValueError, match=message):
+        pair_levels(None, dense, two_stage, "PGD", require_all=True, fix="Use the neck.")
+    with pytest.raises(ValueError, match=r"FGD: .*at least one common stride, found \[128\] and"):
+        pair_levels(None, dense, two_stage, "FGD", student_levels=["p7"])
 
 
 @pytest.mark.parametrize(

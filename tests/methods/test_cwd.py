@@ -23,7 +23,7 @@ def loss(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torc
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student's and teacher's."""
+    """The student's and the teacher's maps."""
     student, teacher = torch.randn(2, *shape, dtype=dtype)
     return student.requires_grad_(), teacher
 
@@ -90,7 +90,7 @@ def test_impossible_temperature_is_refused(tau):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_one_cell_costs_nothing_and_stays_in_the_graph(n):
+def test_one_cell_has_zero_loss_and_stays_in_the_graph(n):
     student, teacher = maps(n, 3, 1, 1, dtype=torch.float32)
     value = loss(student, teacher)
     assert value == 0 and not torch.autograd.grad(value, student)[0].any()
@@ -106,7 +106,7 @@ def test_constant_channels_are_finite_and_learn():
 
 
 def test_certain_channels_are_finite_in_fp32():
-    # All of the teacher's mass in one cell, all of the student's in another.
+    # The teacher's distribution is concentrated in one cell, the student's in another.
     student, teacher = torch.zeros(2, 1, 1, 4, 5)
     student[..., 0, 0], teacher[..., 1, 1] = 1e4, 1e4
     student.requires_grad_()

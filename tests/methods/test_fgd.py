@@ -11,7 +11,7 @@ from d2kd.methods.base import LevelPair
 from d2kd.methods.fgd import FGD, GlobalContext, attention, box_masks
 from tests import toys
 
-# Inputs and outputs of yzd-v/FGD @ c03a6cf in float64 (its inverse areas come out in float32).
+# Inputs and outputs of yzd-v/FGD @ c03a6cf in float64 (its inverse areas are float32).
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "fgd_reference.npz")
 
 
@@ -39,7 +39,7 @@ def released_fgd() -> FGD:
         for name, p in block.double().named_parameters():
             layer, rest = name.split(".", 1)
             released = {"key": "w_conv_mask", "transform": "w_channel_add_conv"}[layer]
-            # Layers are convolutions of a cell there.
+            # The released layers are 1x1 convolutions.
             p.data = reference(f"{released}_{side}.{rest}").view_as(p)
     return fgd
 
@@ -108,7 +108,7 @@ def test_masks_equal_a_loop_over_boxes(boxes_per_image):
 
 
 def test_box_in_one_cell_covers_two_by_two():
-    # Near corners are rounded down, far ones up, both inclusive.
+    # The upper left corner is rounded down and the lower right one up, both inclusive.
     boxes, valid = torch.tensor([[[9.0, 17.0, 10.0, 18.0]]]), torch.tensor([[True]])
     foreground, background = box_masks(boxes, valid, (4, 4), 1 / 8)
     expected = torch.zeros(1, 4, 4)
@@ -130,8 +130,8 @@ def test_boxes_follow_the_padded_frame():
     [
         [],
         [[3.0, 3.0, 4.0, 4.0]],  # one pixel
-        [[5.0, 5.0, 5.0, 5.0]],  # nothing at all
-        [[-90.0, -90.0, -50.0, -40.0]],  # off the image
+        [[5.0, 5.0, 5.0, 5.0]],  # no area
+        [[-90.0, -90.0, -50.0, -40.0]],  # outside the image
         [[0.0, 0.0, 64.0, 64.0]],  # the whole image: no background
     ],
     ids=["none", "one pixel", "empty", "off the image", "whole image"],

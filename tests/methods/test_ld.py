@@ -20,8 +20,8 @@ from tests import toys
 from tests.waits import Waits
 
 K = 3
-SIZE = (96, 96)  # of the padded batch
-IMAGE = (60, 50)  # the frame of what belongs to it is 64 x 64
+SIZE = (96, 96)  # height and width of the padded batch
+IMAGE = (60, 50)  # locations within 64 x 64 px, the next multiple of 32, belong to the image
 
 
 def gfl(num_classes: int = K, **fields):
@@ -72,7 +72,7 @@ def method_on(build=gfl, **options) -> LD:
     return method
 
 
-# ---- the same by loops
+# ---- the same terms by loops
 
 
 def cells() -> list[tuple[str, int, int, int]]:
@@ -106,7 +106,7 @@ def diou(a, b) -> float:
 
 
 def regions_by_loop(targets: Targets, i: int, frame: int = 64):
-    """For image i, the locations that are positive and location -> IoU of the valuable ones."""
+    """The positive locations of image i, and location -> IoU of its valuable locations."""
     anchors = [(x * s - 4 * s, y * s - 4 * s, x * s + 4 * s, y * s + 4 * s) for _, s, y, x in CELLS]
     inside = [r for r, (_, s, y, x) in enumerate(CELLS) if max(x, y) * s < frame]
     positive, valuable = set(), {}
@@ -138,7 +138,7 @@ def kl_by_loop(student, teacher, tau: float) -> float:
 
 
 def terms_by_loop(student: Knowledge, teacher: Knowledge, targets: Targets) -> dict[str, float]:
-    """With the published coefficients and temperatures."""
+    """The terms with the published coefficients and temperatures."""
     main = valuable = classes = count = 0.0
     for i in range(len(targets.counts)):
         positive, region = regions_by_loop(targets, i)
@@ -226,7 +226,7 @@ def test_coefficients_multiply_and_zero_leaves_out():
 
 
 def test_main_and_valuable_grow_with_the_images_and_classification_does_not():
-    # As released; documented.
+    # As released, see the docstring of LD.
     one = truth((4,)), knowledge(1, 0), knowledge(1, 1)
     twice = (x.map_levels(lambda _, m: torch.cat([m, m])) for x in one[1:])
     targets = one[0]
@@ -252,7 +252,7 @@ def test_divergence_is_from_the_teacher_to_the_student_at_a_temperature():
 @pytest.mark.parametrize("maps", ["deltas", "logits"])
 def test_gradients_equal_finite_differences(maps):
     student, teacher, targets = knowledge(1, 0, 1.0, 12), knowledge(1, 1, 1.0, 12), truth((5,))
-    # The best class probability weighs "main" without a gradient.
+    # The weight of "main", the best class probability, has no gradient.
     method = method_on(three_bins, main=0.25 * (maps == "deltas"))
     levels = getattr(student, maps)
 
@@ -297,9 +297,9 @@ def test_the_teacher_itself_has_no_loss_and_no_gradient():
     [
         [],
         [[30.0, 20.0, 31.0, 21.0]],  # one pixel
-        [[5.0, 5.0, 5.0, 5.0]],  # nothing at all
-        [[-900.0, -900.0, -850.0, -840.0]],  # far off the image
-        [[-90.0, -90.0, 300.0, 300.0]],  # more than the image
+        [[5.0, 5.0, 5.0, 5.0]],  # no area
+        [[-900.0, -900.0, -850.0, -840.0]],  # far outside the image
+        [[-90.0, -90.0, 300.0, 300.0]],  # larger than the image
     ],
     ids=["none", "one pixel", "empty", "off the image", "all of it"],
 )
@@ -317,7 +317,7 @@ def test_edge_boxes_give_finite_losses_with_gradient(boxes):
 def test_locations_beyond_the_image_count_for_nothing():
     student, teacher, targets = knowledge(1, 0), knowledge(1, 1), truth((6,))
     expected = method_on()(student, teacher, targets)
-    for level in ("p3", "p4", "p5"):  # 64 pixels are the frame
+    for level in ("p3", "p4", "p5"):  # locations within 64 pixels count
         stride = 2 ** int(level[1])
         teacher.deltas[level][..., 64 // stride :, :] += 50
         teacher.logits[level][..., 64 // stride :] -= 50
@@ -366,7 +366,7 @@ BOXES = [(4, 6, 40, 45), (20, 10, 60, 50), (1, 1, 63, 63)]
 def distiller(**options) -> Distiller:
     torch.manual_seed(0)
     student, teacher = gfl(), Teacher(gfl(), None)
-    # As after some training: heads that say something, and not all the same.
+    # As after some training: predictions that differ between locations.
     for model in (student, teacher.model):
         nn.init.normal_(model.head.cls_score.weight, std=0.3)
         nn.init.normal_(model.head.bbox_pred.weight, std=0.3)

@@ -174,7 +174,7 @@ def test_other_width_and_grid():
 
 def test_uncertainty_changes_the_teacher_only():
     reader = get_reader(toys.retinanet())
-    method = MGD(levels=["p3", "p4"], mask=0.0)  # every cell is kept: nothing but the dropout
+    method = MGD(levels=["p3", "p4"], mask=0.0)  # no cell is masked, so only the dropout is random
     method.setup(reader, reader)
     student, teacher = (
         Knowledge((64, 64), {f"p{i}": torch.randn(2, 8, 64 >> i, 64 >> i) for i in (3, 4)})

@@ -102,7 +102,7 @@ def test_gradients_equal_finite_differences(dense, reduction, scores):
     student, teacher = knowledge(1, n=1), knowledge(2, n=1)
     method = method_on(dense, reduction=reduction, scores=scores)
     inputs = requires_grad(student)
-    if reduction == "relative":  # the logits carry none, by design: see below
+    if reduction == "relative":  # it stops the gradient through the logits
         inputs = inputs[: len(GRIDS)]
 
     def value(*maps):
@@ -126,7 +126,7 @@ def test_the_teacher_itself_has_no_loss_and_no_gradient(dense, reduction):
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_features_that_differ_cost_nothing_where_predictions_agree(dense, reduction):
+def test_differing_features_have_zero_loss_where_predictions_agree(dense, reduction):
     student, teacher = knowledge(1), knowledge(2)
     student.logits = {k: x.clone() for k, x in teacher.logits.items()}
     assert loss(method_on(dense, reduction=reduction), student, teacher).item() == 0
@@ -248,7 +248,7 @@ def test_trains_the_student_only(student, teacher, reduction):
     assert torch.isfinite(gradient).all() and gradient.abs().sum() > 0
     assert (model.student.head.cls_score.weight.grad is None) is (reduction == "relative")
     assert all(p.grad is None for p in model.teacher.model.parameters())
-    # Other widths: an adapter for each level, which trains too.
+    # The widths differ, so each level has an adapter, which trains.
     shapes = {k: tuple(p.shape) for k, p in model.distillation.named_parameters()}
     assert shapes["pfi.adapters.p3.weight"] == (12, 8, 1, 1)
     assert all(p.grad is not None for p in model.distillation.parameters())

@@ -20,8 +20,8 @@ from d2kd.readers import get_reader
 from d2kd.targets import Targets
 from tests import toys
 
-# Inputs and outputs of ChenhongyiYang/PGD @ 81c54d5 in float32; own-image masks where it says
-# "intended".
+# Inputs and outputs of ChenhongyiYang/PGD @ 81c54d5 in float32. In entries named "intended", each
+# image has its own masks.
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "pgd_reference.npz")
 CLS, BOX = "cls_tower.1", "box_tower.1"
 ALL_TERMS = {"foreground", "background", "attention", "regression", "regression_attention"}
@@ -36,7 +36,7 @@ def reference(name: str) -> torch.Tensor:
 
 @pytest.fixture
 def maps():
-    """Student's and teacher's map, foreground and background."""
+    """The student's and the teacher's map, foreground and background."""
     return (
         reference("Fs").requires_grad_(),
         reference("Ft"),
@@ -98,7 +98,7 @@ def seen_by(detector, needs, images):
 
 
 def run(pgd, student, teacher, targets, size=(64, 64), n=2):
-    """Set PGD up and call it on random images; terms, the student's and the teacher's maps."""
+    """Set PGD up and call it on random images. Returns the terms and both detectors' knowledge."""
     pgd.setup(get_reader(student), get_reader(teacher))
     images = torch.randn(n, 3, *size)
     seen = seen_by(student, pgd.needs, images)
@@ -116,7 +116,7 @@ BOXES = boxes([[8.0, 8.0, 40.0, 40.0], [3.0, 20.0, 60.0, 50.0]], [[30.0, 5.0, 61
 
 
 @pytest.mark.parametrize("chosen", [0, 1, 7])
-def test_regression_looks_at_the_foreground_only_and_says_the_same(chosen):
+def test_regression_on_the_foreground_alone_gives_the_same(chosen):
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(2, 2, 5, 4, 6, generator=generator, dtype=torch.float64)
     student, teacher = maps[0].clone().requires_grad_(), maps[1]
@@ -180,7 +180,7 @@ def test_masks_lie_where_the_boxes_are():
     _, _, taught = run(pgd, detector, detector, BOXES)
     (cls, _), background = pgd.masks(taught, BOXES)
     expected = torch.zeros(8, 8)
-    expected[1:4, 4:8] = 1  # centres 36 to 60 in (30, 61), 12 to 28 in (5, 33)
+    expected[1:4, 4:8] = 1  # centers 36 to 60 in (30, 61), 12 to 28 in (5, 33)
     assert torch.equal(cls["p3"][1], expected)
     assert torch.equal(background["p3"][1], 1 - expected)
 
@@ -255,7 +255,7 @@ def test_other_widths_get_adapters(on):
     sum(terms.values()).backward()
     for name, parameter in adapters.items():
         assert parameter.grad.isfinite().all()
-        # No coarse cell has its centre in a box: nothing to learn for the regression tower.
+        # No coarse cell has its center in a box, so its regression tower has no gradient.
         if name.startswith(("cls_tower", "features", "box_tower.p3")):
             assert parameter.grad.any()
 
@@ -284,7 +284,7 @@ def test_padding_of_the_teacher_is_passed_on():
     pgd.setup(get_reader(toys.fcos()), teacher)
     taught = teacher.run(torch.randn(1, 3, 64, 128), pgd.teacher_needs)
     _, background = pgd.masks(taught, boxes([[8.0, 8.0, 40.0, 40.0]], sizes=(40, 70)))
-    assert background["p3"][0, :, 11].all()  # centre 92, within 96
+    assert background["p3"][0, :, 11].all()  # center 92, within 96
     assert not background["p3"][0, :, 12:].any()
 
 
@@ -318,7 +318,7 @@ def test_gradient_reaches_the_student_only():
     )
     sum(terms[k] for k in ("foreground", "background")).backward()
     assert student.head.cls_subnet[0].weight.grad.any()
-    # The teacher is not frozen here: no mask and no attention may train its predictions.
+    # The teacher is not frozen here. Masks and attention must not train its predictions.
     assert teacher.head.cls_score.weight.grad is None
     assert teacher.head.bbox_pred.weight.grad is None
 
@@ -329,8 +329,8 @@ def test_gradient_reaches_the_student_only():
     [
         [],
         [[3.0, 3.0, 4.0, 4.0]],  # one pixel
-        [[5.0, 5.0, 5.0, 5.0]],  # nothing at all
-        [[-90.0, -90.0, -50.0, -40.0]],  # off the image
+        [[5.0, 5.0, 5.0, 5.0]],  # no area
+        [[-90.0, -90.0, -50.0, -40.0]],  # outside the image
         [[0.0, 0.0, 64.0, 64.0]],  # the whole image: no background
     ],
     ids=["none", "one pixel", "empty", "off the image", "whole image"],
@@ -408,7 +408,7 @@ def test_heads_on_other_strides_are_refused():
         PGD().setup(student, get_reader(toys.fcos()))
 
 
-def test_other_methods_stay_beside_it():
+def test_pgd_runs_together_with_another_method():
     methods = Methods(pgd=PGD(), mimic=Mimic())
     model = Distiller(student=toys.fcos(), teacher=Teacher(toys.fcos(), None), methods=methods)
     losses = model.train()(toys.batch())

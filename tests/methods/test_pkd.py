@@ -22,7 +22,7 @@ def loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def maps(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Student's and teacher's, which resemble one another."""
+    """The student's and the teacher's maps, which are similar."""
     student, teacher = torch.randn(2, *shape, dtype=dtype)
     return (student + teacher).requires_grad_(), 3 * teacher + 5
 
@@ -54,7 +54,7 @@ def test_is_one_minus_pearsons_correlation():
         np.corrcoef(student[:, c].detach().numpy().ravel(), teacher[:, c].numpy().ravel())[0, 1]
         for c in range(4)
     ]
-    # Not quite: for 1e-6 in the denominator.
+    # Not exactly, because of the 1e-6 in the denominator.
     expected = 29 / 30 * np.mean(1 - np.array(r))
     assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-5)
 
@@ -83,7 +83,7 @@ def test_gradients_equal_finite_differences():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_one_cell_costs_nothing_and_stays_in_the_graph(dtype):
+def test_one_cell_has_zero_loss_and_stays_in_the_graph(dtype):
     student, teacher = maps(1, 3, 1, 1, dtype=dtype)
     value = loss(student, teacher)
     assert value == 0 and not torch.autograd.grad(value, student)[0].any()
@@ -105,7 +105,7 @@ def test_constant_channels_are_finite(value, shape):
     m = shape[0] * shape[2] * shape[3]
     for s, t in ((flat, teacher), (student, flat.detach())):
         found = loss(s, t)
-        # One side is zero and the other standardized: half its biased variance.
+        # One map is zero and the other is standardized: the loss is half its biased variance.
         assert found.item() == pytest.approx((m - 1) / m / 2, rel=1e-3)
         assert torch.isfinite(torch.autograd.grad(found, s)[0]).all()
     both = loss(flat, torch.zeros_like(flat))

@@ -89,7 +89,7 @@ def place(r: int) -> tuple[str, int, int, int]:
     raise IndexError
 
 
-# ---- the same by loops
+# ---- the same terms by loops
 
 
 def iou_by_hand(a, b) -> float:
@@ -179,7 +179,7 @@ def test_gradients_equal_finite_differences(sort):
     assert torch.autograd.gradcheck(loss, requires_grad(student))
 
 
-# ---- what the loss must not and must see
+# ---- what must and what must not change the loss
 
 
 @pytest.mark.parametrize("options", [{}, {"scores": "logit"}, {"sort": True}])
@@ -200,7 +200,7 @@ def test_only_the_classes_of_candidates_count():
     loss = sum(method(student, teacher, truth).values())
     gradients = dict(zip((*GRIDS, "boxes"), torch.autograd.grad(loss, inputs), strict=True))
     sizes = [int((assigned[i] == g).sum()) for i in range(4) for g in range(COUNTS[i])]
-    assert min(sizes) >= 2  # all of them are ranked
+    assert min(sizes) >= 2  # so that all objects are ranked
     for image in range(4):
         for r in range(R):
             level, anchor, y, x = place(r)
@@ -266,13 +266,13 @@ def ranks(options: dict, values_s, values_t) -> float:
     return method(student, teacher, truth)["classification"].item()
 
 
-def test_another_favourite_costs_unless_scores_are_sorted():
+def test_another_best_anchor_gives_a_loss_unless_scores_are_sorted():
     assert ranks({}, (2.0, -1.0, 0.5), (-1.0, 2.0, 0.5)) > 0.01
     assert ranks({"sort": True}, (2.0, -1.0, 0.5), (-1.0, 2.0, 0.5)) == 0
 
 
 def test_worked_example():
-    # Teacher 1/4 and 3/4, student 1/2 and 1/2: KL(teacher || student), not the other way round.
+    # Teacher 1/4 and 3/4, student 1/2 and 1/2: KL(teacher || student), not KL(student || teacher).
     expected = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     found = ranks({"scores": "logit"}, (1.0, 1.0), (0.0, math.log(3)))
     assert found == pytest.approx(expected, rel=1e-12)
@@ -342,7 +342,7 @@ def distiller(build, **options) -> Distiller:
     torch.manual_seed(0)
     teacher = Teacher(build(), None)
     student = build()
-    # As after some training: heads that say something, and not all the same.
+    # As after some training: predictions that differ between locations.
     for model in (student, teacher.model):
         torch.nn.init.normal_(model.head.cls_score.weight, std=0.3)
         torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.1)
@@ -381,7 +381,7 @@ def test_batch_without_boxes_keeps_its_graph(build):
 
 
 def test_bfloat16_is_finite():
-    model = distiller(toys.retinanet)  # Detectron2's FCOS itself cannot
+    model = distiller(toys.retinanet)  # Detectron2's FCOS does not run in bfloat16
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model([toys.image(BOXES)])["loss_distill_rank"]
     loss.backward()
@@ -429,7 +429,7 @@ def test_impossible_arguments_are_refused(options, message):
         RankMimic(**options)
 
 
-def test_another_kind_of_teacher_cannot_be_seen_by_the_students_assigner():
+def test_an_assigner_cannot_read_predictions_of_another_kind_of_teacher():
     teacher = toys.fcos()
     method = RankMimic(assigner="teacher")
     with pytest.raises(ValueError, match=r"RankMimic.assigner: expected 'student'.*RetinaNet"):
@@ -437,7 +437,7 @@ def test_another_kind_of_teacher_cannot_be_seen_by_the_students_assigner():
     RankMimic().setup(get_reader(toys.retinanet()), get_reader(teacher))
 
 
-def test_no_term_is_negative_whatever_is_rounded():
+def test_no_term_is_negative_after_rounding():
     log_p = torch.randn(4, 1000, dtype=torch.float64).log_softmax(1)
     log_q = (log_p + 1e-4 * torch.randn(4, 1000, dtype=torch.float64)).log_softmax(1)
     terms = _kl(log_p.float(), log_q.float())

@@ -29,7 +29,7 @@ def test_variance(rates, granularity):
 
 
 def test_noise_of_the_default_is_the_published_ramps():
-    # sqrt(sum p / (1 - p)) / n = 0.263 for the ramp of five, computed in the specification.
+    # sqrt(sum p / (1 - p)) / n = 0.263 for the ramp of five rates.
     draws = MCDropout()(torch.ones(40000, 1, 1, 1))
     assert draws.std().item() == pytest.approx(0.263, abs=0.005)
 
@@ -63,12 +63,12 @@ def test_no_more_than_one_multiplier_is_kept():
 
 
 @pytest.mark.parametrize("granularity", ["element", "channel"])
-def test_uncertainty_is_mean_and_variance_of_the_very_samples(granularity):
+def test_uncertainty_is_mean_and_variance_of_the_drawn_samples(granularity):
     features = torch.rand(2, 3, 4, 5) + 0.5
     mean, variance = MCDropout(RAMP, granularity=granularity).uncertainty(features)
     rates = torch.tensor(RAMP)
     kept = torch.tensor(list(itertools.product([0.0, 1.0], repeat=len(RAMP))))
-    samples = kept / (1 - rates)  # all that there can be; no two have the same mean
+    samples = kept / (1 - rates)  # all possible samples; no two have the same mean
     nearest = (mean / features)[..., None].sub(samples.mean(1)).abs().argmin(-1)
     drawn = features[..., None] * samples[nearest]
     torch.testing.assert_close(mean, drawn.mean(-1))
@@ -93,11 +93,13 @@ def test_more_samples_than_one_number_decides():
     assert multiplier.var().item() == pytest.approx(0.25 / 11, rel=0.02)
 
 
-def test_neighbours_are_independent():
+def test_neighbors_are_independent():
     found = random_index((400_000,), torch.device("cpu")).double()
     assert found.min() < 10 and found.max() > 2**16 - 10
     assert found.mean().item() == pytest.approx(2**15, rel=0.01)
-    near = torch.stack([found[i : 399_990 + i] for i in range(6)])  # four of them are of one draw
+    near = torch.stack(
+        [found[i : 399_990 + i] for i in range(6)]
+    )  # four of them come from one random number
     assert (torch.corrcoef(near) - torch.eye(6)).abs().max() < 0.01
 
 

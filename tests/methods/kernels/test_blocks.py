@@ -1,4 +1,4 @@
-"""Losses from blocks of channels against the same loss of whole maps."""
+"""Losses computed in blocks of channels equal the losses of whole maps."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def maps(n=2, c=7, r=30):
 
 @pytest.fixture(params=[1, 2**7, 2**18])
 def several(request, monkeypatch):
-    """One channel in a block, a few, and all."""
+    """Blocks of one channel, of a few channels, and of all channels."""
     monkeypatch.setattr(blocks, "_CHANNELS", request.param)
 
 
@@ -68,5 +68,5 @@ def test_cell_blocks_are_all_cells_once(monkeypatch):
         sizes.append(tuple(x.shape))
     assert torch.equal(sums, maps_.sum(1, keepdim=True).float())
     assert sizes == [(1, 7, 4), (1, 7, 2)] * 2
-    monkeypatch.setattr(blocks, "_CELLS", 1)  # never less than a cell
+    monkeypatch.setattr(blocks, "_CELLS", 1)  # a block has at least one cell
     assert [x.shape for (x,) in cell_blocks(maps_)] == [(1, 7, 1)] * 12

@@ -1,4 +1,4 @@
-"""FGD's one function over both maps against its equations written out, and its gradient."""
+"""FGD's sums over both maps, and their gradients, against the equations written out."""
 
 import pytest
 import torch
@@ -56,14 +56,16 @@ def strided(x):
 @pytest.mark.parametrize("size", [(2, 6, 3, 5), (1, 6, 3, 5), (2, 6, 1, 1), (2, 1, 3, 5)])
 @pytest.mark.parametrize("together", [1, 60 // torch.get_num_threads(), 2**18])
 def test_values_and_gradients_equal_the_equations(size, layout, together, monkeypatch):
-    monkeypatch.setattr(blocks, "_CHANNELS", together)  # one channel in a block; two of 30; all
+    monkeypatch.setattr(
+        blocks, "_CHANNELS", together
+    )  # blocks of one channel, of two channels of 30 cells, and of all
     fgd, student, teacher, *masks = make(size)
     found = fgd.terms("p3", layout(student), layout(teacher), *masks)
     expected = by_equations(fgd, student, teacher, *masks)
     leaves = [student, *fgd.parameters()]
     for term, value in expected.items():
         torch.testing.assert_close(found[term], value)
-        # For each alone: in their sum, the largest would hide errors of the others.
+        # Each term alone: in their sum, the largest term would hide errors of the others.
         grads = [
             torch.autograd.grad(x, leaves, retain_graph=True, materialize_grads=True)
             for x in (found[term], value)
@@ -133,7 +135,8 @@ def test_student_without_gradient_still_trains_the_blocks():
 
 @pytest.mark.parametrize("offset", [0.0, 3.0, 30.0])
 def test_single_precision_is_kept_where_the_blocks_cancel_an_offset(offset):
-    # The expanded square: student and teacher differ by an offset which the blocks take away.
+    # Student and teacher differ by an offset that the blocks remove. The expanded square must not
+    # lose precision by this.
     fgd, student, teacher, *masks = make((2, 6, 64, 64), torch.float32)
     for block in (fgd.student_context.p3, fgd.teacher_context.p3):
         torch.nn.init.zeros_(block.transform[-1].weight)

@@ -29,7 +29,7 @@ def reference(name: str) -> torch.Tensor:
 
 
 def targets(boxes, classes=None, valid=None, sizes=(96, 128)) -> Targets:
-    """All images have G boxes; (N, G, 4)."""
+    """Ground truth with G boxes, (N, G, 4), in each image."""
     n, g = boxes.shape[:2]
     classes = torch.zeros(n, g, dtype=torch.long) if classes is None else classes
     valid = torch.ones(n, g, dtype=torch.bool) if valid is None else valid
@@ -50,7 +50,7 @@ def everything(points: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def scene():
-    """Logits, predicted boxes, centres and targets of the released code's scene."""
+    """Logits, predicted boxes, centers and targets of the released code's scene."""
     anchors = reference("C.anchors")
     centers = (anchors[:, :2] + anchors[:, 2:]) / 2
     truth = targets(reference("C.gts")[None], reference("C.labels")[None], sizes=(256, 320))
@@ -68,7 +68,7 @@ def test_fit_equals_released_code():
 
 
 def test_ridge_has_the_variance_of_the_jitter():
-    # Of points all in one place only the jitter is left; K draws see (1 - 1/K) of its variance.
+    # For points in one place only the jitter remains. K draws have (1 - 1/K) of its variance.
     place = torch.full((2000, 30, 2), 500.0, dtype=torch.float64)
     points = place + (torch.rand_like(place) - 0.5) * 0.1
     _, inverse = fit_gaussian(points, everything(points), ridge=0)
@@ -109,7 +109,7 @@ def test_masks_are_the_released_ones_but_for_the_jitter(scene):
 
 
 def test_background_of_centers_off_the_grids_corners_is_the_released_one(scene):
-    # FCOS's centres lie half a stride further than those of the scene's anchors.
+    # FCOS's centers lie half a stride further than the centers of the scene's anchors.
     logits, boxes, centers, truth = scene
     strides = torch.tensor([8, 16, 32, 64, 128])[reference("C.level")]
     centers = centers + strides[:, None] / 2
@@ -121,7 +121,7 @@ def test_background_of_centers_off_the_grids_corners_is_the_released_one(scene):
 
 
 def regions_by_loop(logits, boxes, centers, truth, xi, k, candidates, weighting, limits):
-    """Foreground and background in float64, one box after another."""
+    """Foreground and background in float64, by a loop over boxes."""
     logits, boxes, centers = (x.double().numpy() for x in (logits, boxes, centers))
     n, r = boxes.shape[:2]
     foreground, background = np.zeros((n, r)), np.ones((n, r))
@@ -204,7 +204,7 @@ def test_regions_equal_a_loop_over_boxes(weighting, candidates, boxes_per_image)
 
 
 @pytest.mark.parametrize("candidates", ["box", "image"])
-def test_padding_of_each_image_is_nobodys(candidates):
+def test_padding_of_each_image_is_neither_foreground_nor_background(candidates):
     logits, boxes, centers, truth = distinct(random_scene(7), 9)
     truth = Targets(
         *(truth.boxes, truth.classes, truth.valid), torch.tensor([[60, 90], [96, 33]]), truth.counts
@@ -232,7 +232,7 @@ def test_pairs_inside_in_tables_equal_a_table_of_all_pairs(
     scene[-1].sizes[1] = torch.tensor([60, 90])
     options = dict(xis=(0.8, 0.6), k=9, weighting=weighting, padding=padding)
     found = key_regions(*scene, **options)
-    with monkeypatch.context() as patch:  # what a GPU does
+    with monkeypatch.context() as patch:  # as on a GPU
         patch.setattr(torch.Tensor, "is_cuda", True)
         patch.setattr(module, "pairs_inside", None)
         expected = key_regions(*scene, **options)
@@ -250,7 +250,7 @@ def test_pairs_inside_are_those_strictly_inside(block):
     image, box, location = inside.nonzero().T
     assert inside.any()
     assert torch.equal(line, image * 9 + box)
-    # In one line the order is that of the locations.
+    # The pairs of a box are in the order of the locations.
     assert torch.equal(row, image * len(centers) + location)
 
 
@@ -275,7 +275,7 @@ def test_boxes_in_chunks_give_the_same(weighting):
 
 
 def hand_scene(points, box):
-    """One image and box; the teacher predicts the box everywhere, less and less sure of it."""
+    """One image with one box. All locations predict the box, with falling scores."""
     centers = torch.tensor(points, dtype=torch.float32)
     truth = targets(torch.tensor([[box]], dtype=torch.float32))
     logits = torch.linspace(2, -2, len(points))[None, :, None]
@@ -283,7 +283,7 @@ def hand_scene(points, box):
 
 
 def test_choices_outside_the_box_waste_the_image_candidates():
-    # The two surest locations are outside the box.
+    # The two locations with the highest scores are outside the box.
     scene = hand_scene([[90, 90], [80, 80], [10, 10], [20, 10], [15, 30]], [0, 0, 50, 50])
     image = key_regions(*scene, xis=(0.8,), k=3, candidates="image")[0][0]
     box = key_regions(*scene, xis=(0.8,), k=3, candidates="box")[0][0]
@@ -295,7 +295,7 @@ def test_choices_outside_the_box_waste_the_image_candidates():
 def test_fewer_locations_than_top_k(k):
     scene = hand_scene([[10, 10], [20, 10]], [0, 0, 50, 50])
     (foreground,), background = key_regions(*scene, xis=(0.8,), k=k)
-    # One is its own mean; of two, each is one standard deviation away from it.
+    # One location is its own mean. Each of two is one standard deviation away from their mean.
     expected = [1.0, 0.0] if k == 1 else [np.exp(-0.5)] * 2
     assert foreground[0].tolist() == pytest.approx(expected, rel=1e-4)
     assert not background.any()

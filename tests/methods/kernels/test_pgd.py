@@ -1,4 +1,4 @@
-"""Comparing cells: the equations as they stand, on the shapes and layouts that maps come in."""
+"""The comparison of cells equals its equations, for all shapes and memory layouts of maps."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def maps(*shape, seed=0):
 
 
 def layouts(x):
-    """The same values, laid out otherwise in memory."""
+    """The same values in other memory layouts."""
     wide = torch.zeros(*x.shape[:2], x.shape[2] + 1, x.shape[3] + 2, dtype=x.dtype)
     cut = wide[..., 1:, 1:-1]
     return {
