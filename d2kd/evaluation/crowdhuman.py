@@ -99,9 +99,9 @@ def ap_and_miss_rate(
 ) -> tuple[float, float]:
     """AP and MR^-2 over all images, in [0, 1].
 
-    The curve of AP begins at the first detection, which adds no area. If a number of false positives
-    is never reached, the miss rate of all detections is used for it. If the miss rate is 0 at one of
-    the nine points, MR^-2 is 0.
+    The curve of AP begins at the first detection, which adds no area. If a number of false
+    positives is never reached, the miss rate of all detections is used for it. If the miss rate is
+    0 at one of the nine points, MR^-2 is 0.
 
     Args:
         scores: (K,), image by image; equal scores keep their order.
@@ -153,7 +153,8 @@ def jaccard_indices(
         pairs = iou[rows, columns] > 0
         rows, columns = rows[pairs], columns[pairs]
         counted = boxes_count[:kept].sum() + people_count.sum()
-        counted += (~boxes_count[rows]).sum() + (~people_count[columns]).sum()  # matched ones always count
+        # Matched pairs always count, also inside an ignored region.
+        counted += (~boxes_count[rows]).sum() + (~people_count[columns]).sum()
         return len(rows) / (counted - len(rows) + EPS) if counted else np.nan
 
     # The scores are descending, so a threshold keeps the first `kept` detections.
@@ -166,8 +167,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
 
     As in the released code:
 
-    * Only the 500 best detections of an image with a score above 0.05 are used, after the detector's
-      own NMS (released: IoU 0.6). Coordinates are rounded to 0.1 pixel and scores to 0.00001.
+    * Only the 500 best detections of an image with a score above 0.05 are used, after the
+      detector's own NMS (released: IoU 0.6). Coordinates are rounded to 0.1 pixel and scores to
+      0.00001.
     * All boxes are clipped to the image, also the boxes of people.
     * AP and MR^-2 count all boxes of the .odgt file, including boxes with a width or height <= 0,
       which no detection can match. JI leaves these out, and rounds people to 0.1 pixel.
@@ -186,8 +188,8 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: "crowdhuman_val", or another dataset with `odgt_file` in its metadata whose
-                image ids are the line numbers of that file, from 0.
+            dataset_name: "crowdhuman_val", or another dataset with `odgt_file` in its metadata
+                whose image ids are the line numbers of that file, from 0.
             distributed: gather the detections of all processes, or evaluate those of this process.
             max_dets_per_image: the best detections are kept. The detector's own limit must not be
                 lower.
