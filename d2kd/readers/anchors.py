@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..detectors.base import Locations, Predictions
 from ..knowledge import Knowledge
-from ..targets import Targets, same_boxes
+from ..targets import Targets, equal_boxes
 from .base import Reader
 
 __all__ = ["AnchorReader", "GuidedReader", "PointReader", "check_same_anchors"]
@@ -78,7 +78,7 @@ class AnchorReader(Reader):
         if not targets.valid.shape[1]:
             return torch.full_like(labels, -1)
         # Detectron2 gives the box and the class of each anchor. Look up which of the G boxes it is.
-        same = same_boxes(boxes, targets.boxes)
+        same = equal_boxes(boxes, targets.boxes)
         same &= targets.valid[:, None] & (labels[..., None] == targets.classes[:, None])
         # Of equal boxes the first one; -1 without any.
         return torch.where(same.any(-1), same.to(torch.uint8).argmax(-1), -1)

@@ -94,7 +94,7 @@ def key_regions(
             covered |= _choose_from_list(foregrounds, scene, truth, xis, k, weighting)
         else:
             covered |= _choose_from_table(foregrounds, scene, truth, xis, k, weighting, candidates)
-    if not targets.whole:
+    if not targets.complete:
         usable = usable & targets.known(centers)
     return foregrounds, (usable & ~covered).to(boxes.dtype)
 
