@@ -33,9 +33,10 @@ class CrossKD(Method):
     contradict the ground-truth loss in the student's last blocks and predictors. The teacher's
     weights get no gradient.
 
-    From the paper: the cross-head predictions; the sum over all locations, divided by a normalizer;
-    the quality focal loss for classification; the GIoU loss for heads that regress boxes, and the
-    KL divergence for heads that regress a distribution for each side (GFL); block 3 of 4.
+    From the paper, as known from its abstract and a secondary source: the cross-head predictions;
+    the sum over all locations, divided by a normalizer; the quality focal loss for classification;
+    the GIoU loss for heads that regress boxes, and the KL divergence for heads that regress a
+    distribution for each side (GFL); block 3 of 4.
 
     Terms:
 

@@ -1,10 +1,14 @@
 """Pairing levels by stride, name and table; aligning maps; checks of all methods."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
+from d2kd import Distiller, Teacher
 from d2kd.knowledge import Knowledge
-from d2kd.methods import Mimic
+from d2kd.methods import Methods, Mimic
 from d2kd.methods.base import Method, pair_levels
 from d2kd.readers import get_reader
 from tests import toys
@@ -108,3 +112,20 @@ def test_mimic_is_the_mean_squared_difference_summed_over_levels(dense):
     loss = method(*(Knowledge((32, 32), m) for m in maps), None)["mse"]
     expected = sum(float(((maps[0][k] - maps[1][k]).double() ** 2).mean()) for k in ("p3", "p4"))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_worked_example_in_the_documentation_runs():
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    method, test = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
+    names = {"__name__": "d2kd.methods.cosine", "__package__": "d2kd.methods"}
+    exec(method, names)
+    names.update(torch=torch, toys=toys, get_reader=get_reader)
+    exec(test, names)
+    names["test_equals_a_loop_over_cells"]()
+    model = Distiller(
+        student=toys.retinanet(),
+        teacher=Teacher(toys.retinanet(channels=12), None),
+        methods=Methods(cosine=names["Cosine"](power=2.0, weight=2.0)),
+    )
+    loss = model.train()(toys.batch())["loss_distill_cosine"]
+    assert loss.isfinite() and loss > 0 and loss.requires_grad
