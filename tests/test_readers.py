@@ -27,14 +27,14 @@ def test_dense_detectors_provide_pyramid_and_logits(build):
     model = build().eval()
     reader = get_reader(model)
     images = torch.randn(2, 3, 64, 96)
-    seen = reader.run(images, {"features", "logits"})
+    knowledge = reader.run(images, {"features", "logits"})
     features = model.backbone(images)
     logits = model.head([features[f] for f in model.head_in_features])[0]
-    assert seen.padded_size == (64, 96)
-    assert list(seen.logits) == ["p3", "p4", "p5", "p6", "p7"]
-    for i, level in enumerate(seen.logits):
-        assert torch.equal(seen.features[level], features[level])
-        assert torch.equal(seen.logits[level], logits[i])
+    assert knowledge.padded_size == (64, 96)
+    assert list(knowledge.logits) == ["p3", "p4", "p5", "p6", "p7"]
+    for i, level in enumerate(knowledge.logits):
+        assert torch.equal(knowledge.features[level], features[level])
+        assert torch.equal(knowledge.logits[level], logits[i])
 
 
 @pytest.mark.parametrize("mask", [False, True], ids=["Faster", "Mask"])
@@ -51,12 +51,12 @@ def test_two_stage_detectors_provide_their_pyramid(mask):
 def test_towers_are_the_first_block_after_its_activation(build):
     model = build().eval()
     images = torch.randn(2, 3, 64, 96)
-    seen = get_reader(model).run(images, TOWERS)
+    knowledge = get_reader(model).run(images, TOWERS)
     features = model.backbone(images)
     for level in model.head_in_features:
         for shown, tower in (
-            (seen.taps[CLS], model.head.cls_subnet),
-            (seen.taps[BOX], model.head.bbox_subnet),
+            (knowledge.taps[CLS], model.head.cls_subnet),
+            (knowledge.taps[BOX], model.head.bbox_subnet),
         ):
             assert torch.equal(shown[level], tower[0](features[level]).relu())
 
@@ -66,8 +66,8 @@ def test_boxes_are_those_that_retinanet_decodes():
     torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.3)
     images = torch.randn(1, 3, 64, 64)
     reader = get_reader(model)
-    seen = reader.run(images, {"boxes"})
-    scores = reader.flatten(seen.logits, 3).sigmoid()[0]
+    knowledge = reader.run(images, {"boxes"})
+    scores = reader.flatten(knowledge.logits, 3).sigmoid()[0]
     features = [model.backbone(images)[f] for f in model.head_in_features]
     logits, deltas = (
         [x[0] for x in levels]
@@ -78,27 +78,27 @@ def test_boxes_are_those_that_retinanet_decodes():
     )
     order = scores.flatten().sort(descending=True).indices[:10]
     expected = listed.pred_boxes.tensor[:10]
-    torch.testing.assert_close(seen.boxes[0, order // 3], expected)
+    torch.testing.assert_close(knowledge.boxes[0, order // 3], expected)
 
 
 def test_boxes_of_fcos_are_distances_in_strides():
     model = toys.fcos().eval()
-    seen = get_reader(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
-    ltrb = seen.deltas["p4"][0, :, 1, 2].relu() * 16  # cell (1, 2) of p4
+    knowledge = get_reader(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
+    ltrb = knowledge.deltas["p4"][0, :, 1, 2].relu() * 16  # cell (1, 2) of p4
     x, y = 2.5 * 16, 1.5 * 16
     expected = torch.stack([x - ltrb[0], y - ltrb[1], x + ltrb[2], y + ltrb[3]])
     row = 8 * 8 + 1 * 4 + 2
-    torch.testing.assert_close(seen.boxes[0, row], expected)
-    assert seen.centers[row].tolist() == [x, y]
+    torch.testing.assert_close(knowledge.boxes[0, row], expected)
+    assert knowledge.centers[row].tolist() == [x, y]
 
 
 def test_boxes_of_two_stage_detectors_are_the_proposals():
     model = toys.rcnn().eval()
-    seen = get_reader(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
+    knowledge = get_reader(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
     rpn = model.proposal_generator
     with torch.no_grad():
-        anchors = rpn.anchor_generator(list(seen.features.values()))
-        deltas = rpn.rpn_head([seen.features[f] for f in rpn.in_features])[1]
+        anchors = rpn.anchor_generator(list(knowledge.features.values()))
+        deltas = rpn.rpn_head([knowledge.features[f] for f in rpn.in_features])[1]
         expected = rpn._decode_proposals(
             anchors,
             [
@@ -108,18 +108,18 @@ def test_boxes_of_two_stage_detectors_are_the_proposals():
                 for rpn_deltas in deltas
             ],
         )
-    torch.testing.assert_close(seen.boxes, torch.cat(expected, 1))
+    torch.testing.assert_close(knowledge.boxes, torch.cat(expected, 1))
 
 
 @pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
 def test_assignment_is_the_detectors_own(build):
     model = build().eval()
     reader = get_reader(model)
-    seen = reader.run(torch.randn(3, 3, 128, 128), {"boxes"})
+    knowledge = reader.run(torch.randn(3, 3, 128, 128), {"boxes"})
     boxes = [[8.0, 8, 60, 50], [30, 20, 100, 110], [8, 8, 60, 50]], [], [[3.0, 3, 40, 30]]
     targets = toys.targets(*boxes, classes=[[0, 1, 2], [], [1]], size=(128, 128))
-    matched = reader.assign(seen, targets)
-    labels, matched_boxes = model.label_anchors(reader.anchors(seen), targets.instances())
+    matched = reader.assign(knowledge, targets)
+    labels, matched_boxes = model.label_anchors(reader.anchors(knowledge), targets.instances())
     for i in range(3):
         positive = (labels[i] >= 0) & (labels[i] < 3)
         assert torch.equal(matched[i] >= 0, positive)
@@ -136,13 +136,13 @@ def test_assignment_of_a_training_step_is_the_one_that_its_losses_used(build, mo
     monkeypatch.setattr(type(model), "label_anchors", lambda *args: calls.append(1) or own(*args))
     reader, inputs = get_reader(model), toys.batch()
     targets = Targets.from_inputs(inputs, "cpu", reader.num_classes)
-    with EventStorage(), reader.capture({"boxes"}) as seen:
+    with EventStorage(), reader.capture({"boxes"}) as knowledge:
         model(inputs)
-    seen = reader.finalize(seen, {"boxes"})
-    matched = reader.assign(seen, targets)
+    knowledge = reader.finalize(knowledge, {"boxes"})
+    matched = reader.assign(knowledge, targets)
     assert len(calls) == 1 and "label_anchors" not in vars(model)
-    seen.anchor_labels = None
-    assert torch.equal(reader.assign(seen, targets), matched)
+    knowledge.anchor_labels = None
+    assert torch.equal(reader.assign(knowledge, targets), matched)
     assert len(calls) == 2 and (matched >= 0).any()
 
 
@@ -158,18 +158,20 @@ def test_point_detectors_provide_everything(name):
         *("cls_tower.1", "cls_tower.2", "box_tower.1", "box_tower.2"),
     }
     images = torch.randn(2, 3, 64, 96)
-    seen = reader.run(images, reader.provides)
-    output = model.head([seen.features[f] for f in model.head_in_features])
-    for maps, expected in zip((seen.logits, seen.deltas, seen.quality), output, strict=False):
+    knowledge = reader.run(images, reader.provides)
+    output = model.head([knowledge.features[f] for f in model.head_in_features])
+    for maps, expected in zip(
+        (knowledge.logits, knowledge.deltas, knowledge.quality), output, strict=False
+    ):
         assert all(torch.equal(a, b) for a, b in zip(maps.values(), expected, strict=True))
-    assert bool(seen.quality) == (name != "GFL")
-    locations = model.locations(list(seen.logits.values()))
+    assert bool(knowledge.quality) == (name != "GFL")
+    locations = model.locations(list(knowledge.logits.values()))
     boxes = model.decode(locations, model.predictions(output).regression)
-    assert torch.equal(seen.boxes, boxes) and torch.equal(seen.anchors, locations.anchors)
-    p3 = seen.features["p3"]
+    assert torch.equal(knowledge.boxes, boxes) and torch.equal(knowledge.anchors, locations.anchors)
+    p3 = knowledge.features["p3"]
     for shown, tower in (
-        (seen.taps[CLS], model.head.cls_subnet),
-        (seen.taps[BOX], model.head.bbox_subnet),
+        (knowledge.taps[CLS], model.head.cls_subnet),
+        (knowledge.taps[BOX], model.head.bbox_subnet),
     ):
         assert torch.equal(shown["p3"], tower[1](tower[0](p3)).relu())
         assert shown["p3"].shape[1] == reader.taps[CLS].channels
@@ -182,13 +184,13 @@ def test_assignment_of_point_detectors_is_that_of_their_losses(name):
     match = "match" if name == "DDOD" else "assign"
     own = getattr(model, match)
     inputs = toys.batch(2, size=(64, 96))
-    with get_reader(model).capture({"boxes"}) as seen:
+    with get_reader(model).capture({"boxes"}) as knowledge:
         setattr(model, match, lambda *args: calls.append(own(*args)) or calls[-1])
         model(inputs)
     reader = get_reader(model)
-    seen = reader.finalize(seen, {"boxes"})
-    assigned = reader.assign(seen, Targets.from_inputs(inputs, "cpu"))
-    assert assigned.shape == seen.boxes.shape[:2] and (assigned >= 0).any()
+    knowledge = reader.finalize(knowledge, {"boxes"})
+    assigned = reader.assign(knowledge, Targets.from_inputs(inputs, "cpu"))
+    assert assigned.shape == knowledge.boxes.shape[:2] and (assigned >= 0).any()
     if name == "AutoAssign":  # its losses have no positives
         assert ((assigned >= 0).sum(1) == 9).all()
     else:
@@ -236,8 +238,8 @@ def test_readers_know_the_padding_of_their_detectors():
 
 def test_assignment_without_any_box():
     reader = get_reader(toys.retinanet().eval())
-    seen = reader.run(torch.randn(2, 3, 64, 64), {"boxes"})
-    assert (reader.assign(seen, toys.targets([], [])) == -1).all()
+    knowledge = reader.run(torch.randn(2, 3, 64, 64), {"boxes"})
+    assert (reader.assign(knowledge, toys.targets([], [])) == -1).all()
 
 
 def test_cells_beyond_the_crop_size_are_cut_off():
@@ -273,9 +275,9 @@ def test_different_anchors_are_named():
 
 def test_captured_maps_are_those_that_the_detector_computed():
     model = toys.retinanet()
-    with get_reader(model).capture({"features"}) as seen:
+    with get_reader(model).capture({"features"}) as knowledge:
         sum(model(toys.batch()).values()).backward()
-    assert seen.features["p3"].requires_grad and not seen.logits
+    assert knowledge.features["p3"].requires_grad and not knowledge.logits
 
 
 def test_hooks_exist_inside_the_block_only():

@@ -42,7 +42,7 @@ class CrossKD(Method):
 
     - "classification": |p' - p|^gamma * BCE(p', p), summed over classes and locations and divided
       by the student's `positive_count`. p' is the probability by the cross-head, p the teacher's.
-      Gamma and the divisor are those of the released code.
+      Gamma and the divisor are from the released code.
     - "regression": the distance of each location's box, weighted by the teacher's best class
       probability there. The weight is from the released code. The distance is 1 - GIoU of the
       decoded boxes, and the sum is divided by the same `positive_count` (released code for

@@ -132,7 +132,7 @@ class PGD(Method):
         if not objectness and teacher.num_logits != student.num_classes:
             raise ValueError(
                 f"PGD: expected a teacher ({teacher.name}) that scores the student's "
-                f"{student.num_classes} classes, found {teacher.num_logits}. Set num_classes alike."
+                f"{student.num_classes} classes, found {teacher.num_logits}. Set the same num_classes."
             )
         neck = self.on == "neck"
         self.pairs = pair_levels(

@@ -127,15 +127,15 @@ def terms_by_loop(name, block, student, teacher, model, positives) -> dict[str, 
             for q, t in zip(map(sigmoid, logits[i, :, y, x].tolist()), p, strict=True):
                 entropy = -t * math.log(q) - (1 - t) * math.log(1 - q)
                 classification += abs(q - t) * entropy
-            mine, theirs = (d[i, :, y, x].tolist() for d in (deltas, teacher.deltas[level]))
+            ours, target = (d[i, :, y, x].tolist() for d in (deltas, teacher.deltas[level]))
             weight = max(p)
             if name == "GFL":
                 for side in range(4):
                     part = slice(side * BINS, (side + 1) * BINS)
-                    regression += weight * kl(theirs[part], mine[part])
+                    regression += weight * kl(target[part], ours[part])
                 weights += weight
             else:
-                a, b = (decode(name, d, x, y, stride) for d in (mine, theirs))
+                a, b = (decode(name, d, x, y, stride) for d in (ours, target))
                 if (b[2] - b[0]) * (b[3] - b[1]) > 1e-6:
                     regression += weight * (1 - giou(a, b))
     return {

@@ -146,13 +146,15 @@ def terms_by_loop(student: Knowledge, teacher: Knowledge, targets: Targets) -> d
         for r, (level, _, y, x) in enumerate(CELLS):
             if r not in positive and r not in region:
                 continue
-            s, t = (seen.deltas[level][i, :, y, x].tolist() for seen in (student, teacher))
+            s, t = (outputs.deltas[level][i, :, y, x].tolist() for outputs in (student, teacher))
             sides = sum(
                 kl_by_loop(s[17 * k : 17 * k + 17], t[17 * k : 17 * k + 17], 10) for k in range(4)
             )
             valuable += region.get(r, 0.0) * sides
             if r in positive:
-                s, t = (seen.logits[level][i, :, y, x].tolist() for seen in (student, teacher))
+                s, t = (
+                    outputs.logits[level][i, :, y, x].tolist() for outputs in (student, teacher)
+                )
                 main += sides / (1 + math.exp(-max(s)))
                 classes += kl_by_loop(s, t, 2)
     return {
@@ -165,16 +167,16 @@ def terms_by_loop(student: Knowledge, teacher: Knowledge, targets: Targets) -> d
 @pytest.mark.parametrize("counts", [(5,), (4, 0, 7), (12, 1)])
 @pytest.mark.parametrize("seed", range(2))
 def test_terms_equal_loops_over_locations_and_boxes(counts, seed):
-    seen = knowledge(len(counts), 2 * seed), knowledge(len(counts), 2 * seed + 1)
+    outputs = knowledge(len(counts), 2 * seed), knowledge(len(counts), 2 * seed + 1)
     targets = truth(counts, seed)
-    terms = method_on()(*seen, targets)
-    expected = terms_by_loop(*seen, targets)
+    terms = method_on()(*outputs, targets)
+    expected = terms_by_loop(*outputs, targets)
     assert min(expected.values()) > 0.01
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-9)
 
 
-def region(detector, seen, targets, **options):
-    maps = list(seen.logits.values())
+def region(detector, outputs, targets, **options):
+    maps = list(outputs.logits.values())
     locations = detector.locations(maps)
     inside = detector.inside(locations, targets.sizes, maps)
     return valuable_region(locations, targets, inside, **options)
@@ -193,8 +195,8 @@ def test_region_equals_a_loop_over_boxes_whatever_the_memory(pairs):
 
 
 def test_half_the_share_is_a_larger_region():
-    detector, seen, targets = gfl().double(), knowledge(1, 0), truth((3,))
-    small, large = ((region(detector, seen, targets, share=x) > 0).sum() for x in (0.25, 0.125))
+    detector, outputs, targets = gfl().double(), knowledge(1, 0), truth((3,))
+    small, large = ((region(detector, outputs, targets, share=x) > 0).sum() for x in (0.25, 0.125))
     assert large > small > 0
 
 
@@ -212,15 +214,15 @@ def test_defaults_are_the_published_ones():
 
 
 def test_coefficients_multiply_and_zero_leaves_out():
-    seen = knowledge(2, 0), knowledge(2, 1), truth((4, 2))
-    whole = method_on()(*seen)
+    outputs = knowledge(2, 0), knowledge(2, 1), truth((4, 2))
+    whole = method_on()(*outputs)
     assert list(whole) == ["main", "valuable", "classification"]
     for term, options in (
         ("main", dict(main=0.5, valuable=0, classification=0)),
         ("valuable", dict(main=0, valuable=0.5, classification=0)),
         ("classification", dict(main=0, valuable=0, classification=20, weight=7)),
     ):
-        alone = method_on(**options)(*seen)
+        alone = method_on(**options)(*outputs)
         assert list(alone) == [term]
         torch.testing.assert_close(alone[term], 2 * whole[term])
 
@@ -257,8 +259,8 @@ def test_gradients_equal_finite_differences(maps):
     levels = getattr(student, maps)
 
     def loss(*inputs):
-        seen = dataclasses.replace(student, **{maps: dict(zip(levels, inputs, strict=True))})
-        return sum(method(seen, teacher, targets).values())
+        outputs = dataclasses.replace(student, **{maps: dict(zip(levels, inputs, strict=True))})
+        return sum(method(outputs, teacher, targets).values())
 
     inputs = tuple(x.requires_grad_() for x in levels.values())
     assert torch.autograd.gradcheck(loss, inputs, fast_mode=True)
@@ -326,9 +328,9 @@ def test_locations_beyond_the_image_count_for_nothing():
 
 
 def test_no_operation_makes_a_gpus_host_wait():
-    method, seen = method_on(), (knowledge(2, 0), knowledge(2, 1), truth((4, 0)))
+    method, outputs = method_on(), (knowledge(2, 0), knowledge(2, 1), truth((4, 0)))
     with Waits() as waits:
-        method(*seen)
+        method(*outputs)
     assert not waits.found
 
 
@@ -336,9 +338,9 @@ def test_no_operation_makes_a_gpus_host_wait():
 
 
 def test_uncertainty_without_rates_changes_nothing():
-    seen = knowledge(2, 0), knowledge(2, 1), truth((4, 2))
-    plain = method_on()(*seen)
-    with_it = method_on(uncertainty=MCDropout(rates=(0.0, 0.0), combine="mean"))(*seen)
+    outputs = knowledge(2, 0), knowledge(2, 1), truth((4, 2))
+    plain = method_on()(*outputs)
+    with_it = method_on(uncertainty=MCDropout(rates=(0.0, 0.0), combine="mean"))(*outputs)
     for term, value in plain.items():
         torch.testing.assert_close(with_it[term], value, rtol=1e-12, atol=0)
 

@@ -135,14 +135,14 @@ def test_impossible_mask_is_refused(fraction):
 
 def test_one_cell_is_finite_whether_masked_or_not():
     method, pair = one_level(channels=3)
-    seen = set()
+    values = set()
     for seed in range(20):
         student = torch.randn(1, 3, 1, 1, requires_grad=True)
         value = loss(method, pair, student, torch.randn(1, 3, 1, 1), seed)
         gradient = torch.autograd.grad(value, student)[0]
         assert torch.isfinite(value) and torch.isfinite(gradient).all()
-        seen.add(mask(method, student, seed).item())
-    assert seen == {0, 1}
+        values.add(mask(method, student, seed).item())
+    assert values == {0, 1}
 
 
 def test_constant_channels_are_finite():

@@ -47,8 +47,8 @@ def loss(method: PFI, student: Knowledge, teacher: Knowledge) -> torch.Tensor:
     return value
 
 
-def requires_grad(seen: Knowledge) -> list[torch.Tensor]:
-    return [x.requires_grad_() for x in (*seen.features.values(), *seen.logits.values())]
+def requires_grad(outputs: Knowledge) -> list[torch.Tensor]:
+    return [x.requires_grad_() for x in (*outputs.features.values(), *outputs.logits.values())]
 
 
 def difference_by_hand(a: list[float], b: list[float]) -> float:
@@ -153,8 +153,8 @@ def test_gradient_through_the_predictions_is_a_choice(dense):
 
 
 def test_detaching_does_not_change_the_loss(dense):
-    seen = knowledge(1), knowledge(2)
-    free, detached = (loss(method_on(dense, detach_weight=d), *seen) for d in (False, True))
+    outputs = knowledge(1), knowledge(2)
+    free, detached = (loss(method_on(dense, detach_weight=d), *outputs) for d in (False, True))
     assert free == detached
 
 
@@ -186,8 +186,8 @@ def test_worked_example():
 
 def test_confident_predictions_are_finite_in_fp32(dense):
     student, teacher = knowledge(1, dtype=torch.float32), knowledge(2, dtype=torch.float32)
-    for seen, sign in ((student, -1), (teacher, 1)):
-        seen.logits = {k: 200.0 + sign * x for k, x in seen.logits.items()}
+    for outputs, sign in ((student, -1), (teacher, 1)):
+        outputs.logits = {k: 200.0 + sign * x for k, x in outputs.logits.items()}
     inputs = requires_grad(student)
     for reduction in REDUCTIONS:
         method = method_on(dense, reduction=reduction, scores="sigmoid")

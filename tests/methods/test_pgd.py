@@ -93,7 +93,7 @@ def test_without_foreground_its_terms_are_zero_and_in_the_graph(maps):
 # ---- with detectors
 
 
-def seen_by(detector, needs, images):
+def knowledge_of(detector, needs, images):
     return get_reader(detector).run(images, needs)
 
 
@@ -101,10 +101,10 @@ def run(pgd, student, teacher, targets, size=(64, 64), n=2):
     """Set PGD up and call it on random images. Returns the terms and both detectors' knowledge."""
     pgd.setup(get_reader(student), get_reader(teacher))
     images = torch.randn(n, 3, *size)
-    seen = seen_by(student, pgd.needs, images)
+    from_student = knowledge_of(student, pgd.needs, images)
     with torch.no_grad():
-        taught = seen_by(teacher, pgd.teacher_needs, images)
-    return pgd(seen, taught, targets), seen, taught
+        from_teacher = knowledge_of(teacher, pgd.teacher_needs, images)
+    return pgd(from_student, from_teacher, targets), from_student, from_teacher
 
 
 def boxes(*boxes_of_images, sizes=(64, 64)) -> Targets:
@@ -139,8 +139,10 @@ def test_a_gpus_bound_on_the_foreground_changes_nothing(weighting, monkeypatch):
     pgd = PGD(top_k=3, weighting=weighting)
     many = [[8.0 * i, 8.0 * i, 8.0 * i + 40, 8.0 * i + 40] for i in range(20)]
     targets = boxes(many, many[:1], sizes=(256, 256))
-    expected, seen, taught = run(pgd, toys.fcos(), toys.fcos(), targets, size=(256, 256))
-    (_, foreground), _ = pgd.masks(taught, targets)
+    expected, from_student, from_teacher = run(
+        pgd, toys.fcos(), toys.fcos(), targets, size=(256, 256)
+    )
+    (_, foreground), _ = pgd.masks(from_teacher, targets)
     looked_at = []
     compare = pgd_module.compare_cells
 
@@ -151,7 +153,7 @@ def test_a_gpus_bound_on_the_foreground_changes_nothing(weighting, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "is_cuda", True)
         patch.setattr(pgd_module, "compare_cells", count_cells)
-        torch.testing.assert_close(pgd(seen, taught, targets), expected)
+        torch.testing.assert_close(pgd(from_student, from_teacher, targets), expected)
     # Of 1024 cells of the finest level, boxes may choose 60; the first image has more than 3.
     assert foreground["p3"][0].ne(0).sum() > 3
     assert looked_at[:2] == [1024, 60 if weighting == "gaussian" else 1024]
@@ -159,16 +161,18 @@ def test_a_gpus_bound_on_the_foreground_changes_nothing(weighting, monkeypatch):
 
 def test_forward_is_the_sum_of_its_levels_with_growing_weights():
     pgd = PGD(top_k=9, level_step=0.5)
-    terms, seen, taught = run(pgd, toys.fcos(), toys.fcos(), BOXES)
-    (cls, reg), background = pgd.masks(taught, BOXES)
+    terms, from_student, from_teacher = run(pgd, toys.fcos(), toys.fcos(), BOXES)
+    (cls, reg), background = pgd.masks(from_teacher, BOXES)
     expected = dict.fromkeys(ALL_TERMS, 0.0)
     for i, level in enumerate(("p3", "p4", "p5", "p6", "p7")):
         for name, value in (
             *pgd.classification(
-                *(seen.taps[CLS][level], taught.taps[CLS][level]),
+                *(from_student.taps[CLS][level], from_teacher.taps[CLS][level]),
                 *(cls[level], background[level], [1, 1.5, 2, 2.5, 3][i]),
             ).items(),
-            *pgd.regression(seen.taps[BOX][level], taught.taps[BOX][level], reg[level]).items(),
+            *pgd.regression(
+                from_student.taps[BOX][level], from_teacher.taps[BOX][level], reg[level]
+            ).items(),
         ):
             expected[name] += value.item()
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-5)
@@ -177,8 +181,8 @@ def test_forward_is_the_sum_of_its_levels_with_growing_weights():
 def test_masks_lie_where_the_boxes_are():
     detector = toys.fcos()
     pgd = PGD(weighting="box")
-    _, _, taught = run(pgd, detector, detector, BOXES)
-    (cls, _), background = pgd.masks(taught, BOXES)
+    _, _, from_teacher = run(pgd, detector, detector, BOXES)
+    (cls, _), background = pgd.masks(from_teacher, BOXES)
     expected = torch.zeros(8, 8)
     expected[1:4, 4:8] = 1  # centers 36 to 60 in (30, 61), 12 to 28 in (5, 33)
     assert torch.equal(cls["p3"][1], expected)
@@ -201,17 +205,20 @@ def test_a_cell_gets_the_largest_weight_of_its_anchors(candidates):
         ),
     )
     pgd = PGD(weighting="quality", candidates=candidates, top_k=9)
-    _, _, taught = run(pgd, detector, detector, BOXES)
-    (cls, _), background = pgd.masks(taught, BOXES)
-    q = torch.zeros(2, taught.boxes.shape[1])
-    logits = get_reader(detector).flatten(taught.logits, 3).sigmoid()
+    _, _, from_teacher = run(pgd, detector, detector, BOXES)
+    (cls, _), background = pgd.masks(from_teacher, BOXES)
+    q = torch.zeros(2, from_teacher.boxes.shape[1])
+    logits = get_reader(detector).flatten(from_teacher.logits, 3).sigmoid()
     for i in range(2):
         for box, c, there in zip(BOXES.boxes[i], BOXES.classes[i], BOXES.valid[i], strict=True):
-            x, y = taught.centers.T
+            x, y = from_teacher.centers.T
             inside = (x > box[0]) & (y > box[1]) & (x < box[2]) & (y < box[3]) & there
-            low, high = taught.boxes[i, :, :2].max(box[:2]), taught.boxes[i, :, 2:].min(box[2:])
+            low, high = (
+                from_teacher.boxes[i, :, :2].max(box[:2]),
+                from_teacher.boxes[i, :, 2:].min(box[2:]),
+            )
             common = (high - low).clamp(min=0).prod(1)
-            area = (taught.boxes[i, :, 2:] - taught.boxes[i, :, :2]).prod(1)
+            area = (from_teacher.boxes[i, :, 2:] - from_teacher.boxes[i, :, :2]).prod(1)
             iou = common / (area + (box[2:] - box[:2]).prod() - common)
             mine = logits[i, :, c] ** 0.2 * iou**0.8
             pool = mine * inside if candidates == "box" else mine
@@ -225,13 +232,13 @@ def test_a_cell_gets_the_largest_weight_of_its_anchors(candidates):
 
 def test_neck_takes_the_classification_recipe():
     pgd = PGD(on="neck", top_k=9)
-    terms, seen, taught = run(pgd, toys.retinanet(), toys.retinanet(width=6), BOXES)
+    terms, from_student, from_teacher = run(pgd, toys.retinanet(), toys.retinanet(width=6), BOXES)
     assert set(terms) == {"foreground", "background", "attention"}
-    ((foreground,), background) = pgd.masks(taught, BOXES)
+    ((foreground,), background) = pgd.masks(from_teacher, BOXES)
     expected = sum(
         sum(
             pgd.classification(
-                *(seen.features[level], taught.features[level]),
+                *(from_student.features[level], from_teacher.features[level]),
                 *(foreground[level], background[level], 1 + 0.25 * i),
             ).values()
         )
@@ -269,10 +276,14 @@ def test_same_widths_need_no_parameters():
 def test_a_grid_of_another_size_is_brought_to_the_teachers():
     pgd = PGD()
     detector = toys.fcos()
-    _, seen, taught = run(pgd, detector, toys.fcos(), BOXES)
-    same = pgd(seen, taught, BOXES)
-    wide = {k: torch.nn.functional.pad(v, (0, 1)) for k, v in seen.taps[CLS].items()}
-    terms = pgd(dataclasses.replace(seen, taps={**seen.taps, CLS: wide}), taught, BOXES)
+    _, from_student, from_teacher = run(pgd, detector, toys.fcos(), BOXES)
+    same = pgd(from_student, from_teacher, BOXES)
+    wide = {k: torch.nn.functional.pad(v, (0, 1)) for k, v in from_student.taps[CLS].items()}
+    terms = pgd(
+        dataclasses.replace(from_student, taps={**from_student.taps, CLS: wide}),
+        from_teacher,
+        BOXES,
+    )
     assert all(torch.isfinite(x) for x in terms.values())
     assert terms["regression"] == same["regression"] and terms["background"] != same["background"]
 
@@ -282,8 +293,8 @@ def test_padding_of_the_teacher_is_passed_on():
     object.__setattr__(teacher, "padding", 32)
     pgd = PGD()
     pgd.setup(get_reader(toys.fcos()), teacher)
-    taught = teacher.run(torch.randn(1, 3, 64, 128), pgd.teacher_needs)
-    _, background = pgd.masks(taught, boxes([[8.0, 8.0, 40.0, 40.0]], sizes=(40, 70)))
+    from_teacher = teacher.run(torch.randn(1, 3, 64, 128), pgd.teacher_needs)
+    _, background = pgd.masks(from_teacher, boxes([[8.0, 8.0, 40.0, 40.0]], sizes=(40, 70)))
     assert background["p3"][0, :, 11].all()  # center 92, within 96
     assert not background["p3"][0, :, 12:].any()
 
@@ -294,17 +305,17 @@ def test_uncertainty_changes_the_teachers_maps_only():
             return 2 * features
 
     student, teacher = toys.fcos(), toys.fcos()
-    plain, seen, taught = run(PGD(), student, teacher, BOXES)
+    plain, from_student, from_teacher = run(PGD(), student, teacher, BOXES)
     pgd = PGD(uncertainty=Twice())
     pgd.setup(get_reader(student), get_reader(teacher))
     doubled = dataclasses.replace(
-        taught,
-        taps={name: {k: 2 * v for k, v in taught.taps[name].items()} for name in (CLS, BOX)},
+        from_teacher,
+        taps={name: {k: 2 * v for k, v in from_teacher.taps[name].items()} for name in (CLS, BOX)},
     )
-    found = pgd(seen, taught, BOXES)
+    found = pgd(from_student, from_teacher, BOXES)
     assert found["background"] != plain["background"]
     pgd.uncertainty = torch.nn.Identity()
-    expected = pgd(seen, doubled, BOXES)
+    expected = pgd(from_student, doubled, BOXES)
     assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
 
 
@@ -314,7 +325,9 @@ def test_gradient_reaches_the_student_only():
     pgd.setup(get_reader(student), get_reader(teacher))
     images = torch.randn(2, 3, 64, 64)
     terms = pgd(
-        seen_by(student, pgd.needs, images), seen_by(teacher, pgd.teacher_needs, images), BOXES
+        knowledge_of(student, pgd.needs, images),
+        knowledge_of(teacher, pgd.teacher_needs, images),
+        BOXES,
     )
     sum(terms[k] for k in ("foreground", "background")).backward()
     assert student.head.cls_subnet[0].weight.grad.any()

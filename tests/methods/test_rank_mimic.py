@@ -29,8 +29,8 @@ class StubReader:
         self.assigned = assigned
         self.calls = []
 
-    def assign(self, seen: Knowledge, targets: Targets) -> torch.Tensor:
-        self.calls.append((seen, torch.is_grad_enabled()))
+    def assign(self, outputs: Knowledge, targets: Targets) -> torch.Tensor:
+        self.calls.append((outputs, torch.is_grad_enabled()))
         return self.assigned
 
 
@@ -71,13 +71,13 @@ def method_on(assigned: torch.Tensor, **options) -> RankMimic:
     return method
 
 
-def requires_grad(seen: Knowledge) -> list[torch.Tensor]:
-    return [x.requires_grad_() for x in (*seen.logits.values(), seen.boxes)]
+def requires_grad(outputs: Knowledge) -> list[torch.Tensor]:
+    return [x.requires_grad_() for x in (*outputs.logits.values(), outputs.boxes)]
 
 
-def set_logit(seen: Knowledge, image: int, r: int, c: int, value: float) -> None:
+def set_logit(outputs: Knowledge, image: int, r: int, c: int, value: float) -> None:
     level, column, y, x = place(r)
-    seen.logits[level][image, column * K + c, y, x] = value
+    outputs.logits[level][image, column * K + c, y, x] = value
 
 
 def place(r: int) -> tuple[str, int, int, int]:
@@ -98,11 +98,11 @@ def iou_by_hand(a, b) -> float:
     return width * height / (sum(areas) - width * height)
 
 
-def score_by_hand(seen, truth, term, scores, image, r, g) -> float:
+def score_by_hand(outputs, truth, term, scores, image, r, g) -> float:
     if term == "localization":
-        return iou_by_hand(seen.boxes[image, r].tolist(), truth.boxes[image, g].tolist())
+        return iou_by_hand(outputs.boxes[image, r].tolist(), truth.boxes[image, g].tolist())
     level, anchor, y, x = place(r)
-    logit = seen.logits[level][image, anchor * K + int(truth.classes[image, g]), y, x].item()
+    logit = outputs.logits[level][image, anchor * K + int(truth.classes[image, g]), y, x].item()
     return 1 / (1 + math.exp(-logit)) if scores == "sigmoid" else logit
 
 
@@ -115,8 +115,8 @@ def loss_by_loop(student, teacher, truth, assigned, term, scores="sigmoid", tau=
             if len(candidates) < 2:
                 continue
             s, t = (
-                [score_by_hand(seen, truth, term, scores, image, r, g) for r in candidates]
-                for seen in (student, teacher)
+                [score_by_hand(outputs, truth, term, scores, image, r, g) for r in candidates]
+                for outputs in (student, teacher)
             )
             if sort:
                 s, t = sorted(s), sorted(t)
@@ -145,18 +145,18 @@ def test_terms_equal_a_loop_over_objects(scores, tau, sort):
 
 
 def test_coefficients_multiply_and_zero_leaves_out():
-    seen = knowledge(4, 1), knowledge(4, 2), targets(COUNTS)
-    whole = method_on(assignment(COUNTS))(*seen)
-    half = method_on(assignment(COUNTS), classification=0, localization=0.5, weight=7)(*seen)
+    outputs = knowledge(4, 1), knowledge(4, 2), targets(COUNTS)
+    whole = method_on(assignment(COUNTS))(*outputs)
+    half = method_on(assignment(COUNTS), classification=0, localization=0.5, weight=7)(*outputs)
     assert list(half) == ["localization"]
     torch.testing.assert_close(half["localization"], whole["localization"] / 2)
 
 
 def test_fp32_is_close_to_fp64():
-    seen = knowledge(4, 1), knowledge(4, 2)
+    outputs = knowledge(4, 1), knowledge(4, 2)
     method = method_on(assignment(COUNTS), localization=0)
     exact, single = (
-        method(*(x.map_levels(lambda _, x, d=dtype: x.to(d)) for x in seen), targets(COUNTS))
+        method(*(x.map_levels(lambda _, x, d=dtype: x.to(d)) for x in outputs), targets(COUNTS))
         for dtype in (torch.float64, torch.float32)
     )
     assert single["classification"].dtype == torch.float32
@@ -173,8 +173,8 @@ def test_gradients_equal_finite_differences(sort):
     levels = list(student.logits)
 
     def loss(*inputs):
-        seen = Knowledge(logits=dict(zip(levels, inputs, strict=False)), boxes=inputs[-1])
-        return tuple(method(seen, teacher, targets(counts)).values())
+        outputs = Knowledge(logits=dict(zip(levels, inputs, strict=False)), boxes=inputs[-1])
+        return tuple(method(outputs, teacher, targets(counts)).values())
 
     assert torch.autograd.gradcheck(loss, requires_grad(student))
 
@@ -216,10 +216,10 @@ def test_overflow_far_from_objects_stays_there():
     assigned = torch.full((1, R), -1)
     assigned[0, :3] = 0
     expected = method_on(assigned, scores="logit")(student, teacher, targets((1,)))
-    for seen in (student, teacher):
+    for outputs in (student, teacher):
         for c in range(K):
-            set_logit(seen, 0, 7, c, math.inf)
-        seen.boxes[0, 7] = math.inf
+            set_logit(outputs, 0, 7, c, math.inf)
+        outputs.boxes[0, 7] = math.inf
     inputs = requires_grad(student)
     terms = method_on(assigned, scores="logit")(student, teacher, targets((1,)))
     assert terms == expected
@@ -314,8 +314,8 @@ def test_one_assignment_serves_both_without_gradient(assigner):
     requires_grad(student)
     method = method_on(assignment(COUNTS), assigner=assigner)
     method(student, teacher, targets(COUNTS))
-    ((seen, with_gradient),) = method.reader.calls
-    assert seen is (student if assigner == "student" else teacher)
+    ((outputs, with_gradient),) = method.reader.calls
+    assert outputs is (student if assigner == "student" else teacher)
     assert not with_gradient
 
 

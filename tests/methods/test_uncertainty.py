@@ -81,10 +81,10 @@ def test_outcomes_are_as_likely_as_the_samples_are(rates):
     for kept in itertools.product([False, True], repeat=len(rates)):
         chance = math.prod(1 - p if k else p for p, k in zip(rates, kept, strict=True))
         total = sum(k / (1 - p) for p, k in zip(rates, kept, strict=True))
-        alike = (sums - total).abs() < 1e-6
-        assert alike.double().mean().item() == pytest.approx(chance, abs=2**-16)
+        equal = (sums - total).abs() < 1e-6
+        assert equal.double().mean().item() == pytest.approx(chance, abs=2**-16)
         expected = sum(k / (1 - p) ** 2 for p, k in zip(rates, kept, strict=True))
-        assert torch.allclose(squares[alike], torch.tensor(expected, dtype=torch.float64))
+        assert torch.allclose(squares[equal], torch.tensor(expected, dtype=torch.float64))
 
 
 def test_more_samples_than_one_number_decides():

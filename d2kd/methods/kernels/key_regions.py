@@ -60,9 +60,9 @@ def key_regions(
         targets: ground truth.
         xis: exponents of the IoU in `quality`, each in [0, 1].
         k: number of locations that each box chooses, over all levels together.
-        candidates: the locations from which a box chooses: those strictly inside the "box", or
-            those of the whole "image", as in the released code. With "image", chosen locations
-            outside the box take part in the Gaussian's fit and get no weight.
+        candidates: the locations from which a box chooses: all strictly inside the "box", or all of
+            the "image", as in the released code. With "image", chosen locations outside the box
+            take part in the Gaussian's fit and get no weight.
         weighting: the weights of a box's locations. "gaussian": the density of a Gaussian that is
             fitted to the chosen locations, 1 at its mean. "quality": the quality of the chosen
             locations. The other two choose nothing and do not depend on the teacher. "box": 1

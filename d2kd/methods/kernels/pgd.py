@@ -62,15 +62,15 @@ class _Compare(torch.autograd.Function):
         ctx.save_for_backward(student, teacher)
         ctx.tau = tau
         n, c, r = student.shape
-        found = [student.new_empty(n, 1, r) for _ in Comparison._fields]
-        for s, t, mean_s, mean_t, error, difference in cell_blocks(student, teacher, *found):
+        sums = [student.new_empty(n, 1, r) for _ in Comparison._fields]
+        for s, t, mean_s, mean_t, error, difference in cell_blocks(student, teacher, *sums):
             a_s, a_t = s.abs(), t.abs()
             torch.mean(a_s, 1, keepdim=True, out=mean_s)
             torch.mean(a_t, 1, keepdim=True, out=mean_t)
             a_s, a_t = (a.div_(tau).softmax(1) for a in (a_s, a_t))
             torch.sum((s - t).square_().mul_(a_t), 1, keepdim=True, out=error)
             torch.sum(a_s.sub_(a_t).abs_(), 1, keepdim=True, out=difference)
-        mean_s, mean_t, error, difference = (x.squeeze(1) for x in found)
+        mean_s, mean_t, error, difference = (x.squeeze(1) for x in sums)
         ctx.mark_non_differentiable(mean_t)
         return mean_s, mean_t, error.mul_(c), difference.mul_(c)
 
