@@ -175,9 +175,9 @@ def valuable_region(
     """The valuable localization region, and the IoU that weights it.
 
     A location belongs to the region of a box if the DIoU of its anchor and the box is in
-    [share * t, t). The threshold t is defined as in ATSS: mean plus standard deviation of the IoUs of
-    the box with the 9 nearest anchors of each level. A box that overlaps none of these anchors has no
-    region. A location can be in the region and be positive, too, for this or another box.
+    [share * t, t). The threshold t is defined as in ATSS: mean plus standard deviation of the IoUs
+    of the box with the 9 nearest anchors of each level. A box that overlaps none of these anchors
+    has no region. A location can be in the region and be positive, too, for this or another box.
 
     Args:
         locations: anchors and levels.

@@ -132,7 +132,8 @@ class PGD(Method):
         if not objectness and teacher.num_logits != student.num_classes:
             raise ValueError(
                 f"PGD: expected a teacher ({teacher.name}) that scores the student's "
-                f"{student.num_classes} classes, found {teacher.num_logits}. Set the same num_classes."
+                f"{student.num_classes} classes, found {teacher.num_logits}. Give both the same "
+                f"num_classes."
             )
         neck = self.on == "neck"
         self.pairs = pair_levels(

@@ -60,7 +60,7 @@ def standardize(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Ten
             has none.
 
     Returns:
-        (N, C, R); zero and without a gradient in constant channels, for example where there is one cell.
+        (N, C, R); zero and without a gradient in constant channels, for example with one cell.
     """
     # torch.std_mean takes three times as long on a CPU.
     mean = features.mean((0, 2), keepdim=True)
