@@ -86,7 +86,7 @@ class PointReader(AnchorReader):
 
     @property
     def padding(self) -> int:
-        return self.detector.padding
+        return self.detector.pad_size_divisor
 
     def decode(self, seen: Knowledge) -> None:
         locations = self._locations(seen)
@@ -101,7 +101,7 @@ class PointReader(AnchorReader):
     def _grid(self, seen: Knowledge, targets: Targets) -> tuple[Locations, Tensor]:
         locations = self._locations(seen)
         maps = [seen.logits[level] for level in self.head_levels]
-        return locations, self.detector.inside(locations, targets.sizes, maps)
+        return locations, self.detector.in_image_mask(locations, targets.sizes, maps)
 
     def _locations(self, seen: Knowledge) -> Locations:
         return self.detector.locations([seen.logits[level] for level in self.head_levels])

@@ -91,7 +91,7 @@ def plain(**fields) -> Plain:
 def located(model: PointDetector) -> tuple[Locations, Tensor]:
     """The scene's locations, and which are inside."""
     locations = model.locations(maps())
-    return locations, model.inside(locations, targets().sizes, maps())
+    return locations, model.in_image_mask(locations, targets().sizes, maps())
 
 
 def close(value: Tensor, name: str, rtol: float = 1e-4, atol: float = 0.0) -> None:

@@ -6,7 +6,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 from d2kd.detectors import Locations
-from d2kd.detectors.assigners import atss, contains, nearest, settle, spread
+from d2kd.detectors.assigners import (
+    assign_atss,
+    atss_threshold,
+    in_box_mask,
+    nearest_candidates,
+    resolve_conflicts,
+)
 from d2kd.detectors.losses import iou
 from d2kd.targets import Targets
 
@@ -65,7 +71,7 @@ def atss_by_loop(locations: Locations, boxes, inside, topk=9):
 
 
 def test_candidates_equal_released_code(scene):
-    index, valid = nearest(scene[0], targets(), scene[1])
+    index, valid = nearest_candidates(scene[0], targets(), scene[1])
     for i in range(2):
         expected = reference(f"atss.candidates{i}")
         found = torch.zeros(expected.shape[::-1], dtype=torch.long)
@@ -77,15 +83,15 @@ def test_candidates_equal_released_code(scene):
 
 def test_thresholds_equal_released_code(scene):
     locations, inside = scene
-    index, valid = nearest(locations, targets(), inside)
-    found = spread(iou(locations.anchors[index], targets().boxes[:, :, None]), valid)
+    index, valid = nearest_candidates(locations, targets(), inside)
+    found = atss_threshold(iou(locations.anchors[index], targets().boxes[:, :, None]), valid)
     for i in range(2):
         expected = reference(f"atss.thr{i}")
         torch.testing.assert_close(found[i, : len(expected)], expected, rtol=1e-6, atol=0)
 
 
 def test_assignment_equals_released_code(scene):
-    matched = atss(scene[0], targets(), scene[1])
+    matched = assign_atss(scene[0], targets(), scene[1])
     for i in range(2):
         assert torch.equal(matched[i], reference(f"atss.matched_gt{i}"))
 
@@ -102,7 +108,7 @@ def test_assignment_equals_a_loop_over_boxes(topk, seed):
         images.append(torch.cat([corner, corner + side], 1).tolist())
     truth = padded(*images)
     inside = torch.rand(2, len(locations.anchors), generator=generator) < 0.9
-    matched = atss(locations, truth, inside, topk)
+    matched = assign_atss(locations, truth, inside, topk)
     for i, count in enumerate(truth.counts):
         expected = atss_by_loop(locations, truth.boxes[i, :count], inside[i], topk)
         assert torch.equal(matched[i], expected)
@@ -114,29 +120,29 @@ def test_fewer_than_nine_locations():
     truth = padded([[1.0, 1.0, 14.0, 13.0], [3.0, 2.0, 22.0, 17.0]])
     inside = torch.ones(1, 6, dtype=torch.bool)
     expected = atss_by_loop(locations, truth.boxes[0], inside[0])
-    assert torch.equal(atss(locations, truth, inside)[0], expected)
+    assert torch.equal(assign_atss(locations, truth, inside)[0], expected)
     assert (expected >= 0).any()
 
 
 def test_one_location():
     locations = grids((1, 1))
     inside = torch.ones(1, 1, dtype=torch.bool)
-    assert atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), inside).tolist() == [[0]]
-    assert atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), ~inside).tolist() == [[-1]]
+    assert assign_atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), inside).tolist() == [[0]]
+    assert assign_atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), ~inside).tolist() == [[-1]]
 
 
 def test_box_off_the_image_gets_nothing():
     locations = grids((4, 4), (2, 2))
     inside = torch.ones(1, 20, dtype=torch.bool)
     truth = padded([[-90.0, -90.0, -50.0, -40.0], [500.0, 10.0, 540.0, 40.0]])
-    assert (atss(locations, truth, inside) == -1).all()
+    assert (assign_atss(locations, truth, inside) == -1).all()
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
 def test_images_without_boxes(counts):
     locations = grids((4, 4), (2, 2), scale=2)
     truth = padded(*([[3.0, 4.0, 21.0, 25.0]] * count for count in counts))
-    matched = atss(locations, truth, torch.ones(2, 20, dtype=torch.bool))
+    matched = assign_atss(locations, truth, torch.ones(2, 20, dtype=torch.bool))
     assert matched.shape == (2, 20)
     assert (matched[0] == -1).all()
     assert (matched[1] >= 0).any() == (counts[1] > 0)
@@ -144,7 +150,7 @@ def test_images_without_boxes(counts):
 
 def test_of_equal_boxes_the_first_gets_the_locations():
     locations = grids((4, 4), (2, 2), scale=2)
-    matched = atss(
+    matched = assign_atss(
         locations, padded([[3.0, 4.0, 21.0, 25.0]] * 3), torch.ones(1, 20, dtype=torch.bool)
     )
     assert set(matched.unique().tolist()) == {-1, 0}
@@ -154,13 +160,13 @@ def test_a_shared_location_goes_to_the_best_box():
     index = torch.tensor([[[0, 1], [1, 2], [1, 3]]])
     quality = torch.tensor([[[0.0, 0.3], [0.6, 0.2], [0.9, 0.4]]])
     positive = torch.tensor([[[True, True], [True, True], [False, True]]])
-    assert settle(index, quality, positive, 5).tolist() == [[0, 1, 1, 2, -1]]
+    assert resolve_conflicts(index, quality, positive, 5).tolist() == [[0, 1, 1, 2, -1]]
 
 
 def test_contains_asks_for_a_margin():
     locations = grids((2, 2))  # centres at 0 and 8
     boxes = torch.tensor([[[-1.0, -1.0, 8.005, 9.0], [-1.0, -1.0, 8.02, 9.0]]])
-    found = contains(locations, boxes, torch.arange(4).expand(1, 2, 4))
+    found = in_box_mask(locations, boxes, torch.arange(4).expand(1, 2, 4))
     assert found.tolist() == [[[True, False, True, False], [True] * 4]]
 
 
@@ -173,7 +179,7 @@ def test_another_quality_in_place_of_the_iou():
         return (index == 5).float()  # the location at (8, 8)
 
     inside = torch.ones(1, 16, dtype=torch.bool)
-    matched = atss(locations, padded([[1.0, 2.0, 19.0, 18.0]]), inside, quality=quality)
+    matched = assign_atss(locations, padded([[1.0, 2.0, 19.0, 18.0]]), inside, quality=quality)
     assert asked[0].shape == (1, 1, 9)
     assert (matched[0] >= 0).nonzero().flatten().tolist() == [5]
 
@@ -196,5 +202,5 @@ def test_memory_is_a_float_for_each_box_and_location_of_a_level():
     corner = torch.rand(2, 100, 2) * 150
     truth = padded(*torch.cat([corner, corner + 1 + torch.rand(2, 100, 2) * 90], 2).tolist())
     with Largest() as largest:
-        atss(locations, truth, torch.ones(2, len(locations.anchors), dtype=torch.bool))
+        assign_atss(locations, truth, torch.ones(2, len(locations.anchors), dtype=torch.bool))
     assert largest.found == 2 * 100 * 24 * 32

@@ -129,7 +129,7 @@ def test_weights_equal_released_code(scene):
             expected = per_image(name)[i]
             at = within[i, :number] if name == "p_pos" else torch.ones_like(expected).bool()
             torch.testing.assert_close(value[i, :number][at], expected[at], rtol=1e-4, atol=1e-7)
-        surprise = model._bag(locations, boxes, joint, truths)[0][i, :number]
+        surprise = model._positive_parts(locations, boxes, joint, truths)[0][i, :number]
         close(surprise, f"autoassign.pos_loss_per_gt{i}")
 
 
@@ -270,7 +270,7 @@ def test_chunks_change_neither_losses_nor_gradients_nor_assignment():
     inputs = [*given, *model.center_prior.parameters()]
     found = []
     for chunk in (32, 3):
-        model.chunk = chunk
+        model.chunk_size = chunk
         total = sum(model.losses(locations, given, truths, inside).values())
         matched = model.assign(locations, given, truths, inside)
         found.append((total, *torch.autograd.grad(total, inputs), matched))
@@ -311,7 +311,7 @@ def test_memory_does_not_grow_with_boxes():
         losses = model.losses(locations, predictions(locations), truths, None)
         sum(losses.values()).backward()
     # Two coordinates of a chunk's pairs, at most.
-    assert watch.largest <= 2 * 2 * model.chunk * len(locations.anchors)
+    assert watch.largest <= 2 * 2 * model.chunk_size * len(locations.anchors)
 
 
 def test_a_box_without_a_location_adds_a_constant():

@@ -57,7 +57,7 @@ def test_locations_equal_released_code():
 
 def test_without_padding_all_locations_are_inside():
     model = plain()
-    model.padding = 0
+    model.pad_size_divisor = 0
     assert located(model)[1].all()
 
 

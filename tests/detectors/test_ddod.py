@@ -11,7 +11,7 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 from d2kd.detectors import PointHead
 from d2kd.detectors.base import Locations, Predictions
-from d2kd.detectors.ddod import DDOD, DDODHead, DeformConv, LevelBalance, best_quality
+from d2kd.detectors.ddod import DDOD, DDODHead, DeformConv2dPack, LevelBalance, topk_candidates
 from d2kd.targets import Targets
 from tests import toys
 from tests.waits import Waits
@@ -155,8 +155,8 @@ def test_candidates_do_not_depend_on_the_chunk():
     logits, boxes = random_predictions(locations, truth)
     inside = torch.ones(2, 66, dtype=torch.bool)
     probability = logits.sigmoid().mT
-    whole = best_quality(probability, boxes, truth, inside, 0.8)
-    parts = best_quality(probability, boxes, truth, inside, 0.8, chunk=2)
+    whole = topk_candidates(probability, boxes, truth, inside, 0.8)
+    parts = topk_candidates(probability, boxes, truth, inside, 0.8, chunk_size=2)
     torch.testing.assert_close(whole[1], parts[1])
     assert (whole[0] == parts[0])[whole[1] > 0].all()
 
@@ -310,7 +310,7 @@ def test_a_guide_of_other_shape_is_refused():
 
 
 def test_zero_offsets_are_a_plain_convolution():
-    conv = DeformConv(8, 6, bias=True)
+    conv = DeformConv2dPack(8, 6, bias=True)
     nn.init.normal_(conv.bias)
     x = torch.randn(2, 8, 5, 7)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
@@ -329,7 +329,7 @@ def test_head_starts_as_the_plain_head():
 
 
 def test_offsets_move_what_is_sampled_by_dy_dx():
-    conv = DeformConv(1, 1)
+    conv = DeformConv2dPack(1, 1)
     with torch.no_grad():
         conv.weight.zero_()[0, 0, 1, 1] = 1
         conv.offset.bias[8:10] = torch.tensor([1.0, 2.0])  # of the middle tap

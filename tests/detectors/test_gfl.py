@@ -5,7 +5,7 @@ import torch
 
 from d2kd.detectors import GFL, Predictions
 from d2kd.detectors.gfl import distribution_focal_loss, integral, quality_focal_loss
-from d2kd.detectors.losses import iou, one_hot, truth_at
+from d2kd.detectors.losses import gather_targets, iou, one_hot
 from tests import toys
 
 from .scene import (
@@ -127,7 +127,7 @@ def test_positives_weights_and_ious_equal_released_code():
     locations, inside = located(model)
     logits, dist = (x.detach() for x in inputs())
     matched = model.assign(locations, None, targets(), inside)
-    boxes, _ = truth_at(targets(), matched)
+    boxes, _ = gather_targets(targets(), matched)
     overlap = iou(model.decode(locations, dist), boxes)
     for i in range(2):
         index = (matched[i] >= 0).nonzero().flatten()
@@ -198,7 +198,7 @@ def test_box_losses_are_divided_by_the_mean_weight_over_processes(monkeypatch):
     predictions = Predictions(*inputs(), None)
     alone = model.losses(locations, predictions, targets(), inside)
     sums = []
-    monkeypatch.setattr("d2kd.detectors.gfl.rank_mean", lambda x: sums.append(x) or 2 * x)
+    monkeypatch.setattr("d2kd.detectors.gfl.reduce_mean", lambda x: sums.append(x) or 2 * x)
     shared = model.losses(locations, predictions, targets(), inside)
     assert len(sums) == 1 and sums[0] > 1
     torch.testing.assert_close(shared["loss_box_reg"], alone["loss_box_reg"] / 2)
