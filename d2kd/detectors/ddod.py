@@ -33,8 +33,8 @@ class DeformConv2dPack(DeformConv2d):
     """A 3x3 deformable convolution (arXiv 1703.06211) that predicts its own offsets.
 
     Detectron2's and torchvision's layers take the offsets as an input. This layer contains another
-    convolution that computes them, like the layer of the same name in mmcv. The offsets start at zero, so that a new layer acts as a
-    plain convolution.
+    convolution that computes them, like the layer of the same name in mmcv. The offsets start at
+    zero, so that a new layer acts as a plain convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = False):
