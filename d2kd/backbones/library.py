@@ -81,8 +81,8 @@ class LibraryBackbone(Backbone):
             network = source.build(model, pretrained is True, dict(arguments or {})).eval()
         except OSError as e:
             raise OSError(
-                f"{name}.pretrained=True: expected weights in {prefix}'s cache or from the "
-                f"internet, found neither ({e}). Download them elsewhere, and give the path of a file."
+                f"{name}.pretrained=True: expected weights in {prefix}'s cache or on the internet, "
+                f"found neither ({e}). Download them elsewhere, and give the path of a file."
             ) from e
         except (RuntimeError, TypeError, ValueError) as e:
             raise ValueError(
@@ -159,7 +159,7 @@ class LibraryBackbone(Backbone):
         return levels, {k for k, g in zip(parameters, gradients, strict=True) if g is not None}
 
     def _convert_norms(self, source: type[Source], norm: str, frozen: set[str]) -> None:
-        """Convert all batch norms to the kind `norm`, and frozen ones to `FrozenBatchNorm2d`.
+        """Convert all batch norms to the kind `norm`, but those of frozen layers to frozen norms.
 
         Raises:
             ValueError: `norm` is given, but there are no batch norms.
@@ -168,7 +168,7 @@ class LibraryBackbone(Backbone):
         norms = {k: m for k, m in self.body.named_modules() if isinstance(m, kinds)}
         if norm and not norms:
             raise ValueError(
-                f"{self.name}.norm: it has no batch norm, expected '', found {norm!r}. Leave `norm` "
+                f"{self.name}.norm: it has no batch norm, expected '', found {norm!r}. Leave norm "
                 f"out."
             )
         for key, module in norms.items():

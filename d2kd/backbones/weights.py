@@ -33,8 +33,8 @@ def read_weights(path: str, who: str) -> dict[str, Tensor]:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{who}.pretrained: expected a file at {path!r}, found none. Give the path of a file of "
-            f"weights, or False if a checkpoint of the whole detector is loaded anyway."
+            f"{who}.pretrained: expected a file at {path!r}, found none. Give the path of a file, "
+            f"or False if a checkpoint of the whole detector is loaded anyway."
         )
     try:
         if path.endswith(".safetensors"):

@@ -119,6 +119,13 @@ def test_centerness():
     torch.testing.assert_close(centerness(points, box), expected)
 
 
+def test_a_head_without_quality_logits_is_an_error():
+    # A head of another class is not checked when the model is built.
+    output = tuple(unflatten(x) for x in inputs()[:2])
+    with pytest.raises(ValueError, match="expected a head with a quality branch, found one that"):
+        detector(ATSS).forward_training(images(), maps(), output, truth())
+
+
 def test_another_quality_is_an_error():
     with pytest.raises(ValueError, match="expected quality 'iou' or 'centerness', found 'gain'"):
         detector(ATSS, quality="gain")
