@@ -1,4 +1,4 @@
-"""Parts of losses against Detectron2's, torchvision's and hand-worked values."""
+"""Compare the functions of the losses with torchvision and with values computed by hand."""
 
 import torch
 import torchvision
@@ -35,13 +35,13 @@ def test_boxes_without_area_are_finite():
     assert losses.iou(a, b).tolist() == [0, 0, 0]
 
 
-def test_count_floors_each_image_at_one():
+def test_an_image_without_positives_counts_as_one():
     matched = torch.tensor([[0, -1, 2], [-1, -1, -1], [1, -1, -1]])
     assert losses.num_positives(matched) == 2 + 1 + 1
     assert losses.num_positives(matched[1:2]) == 1
 
 
-def test_truth_of_each_location():
+def test_targets_of_each_location():
     truth = targets()
     matched = torch.tensor([[5, -1, 0], [-1, 3, 3]])
     found, classes = losses.gather_targets(truth, matched)
@@ -52,7 +52,7 @@ def test_truth_of_each_location():
     assert classes.tolist() == [[1, -1, 1], [-1, c, c]]
 
 
-def test_truth_without_any_box():
+def test_targets_without_any_box():
     none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), None, None, (0,))
     found, classes = losses.gather_targets(none, torch.full((1, 2), -1))
     assert not found.any()
@@ -78,7 +78,7 @@ def test_mean_of_one_process_is_the_identity():
 
 def test_mean_of_two_processes(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(losses.dist, "all_reduce", lambda x: x.add_(3.0))  # the other one's
+    monkeypatch.setattr(losses.dist, "all_reduce", lambda x: x.add_(3.0))  # of the other process
     x = torch.tensor(5.0, requires_grad=True)
     assert losses.reduce_mean(x) == 4
     assert x == 5
