@@ -159,7 +159,7 @@ class LibraryBackbone(Backbone):
         return levels, {k for k, g in zip(parameters, gradients, strict=True) if g is not None}
 
     def _convert_norms(self, source: type[Source], norm: str, frozen: set[str]) -> None:
-        """Convert all batch norms to the kind `norm`, but those of frozen layers to frozen norms.
+        """Convert batch norms: all to the kind `norm`, but in frozen layers to frozen norms.
 
         Raises:
             ValueError: `norm` is given, but there are no batch norms.

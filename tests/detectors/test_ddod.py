@@ -279,7 +279,7 @@ def test_the_guide_assigns_once():
     model = ddod()
     locations, in_image = located(model)
     own, truths = released(), targets()
-    # The guide's predictions are those of the other image.
+    # The guide's predictions for an image are the detector's own for the other image.
     logits, deltas = own.logits.flip(0), own.regression.flip(0)
     other = Predictions(logits, deltas, own.quality)
     assert (
