@@ -126,7 +126,7 @@ def test_labels_number_the_classes_as_the_test_set_does(other_order, tmp_path, c
 
 
 def test_fields_of_a_detectors_base_are_checked_too(dataset):
-    atss = "configs/demo/dense/atss.py"
+    atss = "configs/experiments/dense/atss.py"
     names = [f"dataloader.{k}.dataset.names=toy_images" for k in ("train", "test")]
     check_config(load_config(atss, [*HERE, *names, "model.test_nms_thresh=0.5"]))
     with pytest.raises(ValueError, match=r"'test_nms_tresh'. Did you mean test_nms_thresh"):

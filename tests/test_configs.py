@@ -23,15 +23,16 @@ from d2kd.data import register_all
 from d2kd.methods import CWD, LD, MGD, PKD, MCDropout
 
 ROOT = Path(__file__).parents[1]
-# configs/pseudo has a test of its own.
+# Configs with pseudo labels have a test file of their own, test_pseudo_configs.py.
 FILES = sorted(
     str(p.relative_to(ROOT / "configs"))
     for p in (ROOT / "configs").rglob("*.py")
-    if p.relative_to(ROOT / "configs").parts[0] != "pseudo"
+    if "pseudo" not in p.relative_to(ROOT / "configs").parts
 )
-# What train_net.py can run; other configs import the rest.
+DEMO = ("demo/", "experiments/")
+# Configs that train_net.py can run. Other files are only imported.
 RUNS = [name for name in FILES if "common" not in name]
-COCO_RUNS = [name for name in RUNS if not name.startswith("demo/")]
+COCO_RUNS = [name for name in RUNS if not name.startswith(DEMO)]
 METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "pgd", "rm_pfi"]
 METHODS = [f"common/{method}.py" for method in [*METHOD_NAMES, "uet"]]
 METHOD = re.compile(rf"(_cascade|_swin|_uet)?_({'|'.join(METHOD_NAMES)})\.py$")
@@ -40,7 +41,7 @@ UET_RUNS = [name for name in DISTILLED if "_uet_" in name]
 # R50 from R101 of the same detector.
 FGD_RUNS = [name for name in DISTILLED if re.search(r"_R_50_FPN_\dx(_bs16)?_fgd\.py$", name)]
 SMALL_RUNS = [name for name in DISTILLED if re.search(r"(_R_18|_R_34|mobilenet).*x.*_fgd", name)]
-ALONE = [n for n in FILES if n not in (*METHODS, *DISTILLED) and not n.startswith("demo/")]
+ALONE = [n for n in FILES if n not in (*METHODS, *DISTILLED) and not n.startswith(DEMO)]
 
 # FGD's released settings: tau, alpha, beta, gamma, lambda, strides by level, learning rate.
 ONE_STAGE = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
@@ -405,7 +406,7 @@ def test_students_and_teachers_alone_need_no_distillation(name):
     assert not re.search(others + methods, text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("demo/")])
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(DEMO)])
 def test_configs_stay_short(name):
     assert len((ROOT / "configs" / name).read_text().splitlines()) <= 40
 

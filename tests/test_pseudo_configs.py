@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,11 @@ from d2kd.pseudo.teachers import LabelTeacher, class_names
 from .test_configs import _as_train_net, build, load  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs/pseudo").rglob("*.py"))
+FILES = sorted(
+    p.relative_to(ROOT / "configs")
+    for folder in ("pseudo", "experiments/pseudo")
+    for p in (ROOT / "configs" / folder).rglob("*.py")
+)
 LABELS = [str(p) for p in FILES if p.name.startswith("labels")]
 RUNS = [str(p) for p in FILES if "common" not in p.name and str(p) not in LABELS]
 
@@ -173,7 +178,7 @@ def test_trains_on_labels_and_from_checkpoints_that_others_make():
 def test_what_an_adapted_student_is_compared_with_differs_in_its_data_alone():
     for domain in ("fog", "night"):
         adapted, *others = (
-            load(f"pseudo/demo/{domain}_{x}.py") for x in ("adapted", "oracle", "source")
+            load(f"experiments/pseudo/{domain}_{x}.py") for x in ("adapted", "oracle", "source")
         )
         for other in others:
             assert other.dataloader.train.dataset != adapted.dataloader.train.dataset
@@ -212,14 +217,14 @@ def test_a_next_round_needs_no_other_file():
     docs = (ROOT / "docs/pseudo.md").read_text()
     shown = [
         "dataloader.train.dataset.target.path=output/pseudo/demo_fog_2/labels.json",
-        "labels.teachers.large.model=configs/pseudo/demo/fog_adapted.py",
+        "labels.teachers.large.model=configs/experiments/pseudo/fog_adapted.py",
         "labels.teachers.large.weights=output/pseudo/fog_adapted/model_final.pth",
         "labels.output=output/pseudo/demo_fog_2",
     ]
     assert all(x in docs for x in shown)
-    node = load("pseudo/demo/fog_adapted.py", shown[0]).dataloader.train.dataset
+    node = load("experiments/pseudo/fog_adapted.py", shown[0]).dataloader.train.dataset
     assert node.target.path == "output/pseudo/demo_fog_2/labels.json"
-    labels = LazyConfig.load("configs/pseudo/demo/labels_fog.py")
+    labels = LazyConfig.load("configs/experiments/pseudo/labels_fog.py")
     teacher = LazyConfig.apply_overrides(labels, shown[1:]).labels.teachers.large
     detector, image_format = build_detector(teacher.model)
     assert (type(detector), detector.num_classes, image_format) == (RetinaNet, 10, "RGB")
@@ -250,9 +255,9 @@ def test_teachers_know_the_classes_that_they_were_trained_on(name):
             zoo = model_zoo.get_config(teacher.model)
             assert len(classes) == zoo.MODEL.RETINANET.NUM_CLASSES
             continue
-        cfg = load(teacher.model.removeprefix("configs/"))
+        cfg = load(os.path.relpath(teacher.model, "configs"))
         assert num_classes(cfg.model) == len(classes)
-        shipped = teacher.weights == "configs/demo/teacher.pth"
+        shipped = os.path.normpath(teacher.weights) == "configs/demo/teacher.pth"
         assert shipped or teacher.weights == f"{cfg.train.output_dir}/model_final.pth"
         # They label at the size that they are validated at.
         sizes = nodes(cfg.dataloader.test.mapper.augmentations, ResizeShortestEdge)
@@ -273,7 +278,7 @@ def test_students_classes_are_those_of_their_labels():
 def test_two_teachers_own_the_halves():
     owned = {}
     for which in ("halves", "low", "high"):
-        node = load_labels(f"pseudo/demo/labels_{which}.py")
+        node = load_labels(f"experiments/pseudo/labels_{which}.py")
         classes = class_names(node.classes)
         owned[which] = {
             name: CategoryMap(classes, t.categories, list(t.classes)).owned.tolist()
@@ -283,7 +288,7 @@ def test_two_teachers_own_the_halves():
     assert owned["halves"] == dict(low=low, high=high)
     assert (owned["low"], owned["high"]) == (dict(low=low), dict(high=high))
     for name, kind in (("retinanet_low", RetinaNet), ("fcos_high", FCOS)):
-        assert load(f"pseudo/demo/{name}.py").model._target_ is kind
+        assert load(f"experiments/pseudo/{name}.py").model._target_ is kind
 
 
 # ---- data of the demo
@@ -316,7 +321,7 @@ def labelled(tmp_path):
 
 
 def data(name: str, labelled: Path | None = None) -> list[dict]:
-    node = load(f"pseudo/demo/{name}.py").dataloader.train.dataset
+    node = load(f"experiments/pseudo/{name}.py").dataloader.train.dataset
     for labels in nodes(node, read):
         labels.path = str(labelled)
     return instantiate(node)
@@ -354,7 +359,7 @@ def test_adaptation_sees_as_many_images_of_both_domains(labelled):
 def test_labels_of_one_half_say_what_was_searched_for(labelled):
     images = data("halves_low_student", labelled)
     assert all(x["annotated_classes"] == [0, 1, 2, 3, 4] for x in images)
-    mapper = instantiate(load("pseudo/demo/halves_low_student.py").dataloader.train.mapper)
+    mapper = instantiate(load("experiments/pseudo/halves_low_student.py").dataloader.train.mapper)
     assert mapper(images[0])["annotated_classes"] == [0, 1, 2, 3, 4]
 
 
