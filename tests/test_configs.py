@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,14 +36,17 @@ DEMO = ("demo/", "experiments/")
 RUNS = [name for name in FILES if "common" not in name]
 COCO_RUNS = [name for name in RUNS if not name.startswith(DEMO)]
 METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "pgd", "rm_pfi"]
-METHODS = [f"common/{method}.py" for method in [*METHOD_NAMES, "uet"]]
 METHOD = re.compile(rf"(_cascade|_swin|_uet)?_({'|'.join(METHOD_NAMES)})\.py$")
 DISTILLED = [name for name in COCO_RUNS if METHOD.search(name)]
+PSEUDO_COCO = ["share", "pseudo", "finetune", "labels"]
+# Students that are Detectron2's own detectors, and their schedules.
+PLAIN = [(d, "2x") for d in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn", "cascade_rcnn")]
+PLAIN += [("fcos", "1x")]
 UET_RUNS = [name for name in DISTILLED if "_uet_" in name]
 # R50 from R101 of the same detector.
 FGD_RUNS = [name for name in DISTILLED if re.search(r"_R_50_FPN_\dx(_bs16)?_fgd\.py$", name)]
 SMALL_RUNS = [name for name in DISTILLED if re.search(r"(_R_18|_R_34|mobilenet).*x.*_fgd", name)]
-ALONE = [n for n in FILES if n not in (*METHODS, *DISTILLED) and not n.startswith(DEMO)]
+ALONE = [n for n in FILES if n not in DISTILLED and not n.startswith(DEMO)]
 
 # FGD's released settings: tau, alpha, beta, gamma, lambda, strides by level, learning rate.
 ONE_STAGE = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
@@ -98,6 +103,10 @@ OTHERS = {
         *(None, False),
     ),
 }
+
+
+def docs(name: str) -> str:
+    return ast.get_docstring(ast.parse((ROOT / "configs" / name).read_text())) or ""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -402,8 +411,36 @@ def test_overrides_reach_the_methods():
 def test_students_and_teachers_alone_need_no_distillation(name):
     text = (ROOT / "configs" / name).read_text()
     others = r"^\s*(from|import) d2kd(?!\.(backbones|detectors|crowdhuman_evaluation)\b)"
-    methods = rf"|common\.({'|'.join(METHOD_NAMES)}|uet)\b"
-    assert not re.search(others + methods, text, re.MULTILINE)
+    assert not re.search(others, text, re.MULTILINE)
+    assert not re.search(rf"^from .*_({'|'.join(METHOD_NAMES)})\b", text, re.MULTILINE)
+
+
+def imported(file: Path) -> set[Path]:
+    """A config and all config files that it imports, directly or through others."""
+    files = {file}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            files |= imported(file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py")
+    return files
+
+
+@pytest.mark.parametrize("name", [*COCO_RUNS, *(f"pseudo/coco/{x}.py" for x in PSEUDO_COCO)])
+def test_a_recipe_is_read_in_three_files(name):
+    files = imported(ROOT / "configs" / name)
+    assert len(files) <= 3, sorted(str(x.relative_to(ROOT)) for x in files)
+
+
+@pytest.mark.parametrize("name", [n for n in COCO_RUNS if "needs no d2kd" in docs(n).lower()])
+def test_a_plain_recipe_loads_where_d2kd_is_not_installed(name, monkeypatch):
+    for module in list(sys.modules):
+        if module == "d2kd" or module.startswith("d2kd."):
+            monkeypatch.setitem(sys.modules, module, None)
+    assert LazyConfig.load(f"configs/{name}").model
+
+
+def test_all_students_of_detectron2_need_no_d2kd():
+    plain = {n for n in COCO_RUNS if "needs no d2kd" in docs(n).lower()}
+    assert plain == {f"{d}/{d}_R_50_FPN_{x}.py" for d, x in PLAIN}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(DEMO)])

@@ -14,9 +14,9 @@ from ...demo.common import dataloader, fcos, lr_multiplier, optimizer, pyramid, 
 
 _here = os.path.dirname(__file__)
 
-# On COCO, a bottom-up network starts from ImageNet weights. Here it starts from the demo's RetinaNet
-# student, which was trained alone for 1,500 steps. Neck and head start from random weights, or from
-# the weights of the teacher.
+# On COCO, a bottom-up network starts from ImageNet weights. Here it starts from the demo's student,
+# which was trained alone for 1,500 steps. Neck and head start from random weights, or from the
+# weights of the teacher.
 train.init_checkpoint = os.path.join(_here, "backbone.pth")
 train.max_iter = 600
 train.eval_period = 0

@@ -1,4 +1,4 @@
-"""Stage 1: a fifth of the images have true labels, the others those of a teacher (labels_train.py)."""
+"""Stage 1: a fifth of the images have true labels, the others a teacher's (labels_train.py)."""
 
 from detectron2.config import LazyCall as L
 

@@ -5,9 +5,10 @@ Sizes and schedule are those of Detectron2's Mask R-CNN for Cityscapes, but from
 not COCO's: those have seen more than the source.
 """
 
-from ...common.coco import dataloader, lr_multiplier, optimizer, train
-from ...faster_rcnn.faster_rcnn_R_50_FPN_2x import model
+from ...common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ...common.models.faster_rcnn import faster_rcnn
 
+model = faster_rcnn()
 model.roi_heads.num_classes = 8
 
 dataloader.train.dataset.names = "cityscapes_train"

@@ -1,14 +1,9 @@
-"""COCO at batch 16 for 24 epochs ("2x"): data, optimiser, schedule. Detectron2 only, no d2kd.
+"""COCO for 24 epochs ("2x") at batch 16: data, optimizer and schedule. Needs Detectron2 only.
 
-Shared by students alone, students with a teacher and teachers, so that they differ in nothing else.
-
-From FGD's release: 24 epochs, learning rate / 10 after 16 and 22, gradient norm clipped at 35.
-(Detectron2's own 2x is 180,000 steps with drops at 120,000 and 160,000, without clipping.) All else
-is Detectron2's and need not be the release's: short sides of 640 to 800 pixels in training, BGR
-images for ImageNet weights from Caffe, warm-up of 1,000 steps, no weight decay on normalisation.
-
-`train.amp.enabled=True model.teacher.dtype=float16` on the command line is mixed precision for
-student and teacher.
+- From FGD's release: 24 epochs, learning rate / 10 after 16 and 22, gradient norm clipped at 35.
+  (Detectron2's own 2x is 180,000 steps with drops at 120,000 and 160,000, without clipping.)
+- Detectron2's, and not necessarily the release's: all else. Short sides of 640 to 800 pixels, BGR
+  images for Caffe's ImageNet weights, warm-up of 1,000 steps, no weight decay on normalization.
 """
 
 from detectron2 import model_zoo
@@ -22,7 +17,9 @@ train = model_zoo.get_config("common/train.py").train
 
 dataloader.train.mapper.use_instance_mask = False
 
-# 24 epochs * 7,330 steps; an epoch is 117,266 images with boxes in batches of 16.
+optimizer.lr = 0.02  # of R-CNNs; recipes of one-stage detectors set 0.01
+
+# 24 epochs of 7,330 steps; an epoch is 117,266 images with boxes in batches of 16.
 train.max_iter = 24 * 7330
 train.eval_period = train.checkpointer.period = 7330
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
