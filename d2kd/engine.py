@@ -22,7 +22,9 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Progress", "Segments", "TrainLoader", "Trainer", "launch"]
+from .loading import predictions_in_fp32, resolve_target
+
+__all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Trainer(SimpleTrainer):
     """`SimpleTrainer` with mixed precision on any device, accumulation and gradient clipping.
 
     Args:
-        model, optimizer: see `SimpleTrainer`. The batches come from `Segments`.
+        model, optimizer: see `SimpleTrainer`. The batches come from `ExactResume`.
         amp_dtype: autocast precision, torch.bfloat16 or torch.float16 (with loss scaling); None
             for fp32.
         accumulate: batches whose mean gradient makes one step.
@@ -64,8 +66,7 @@ class Trainer(SimpleTrainer):
         self._data_time, self._steps = 0.0, 0
         self._device = next(model.parameters()).device.type
         if amp_dtype is not None and isinstance(_detector(model), DenseDetector):
-            # Detectron2's FCOS fails on half-precision predictions, and losses want fp32 anyway.
-            _detector(model).head.register_forward_hook(_predictions_in_fp32)
+            _detector(model).head.register_forward_hook(predictions_in_fp32)
         self._batches: Iterator = iter(())
         scaler = getattr(torch.amp, "GradScaler", None)  # torch < 2.3 has CUDA's only
         enabled = amp_dtype == torch.float16
@@ -137,10 +138,6 @@ class Trainer(SimpleTrainer):
             self._scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-def _predictions_in_fp32(_head: nn.Module, _args: tuple, output: tuple) -> tuple:
-    return tuple([x.float() for x in levels] for levels in output)
-
-
 # Detectron2's dense detectors divide their losses by a running mean of the number of positives,
 # which is a plain attribute: no checkpoint of Detectron2's holds it.
 def _detector(model: nn.Module) -> nn.Module:
@@ -161,16 +158,16 @@ def _set_normalizers(model: nn.Module, values: dict[str, float]) -> None:
         setattr(_detector(model), name, value)
 
 
-class Progress(HookBase):
+class ScheduleProgress(HookBase):
     """Tells a distiller how much of training is done, for the schedules of its methods."""
 
     def before_step(self) -> None:
         model = self.trainer.model
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        model.strength.progress = self.trainer.iter / self.trainer.max_iter
+        model.loss_weights.progress = self.trainer.iter / self.trainer.max_iter
 
 
-class Segments(HookBase):
+class ExactResume(HookBase):
     """Makes resuming exact, whatever loader and augmentation the config names.
 
     Training runs in segments of `period` steps, from one checkpoint to the next. Each begins with
@@ -250,7 +247,7 @@ class TrainLoader:
             return
         node = self._node
         try:
-            if instantiate_target(node) is build_detection_train_loader and not node.get("sampler"):
+            if resolve_target(node) is build_detection_train_loader and not node.get("sampler"):
                 dataset = instantiate(node.dataset)
                 if not isinstance(dataset, torch.utils.data.IterableDataset):
                     self._dataset = dataset
@@ -270,16 +267,6 @@ class TrainLoader:
             len(self._dataset), seed, step * self._accumulate * node.total_batch_size
         )
         return build_detection_train_loader(dataset=self._dataset, **rest)
-
-
-def instantiate_target(node) -> object:
-    """The function or class that a LazyConfig node names."""
-    target = node["_target_"]
-    if isinstance(target, str):
-        from detectron2.utils.registry import locate
-
-        return locate(target)
-    return target
 
 
 def launch(main: Callable, args) -> None:

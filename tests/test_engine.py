@@ -12,7 +12,7 @@ from detectron2.data import (
 from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
-from d2kd.engine import Segments, Trainer, TrainLoader, _Sampler
+from d2kd.engine import ExactResume, Trainer, TrainLoader, _Sampler
 from tests import toys
 
 
@@ -178,7 +178,7 @@ def test_each_segment_begins_with_a_seed_of_its_own():
             started.append(step)
             return itertools.repeat([torch.ones(3)])
 
-        trainer.register_hooks([Segments(loader, period=3, seed=11)])
+        trainer.register_hooks([ExactResume(loader, period=3, seed=11)])
         trainer.train(start, 7)
         return started
 
@@ -189,7 +189,7 @@ def test_each_segment_begins_with_a_seed_of_its_own():
 
 
 def test_random_seed_is_remembered():
-    first, second = Segments(None, 3), Segments(None, 3)
+    first, second = ExactResume(None, 3), ExactResume(None, 3)
     second.load_state_dict(first.state_dict())
     assert second.seed == first.seed
 

@@ -9,7 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from d2kd.crowdhuman_evaluation import CrowdHumanEvaluator
+from d2kd.evaluation.crowdhuman import CrowdHumanEvaluator
 
 dataloader = model_zoo.get_config("common/data/coco.py").dataloader
 optimizer = model_zoo.get_config("common/optim.py").SGD

@@ -1,6 +1,6 @@
 """The large detector, which was trained on clear images only, labels the images in fog.
 
-python tools/pseudo_label.py --config-file configs/experiments/pseudo/labels_fog.py
+d2kd label --config-file configs/experiments/pseudo/labels_fog.py
 """
 
 from .labels_train import labels

@@ -2,7 +2,7 @@
 
 Train the teachers first with retinanet_low.py and fcos_high.py. Then run
 
-python tools/pseudo_label.py --config-file configs/experiments/pseudo/labels_halves.py
+d2kd label --config-file configs/experiments/pseudo/labels_halves.py
 """
 
 from .halves_common import teacher

@@ -1,6 +1,6 @@
 """The large detector, which was trained on clear images only, labels the images in night.
 
-python tools/pseudo_label.py --config-file configs/experiments/pseudo/labels_night.py
+d2kd label --config-file configs/experiments/pseudo/labels_night.py
 """
 
 from .labels_train import labels

@@ -2,7 +2,7 @@
 
 Train it first with retinanet_share.py. Then run
 
-python tools/pseudo_label.py --config-file configs/experiments/pseudo/labels_share.py
+d2kd label --config-file configs/experiments/pseudo/labels_share.py
 """
 
 import os

@@ -1,15 +1,15 @@
 """The large detector labels the training images, as if they had no labels.
 
-python tools/pseudo_label.py --config-file configs/experiments/pseudo/labels_train.py
+d2kd label --config-file configs/experiments/pseudo/labels_train.py
 """
 
 import os
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.bars import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo.thresholds import FixedBars
 
 _demo = os.path.join(os.path.dirname(__file__), "../../demo")
 

@@ -6,14 +6,14 @@ done once, or in rounds (docs/pseudo.md). The low bar is ours.
 The teacher has the student's architecture, so that whatever is gained comes from adaptation. A
 larger one needs its config in `model` and its checkpoint in `weights`, and no other change.
 
-python tools/pseudo_label.py --config-file configs/pseudo/cityscapes_foggy/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/cityscapes_foggy/labels.py --num-gpus 8
 """
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.bars import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo.thresholds import FixedBars
 
 _CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 

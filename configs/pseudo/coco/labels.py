@@ -6,14 +6,14 @@ nobody with all labels has helped, train a teacher on the share: set `model` and
 share.py and its checkpoint, with a higher bar (STAC's is 0.9, Unbiased Teacher's 0.7), and
 `labels.output` to another folder.
 
-python tools/pseudo_label.py --config-file configs/pseudo/coco/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/coco/labels.py --num-gpus 8
 """
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.bars import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo.thresholds import FixedBars
 
 labels = dict(
     images=dict(dataset="coco_2017_train"),

@@ -1,7 +1,7 @@
 """The detector that has learned from Sim10k labels the cars in the training images of Cityscapes,
 whose own labels are not looked at.
 
-python tools/pseudo_label.py --config-file configs/pseudo/sim10k_cityscapes/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/sim10k_cityscapes/labels.py --num-gpus 8
 """
 
 from ..cityscapes_foggy.labels import labels

@@ -2,7 +2,7 @@
 
 0.8 is Adaptive Teacher's bar for this pair too.
 
-python tools/pseudo_label.py --config-file configs/pseudo/voc_clipart/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/voc_clipart/labels.py --num-gpus 8
 """
 
 from ..cityscapes_foggy.labels import labels
