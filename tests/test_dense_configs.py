@@ -34,7 +34,7 @@ PGD_WEIGHTS = {
 # neck, P6 and P7 have 16. Each convolution of a tower has 3 with GroupNorm, 4 with a bias, too.
 INHERITED = {
     "fcos": 16 + 8 * 4 + 3 * 2,
-    "autoassign": 16 + 8 * 4 + 3 * 2 + 1 + 2,  # scales; centre prior
+    "autoassign": 16 + 8 * 4 + 3 * 2 + 1 + 2,  # scales; center prior
     "atss": 16 + 8 * 3 + 3 * 2 + 1,
     "gfl": 16 + 8 * 3 + 2 * 2 + 1,
     "ddod": 16 + 8 * 3 + 3 * 2 + 1 + 2 * 2,  # offsets
@@ -230,7 +230,7 @@ def test_schedule_is_the_released_one(name):
 
 
 @pytest.mark.parametrize("name", [*STUDENTS, *TEACHERS])
-def test_images_have_the_released_size_and_colours(name):
+def test_images_have_the_released_size_and_colors(name):
     cfg = load(name)
     longest = 1400 if "crowdhuman" in name else 1333
     train, test = cfg.dataloader.train.mapper, cfg.dataloader.test.mapper

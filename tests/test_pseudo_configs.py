@@ -62,8 +62,8 @@ DEMO = 20  # training images, of which a fifth is four
 def _data(_as_train_net, tmp_path_factory):  # noqa: F811
     """The demo set, small, and one image for each other split; COCO and VOC need not be there."""
     root, before = tmp_path_factory.mktemp("datasets"), set(DatasetCatalog.list())
-    for name, (labelled, others, classes) in FOLDERS.items():
-        for split in (*labelled, *others):
+    for name, (labeled, others, classes) in FOLDERS.items():
+        for split in (*labeled, *others):
             (root / name / split).mkdir(parents=True)
             Picture.new("RGB", (40, 20)).save(root / name / split / "1.png")
         (root / name / "annotations").mkdir()
@@ -76,7 +76,7 @@ def _data(_as_train_net, tmp_path_factory):  # noqa: F811
                 for i in range(1, len(classes) + 1)
             ],
         }
-        for split in labelled:
+        for split in labeled:
             (root / name / "annotations" / f"{split}.json").write_text(json.dumps(coco))
     make_demo(root, {split: DEMO if split == "demo_train" else 2 for split in SPLITS})
     register_demo(root)
@@ -153,7 +153,7 @@ def test_evaluates_as_many_classes_as_the_student_has(name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_what_labels_leave_open_is_heeded(name):
+def test_incomplete_labels_mask_the_losses(name):
     cfg = load(name)
     data = cfg.dataloader.train.dataset
     partial = nodes(data, read) or any(
@@ -204,7 +204,7 @@ def test_cocos_share_is_a_fifth_and_stage_1_has_the_usual_steps():
     usual = load("retinanet/retinanet_R_50_FPN_2x.py")
     fifth = alone.dataloader.train.dataset
     assert (fifth.share, fifth.seed) == (0.2, 0)
-    assert pseudo.dataloader.train.dataset.labelled == fifth
+    assert pseudo.dataloader.train.dataset.labeled == fifth
     assert pseudo.dataloader.train.dataset.rest.images == fifth
     assert tuned.dataloader.train.dataset == fifth
     for cfg in (alone, pseudo, tuned):
@@ -231,7 +231,7 @@ def test_a_next_round_needs_no_other_file():
     assert (type(detector), detector.num_classes, image_format) == (RetinaNet, 10, "RGB")
 
 
-# ---- labelling
+# ---- labeling
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -296,7 +296,7 @@ def test_two_teachers_own_the_halves():
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     """A box of a teacher that knows 0 to 4 in each of the training images, as labels.json."""
     records = DatasetCatalog.get("demo_train")
     found = Labels(
@@ -321,10 +321,10 @@ def labelled(tmp_path):
     return path
 
 
-def data(name: str, labelled: Path | None = None) -> list[dict]:
+def data(name: str, labeled: Path | None = None) -> list[dict]:
     node = load(f"experiments/pseudo/{name}.py").dataloader.train.dataset
     for labels in nodes(node, read):
-        labels.path = str(labelled)
+        labels.path = str(labeled)
     return instantiate(node)
 
 
@@ -340,8 +340,8 @@ def test_a_half_is_all_images_with_the_boxes_of_its_classes(name, first):
     assert boxes(half, 0) == rest and any(rest)
 
 
-def test_a_fifth_and_the_rest(labelled):
-    fifth, both = data("share"), data("share_pseudo", labelled)
+def test_a_fifth_and_the_rest(labeled):
+    fifth, both = data("share"), data("share_pseudo", labeled)
     ids = {x["image_id"] for x in fifth}
     assert len(fifth) == DEMO / 5 and len(both) == DEMO
     for image in both:
@@ -352,13 +352,13 @@ def test_a_fifth_and_the_rest(labelled):
     assert len(distilled) == 2 * DEMO  # the fifth, repeated, and all without labels
 
 
-def test_adaptation_sees_as_many_images_of_both_domains(labelled):
-    mixed = data("fog_adapted", labelled)
+def test_adaptation_sees_as_many_images_of_both_domains(labeled):
+    mixed = data("fog_adapted", labeled)
     assert sum("annotated_classes" in x for x in mixed) == len(mixed) / 2 == DEMO
 
 
-def test_labels_of_one_half_say_what_was_searched_for(labelled):
-    images = data("halves_low_student", labelled)
+def test_labels_of_one_half_say_what_was_searched_for(labeled):
+    images = data("halves_low_student", labeled)
     assert all(x["annotated_classes"] == [0, 1, 2, 3, 4] for x in images)
     mapper = instantiate(load("experiments/pseudo/halves_low_student.py").dataloader.train.mapper)
     assert mapper(images[0])["annotated_classes"] == [0, 1, 2, 3, 4]

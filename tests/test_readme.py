@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_ten_lines_distil_ones_own_detector(folder):
+def test_ten_lines_distill_ones_own_detector(folder):
     lines = (folder / "my_distilled.py").read_text().strip().splitlines()
     assert len(lines) <= 10
     configs = [load_config(f"my_{who}.py") for who in ("student", "distilled")]

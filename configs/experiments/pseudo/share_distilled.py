@@ -16,8 +16,8 @@ from d2kd.methods import FGD, Methods
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
 dataloader.train.dataset = L(mix)(
-    labelled=dataloader.train.dataset,
-    unlabelled=L(load_unlabelled)(name="demo_train"),
+    labeled=dataloader.train.dataset,
+    unlabeled=L(load_unlabelled)(name="demo_train"),
     shares=[1, 1],
 )
 _demo = os.path.join(os.path.dirname(__file__), "../../demo")

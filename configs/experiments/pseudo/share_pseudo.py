@@ -7,9 +7,9 @@ from d2kd.pseudo.coco import read
 
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
-labelled = dataloader.train.dataset
+_labeled = dataloader.train.dataset
 dataloader.train.dataset = L(mix)(
-    labelled=labelled,
-    rest=L(without)(dataset=L(read)(path="output/pseudo/demo_train/labels.json"), images=labelled),
+    labeled=_labeled,
+    rest=L(without)(dataset=L(read)(path="output/pseudo/demo_train/labels.json"), images=_labeled),
 )
 train.output_dir = "output/pseudo/share_pseudo"

@@ -19,7 +19,7 @@ model = L(Distiller)(student=model_zoo.get_config("COCO-Detection/retinanet_R_50
 
 _labeled = L(share)(dataset=images("coco_2017_train"), share=0.2, seed=0)  # as in share.py
 dataloader.train.dataset = L(mix)(
-    labelled=_labeled,
+    labeled=_labeled,
     rest=L(without)(dataset=L(read)(path="output/pseudo/coco/labels/labels.json"), images=_labeled),
 )
 strong(dataloader)
