@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2kd import model_zoo
 from d2kd.config import check_config, load_config
 from d2kd.pseudo.coco import read
 
@@ -35,6 +37,29 @@ def test_defaults_of_the_fields_that_d2kd_adds(dataset):
     assert cfg.train.amp.dtype == "float16" and not cfg.train.amp.enabled
     assert cfg.train.teacher_check.images == 0
     check_config(cfg)
+
+
+def test_train_has_detectron2s_fields_with_its_defaults_and_ours():
+    ours = model_zoo.get_config("common/train.py").train
+    added = dict(
+        seed=-1, accumulate=1, clip_grad_norm=0.0, teacher_check=dict(images=0, min_ap=0.0)
+    )
+    expected = detectron2_zoo.get_config("common/train.py").train
+    expected.update(added)
+    expected.amp.dtype = "float16"
+    assert ours == expected
+
+
+def test_only_missing_fields_of_train_are_filled_in(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "model, dataloader = {}, {}\n"
+        "train = dict(max_iter=7, teacher_check=dict(images=4), own=1, amp=dict(enabled=True))\n"
+    )
+    train = load_config(str(config), ["train.teacher_check.min_ap=30"]).train
+    assert (train.max_iter, train.own, train.log_period) == (7, 1, 20)
+    assert train.teacher_check == dict(images=4, min_ap=30)
+    assert train.amp == dict(enabled=True, dtype="float16")
 
 
 def test_overrides_reach_fields_and_unset_arguments(dataset):

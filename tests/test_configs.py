@@ -342,6 +342,7 @@ def test_schedule_is_24_epochs_with_drops_after_16_and_22(name):
 
 @pytest.mark.parametrize("name", DISTILLED)
 def test_only_the_distiller_is_added_to_the_student(name):
+    """The recipes repeat their settings: data, schedule and optimizer agree field for field."""
     distilled, student = load(name), load(alone(name))
     assert next(iter(distilled.model)) == "student"  # before anything else draws random numbers
     distilled.model = distilled.model.student
