@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,21 @@ def test_files_of_ours_are_found_from_any_folder(tmp_path, monkeypatch):
                 assert os.path.isfile(text), (name, text)
     distiller = instantiate(load_config(model_zoo.get_config_file("demo/distill.py")).model)
     assert type(distiller.teacher.model).__name__ == "RetinaNet"  # whose weights have been loaded
+
+
+def test_the_readme_shows_how_to_change_a_recipe(tmp_path):
+    snippets = re.findall(
+        r"```python\n(.*?)```", (ROOT / "configs/README.md").read_text(), re.DOTALL
+    )
+    (snippet,) = [x for x in snippets if "my_train" in x]
+    (tmp_path / "my.py").write_text(snippet)
+    cfg, recipe = (
+        load_config(str(tmp_path / "my.py")),
+        load_config(model_zoo.get_config_file("retinanet/retinanet_R_50_FPN_2x_fgd.py")),
+    )
+    assert cfg.dataloader.train.dataset.names == "my_train"
+    recipe.dataloader.train.dataset.names = "my_train"
+    assert cfg == recipe
 
 
 @pytest.mark.slow
