@@ -222,10 +222,13 @@ def test_other_students_train(student):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_unusual_batches_give_finite_losses_and_gradients(batch, dtype):
     model = distiller()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
-        losses = model(batch)
+    # On a map of one cell, oneDNN's bf16 gradient of a strided convolution reads
+    # uninitialized memory. Here this would be P7's weights.
+    with torch.backends.mkldnn.flags(enabled=dtype is None):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+            losses = model(batch)
+        sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
-    sum(losses.values()).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and torch.isfinite(p.grad).all(), name
 

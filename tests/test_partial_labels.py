@@ -12,7 +12,7 @@ from torch import nn
 
 from d2kd import Distiller, Targets, Teacher
 from d2kd.methods import FGD, PGD, Methods, Mimic
-from d2kd.partial_labels import _only_searched, covered, mask_partial_labels
+from d2kd.partial_labels import _mask_scores, covered, mask_partial_labels
 from d2kd.readers import read
 from tests import toys
 
@@ -272,7 +272,7 @@ def test_an_image_that_was_not_searched_teaches_a_two_stage_detector_nothing(bui
 def test_background_stands_for_classes_not_searched_for():
     scores = torch.tensor([[1.0, 2.0, 0.5, -1.0]], dtype=torch.float64, requires_grad=True)
     searched = torch.tensor([[True, False, False]])
-    merged = _only_searched(scores, searched, sigmoid=False)
+    merged = _mask_scores(scores, searched, sigmoid=False)
     p = scores.detach().softmax(1)[0]
     torch.testing.assert_close(merged.softmax(1)[0, [0, 3]], torch.stack([p[0], 1 - p[0]]))
     loss = nn.functional.cross_entropy(merged, torch.tensor([3]))
@@ -286,7 +286,7 @@ def test_sigmoid_scores_of_classes_not_searched_for_have_no_gradient():
     scores = torch.randn(4, 3, requires_grad=True)
     searched = torch.tensor([[True, False, True]]).expand(4, 3)
     loss = nn.functional.binary_cross_entropy_with_logits(
-        _only_searched(torch.cat([scores, scores[:, :1]], 1), searched, sigmoid=True)[:, :3],
+        _mask_scores(torch.cat([scores, scores[:, :1]], 1), searched, sigmoid=True)[:, :3],
         torch.zeros(4, 3),
         reduction="sum",
     )
@@ -537,7 +537,7 @@ def test_what_is_unknown_is_no_background_for_a_method(method, storage):
 def test_targets_collect_what_is_open():
     batch = inputs(ignore_boxes=[REGION, BOX], annotated_classes=[2], gt_weights=[0.5])
     targets = Targets.from_inputs(batch, "cpu", 3)
-    assert not targets.whole and Targets.from_inputs(inputs(), "cpu").whole
+    assert not targets.complete and Targets.from_inputs(inputs(), "cpu").complete
     assert targets.ignored.tolist() == [[[0.0] * 4] * 2, [REGION, BOX]]
     assert targets.annotated.tolist() == [[True] * 3, [False, False, True]]
     assert targets.weights.tolist() == [[1.0], [0.5]]

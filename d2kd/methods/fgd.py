@@ -65,7 +65,7 @@ class FGD(FeatureMethod):
         foreground, background = box_masks(
             targets.boxes, targets.valid, teacher.shape[-2:], 1 / pair.teacher_shape.stride
         )
-        if not targets.whole:
+        if not targets.complete:
             cells = grid_centers(teacher.shape[-2:], pair.teacher_shape.stride, teacher.device)
             background = background * targets.known(cells).view_as(background)
         return self.terms(pair.student, student, teacher, foreground, background)

@@ -110,7 +110,7 @@ def key_regions(
                     best = density(points, *fit_gaussian(points, chosen)).to(best.dtype)
                 best = best * (chosen & inside.gather(-1, columns))
                 foreground.view(-1).scatter_reduce_(0, at.flatten(), best.flatten(), "amax")
-    if not targets.whole:
+    if not targets.complete:
         usable = usable & targets.known(centers)
     return foregrounds, (usable & ~covered).to(boxes.dtype)
 

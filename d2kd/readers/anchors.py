@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..detectors.base import Locations, Predictions
 from ..knowledge import Knowledge
-from ..targets import Targets, same_boxes
+from ..targets import Targets, equal_boxes
 from .base import Reader
 
 __all__ = ["AnchorReader", "GuidedReader", "PointReader", "check_same_anchors"]
@@ -74,7 +74,7 @@ class AnchorReader(Reader):
         if not targets.valid.shape[1]:
             return torch.full_like(labels, -1)
         # Detectron2 says which box and class an anchor got; which of the G boxes is that?
-        same = same_boxes(boxes, targets.boxes)
+        same = equal_boxes(boxes, targets.boxes)
         same &= targets.valid[:, None] & (labels[..., None] == targets.classes[:, None])
         # The first of the boxes that are the same; without any, -1.
         return torch.where(same.any(-1), same.to(torch.uint8).argmax(-1), -1)
