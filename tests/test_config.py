@@ -16,8 +16,8 @@ HERE = ["train.device=cpu"]
 
 @pytest.fixture
 def dataset():
-    """A registered data set with one image, under the name 'toy_images'; one that is empty; one
-    whose file is gone."""
+    """Registered data sets: 'toy_images' has one image, another is empty, the file of a third is
+    missing."""
     DatasetCatalog.register("toy_images", lambda: [{"image_id": 0}])
     DatasetCatalog.register("toy_nothing", lambda: [])
     DatasetCatalog.register("toy_gone", lambda: Path("nowhere.json").read_text())
@@ -97,7 +97,7 @@ def test_unknown_field_in_a_config_is_named(dataset):
         (dict(test="toy_nothing"), r"expected images, 'toy_nothing' has none"),
     ],
 )
-def test_misspelt_and_empty_datasets_are_named(dataset, names, message):
+def test_misspelled_and_empty_datasets_are_named(dataset, names, message):
     with pytest.raises(ValueError, match=message):
         check_config(config(**names))
 
@@ -131,7 +131,7 @@ def test_data_that_number_the_classes_differently_are_named(other_order):
         check_config(config(test=other_order))
 
 
-def test_other_names_and_fewer_classes_may_stand_beside_each_other(other_order):
+def test_other_names_and_fewer_classes_may_be_used_together(other_order):
     MetadataCatalog.remove(other_order)
     MetadataCatalog.get(other_order).thing_classes = ["A", "bee"]
     check_config(config(test=other_order))

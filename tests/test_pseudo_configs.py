@@ -1,5 +1,7 @@
-"""Every recipe with pseudo labels loads, passes its checks, builds, and fits what it needs: its
-data, the labels that it trains on, the checkpoints that it starts from."""
+"""Every recipe with pseudo labels loads, passes its checks and builds.
+
+It also fits its data, the labels that it trains on, and the checkpoints that it starts from.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ LABELS = [str(p) for p in FILES if p.name.startswith("labels")]
 RUNS = [str(p) for p in FILES if "common" not in p.name and str(p) not in LABELS]
 
 CITYSCAPES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
-# Data sets as datasets/README.md lays them out: splits with labels, without, classes.
+# Data sets of datasets/README.md: splits with labels, splits without labels, classes.
 FOLDERS = {
     "cityscapes": (["train", "val"], [], CITYSCAPES),
     "cityscapes_foggy": (["val"], ["train"], CITYSCAPES),
@@ -60,7 +62,7 @@ DEMO = 20  # training images, of which a fifth is four
 
 @pytest.fixture(autouse=True, scope="module")
 def _data(_as_train_net, tmp_path_factory):  # noqa: F811
-    """The demo set, small, and one image for each other split; COCO and VOC need not be there."""
+    """A small demo set, and one image for each other split. COCO and VOC are not needed."""
     root, before = tmp_path_factory.mktemp("datasets"), set(DatasetCatalog.list())
     for name, (labeled, others, classes) in FOLDERS.items():
         for split in (*labeled, *others):
@@ -81,7 +83,7 @@ def _data(_as_train_net, tmp_path_factory):  # noqa: F811
     make_demo(root, {split: DEMO if split == "demo_train" else 2 for split in SPLITS})
     register_demo(root)
     for name in before:
-        if name.startswith(tuple(f"{folder}_" for folder in FOLDERS)):  # of whoever runs the tests
+        if name.startswith(tuple(f"{folder}_" for folder in FOLDERS)):  # the user's data
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
     register_folders(root)
@@ -107,7 +109,7 @@ def load_labels(name: str) -> DictConfig:
 
 
 def nodes(cfg, target) -> list[DictConfig]:
-    """All nodes of a function or class, wherever they stand."""
+    """All nodes with this function or class as their target, at any depth."""
     if OmegaConf.is_list(cfg):
         return [node for item in cfg for node in nodes(item, target)]
     if not isinstance(cfg, DictConfig):
@@ -146,7 +148,7 @@ def test_evaluates_as_many_classes_as_the_student_has(name):
     cfg = load(name)
     names = cfg.dataloader.test.dataset.names
     assert cfg.dataloader.evaluator.dataset_name == names
-    DatasetCatalog.get(names)  # some data sets know their classes only then
+    DatasetCatalog.get(names)  # some data sets know their classes only after loading
     assert len(MetadataCatalog.get(names).thing_classes) == num_classes(cfg.model)
     own_json = hasattr(MetadataCatalog.get(names), "json_file")
     assert own_json or cfg.dataloader.evaluator.output_dir == cfg.train.output_dir
@@ -176,7 +178,7 @@ def test_trains_on_labels_and_from_checkpoints_that_others_make():
             assert start in {f"{place}/model_final.pth" for place in places}, name
 
 
-def test_what_an_adapted_student_is_compared_with_differs_in_its_data_alone():
+def test_bounds_of_an_adapted_student_differ_in_their_data_only():
     for domain in ("fog", "night"):
         adapted, *others = (
             load(f"experiments/pseudo/{domain}_{x}.py") for x in ("adapted", "oracle", "source")
@@ -189,7 +191,7 @@ def test_what_an_adapted_student_is_compared_with_differs_in_its_data_alone():
 
 
 @pytest.mark.parametrize("pair", ["cityscapes_foggy", "sim10k_cityscapes", "voc_clipart"])
-def test_adaptation_goes_on_from_the_source(pair):
+def test_adaptation_continues_from_the_source(pair):
     source, adapted = (load(f"pseudo/{pair}/{x}.py") for x in ("source", "adapted"))
     assert student(adapted.model) == source.model
     assert adapted.dataloader.test == source.dataloader.test
@@ -260,7 +262,7 @@ def test_teachers_know_the_classes_that_they_were_trained_on(name):
         assert num_classes(cfg.model) == len(classes)
         shipped = os.path.normpath(teacher.weights) == "configs/demo/teacher.pth"
         assert shipped or teacher.weights == f"{cfg.train.output_dir}/model_final.pth"
-        # They label at the size that they are validated at.
+        # Teachers label images of the size that they are validated on.
         sizes = nodes(cfg.dataloader.test.mapper.augmentations, ResizeShortestEdge)
         found = [(x.short_edge_length, x.max_size) for x in sizes]
         size = teacher.get("min_size_test", 800), teacher.get("max_size_test", 1333)
@@ -297,7 +299,7 @@ def test_two_teachers_own_the_halves():
 
 @pytest.fixture
 def labeled(tmp_path):
-    """A box of a teacher that knows 0 to 4 in each of the training images, as labels.json."""
+    """A labels.json with a box in each training image, by a teacher of the digits 0 to 4."""
     records = DatasetCatalog.get("demo_train")
     found = Labels(
         boxes=np.array([[10, 10, 30, 40]], np.float32),
@@ -349,7 +351,7 @@ def test_a_fifth_and_the_rest(labeled):
         assert teachers and set(teachers) == {image["image_id"] not in ids}
     distilled = data("share_distilled")
     assert {x["image_id"] for x in distilled if x.get("annotated_classes") != []} == ids
-    assert len(distilled) == 2 * DEMO  # the fifth, repeated, and all without labels
+    assert len(distilled) == 2 * DEMO  # the repeated fifth, and all images without labels
 
 
 def test_adaptation_sees_as_many_images_of_both_domains(labeled):
