@@ -21,10 +21,10 @@ model = L(Distiller)(
         model=os.path.join(os.path.dirname(__file__), "autoassign_R_101_FPN_3x_ms.py"),
         weights="output/autoassign_R_101_FPN_3x_ms/model_final.pth",
     ),
-    # Released for AutoAssign (ChenhongyiYang/PGD @ 81c54d5), with beta = alpha / 2 and gamma =
-    # 1.6 * alpha. These values were chosen with the masks of the release on 4 images per GPU,
+    # Released for AutoAssign (ChenhongyiYang/PGD @ 81c54d5), with beta = 0.5 alpha and gamma =
+    # 1.6 alpha. These values were chosen with the masks of the release on 4 images per GPU,
     # where the background counts about 4 times as much. Here the masks are the paper's, so that
-    # the values do not mean quite the same. Which masks do better has not been measured.
+    # the same values have another effect. Which masks do better has not been measured.
     # `model.methods.pgd.beta=0.16` makes the background as strong as in the release;
     # docs/methods.md has the other differences.
     methods=L(Methods)(

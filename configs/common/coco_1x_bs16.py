@@ -1,9 +1,9 @@
 """COCO for 12 epochs ("1x") at batch 16: data, optimizer and schedule. Needs Detectron2 only.
 
-For GFL alone and by FGD, UET, PKD, CWD and LD. From FGD's release: learning rate 0.01, / 10 after 8
-and 11 epochs, gradient norm clipped at 35. GFL's own recipe does not clip, nor does LD's. All else
-is as in PGD's release: RGB images for torchvision's ImageNet weights, short side 800, warm-up of
-500 steps, weight decay on everything.
+It is for GFL alone and with FGD, UET, PKD, CWD and LD. From FGD's release: learning rate 0.01, / 10
+after 8 and 11 epochs, gradient norm clipped at 35. GFL's own recipe does not clip, nor does LD's.
+All else is as in PGD's release: RGB images for torchvision's ImageNet weights, short side 800,
+warm-up of 500 steps, weight decay on everything.
 """
 
 from detectron2 import model_zoo

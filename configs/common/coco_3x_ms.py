@@ -2,7 +2,7 @@
 
 From PGD's release: learning rate 0.02, / 10 after 24 and 33 epochs, no clipping, warm-up of 500
 steps, weight decay on everything; RGB images, short side 480 to 960, long side at most 1333 pixels.
-All sizes in between are equally likely, which is our reading.
+That all sizes in between are equally likely is our reading of it.
 R-101.pkl: run Detectron2's tools/convert-torchvision-to-d2.py on resnet101-63fe2227.pth from
 download.pytorch.org/models; it is not hosted for Detectron2.
 """

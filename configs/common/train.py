@@ -22,7 +22,8 @@ train = dict(
     ),
     # [d2kd] Before training, evaluate the teacher on the first `images` validation images, and stop
     # if its box AP (0 to 100) is below `min_ap`. 0 images: no check. It finds a teacher with wrong
-    # weights or channels before it costs a training: `teacher_check=dict(images=100, min_ap=30)`.
+    # weights or channel order before a whole training is lost, for example with
+    # `train.teacher_check.images=100 train.teacher_check.min_ap=30` on the command line.
     teacher_check=dict(images=0, min_ap=0.0),
     checkpointer=dict(period=5000, max_to_keep=100),  # steps between checkpoints; how many to keep
     eval_period=5000,  # steps between evaluations on the validation images; 0: at the end only

@@ -1,4 +1,4 @@
-"""GFL R101, a teacher: train it before the PGD and RM recipes in this folder.
+"""GFL R101, a teacher: train it before the PGD and RM + PFI recipes in this folder.
 
     python train_net.py --config-file configs/gfl/gfl_R_101_FPN_3x_ms.py --num-gpus 8
 

@@ -29,8 +29,8 @@ model = L(Distiller)(
     ),
     inherit=False,
 )
-# UET has no official code. The target U + F ("sum") of five samples is well attested, and the ramp
-# of rates has one source. Where the paper has its dropout in LD is not known; here it is on the
+# UET has no official code. The target U + F ("sum") of five samples is well attested. The ramp of
+# rates has one source. Where the paper has its dropout in LD is not known; here it is on the
 # teacher's logits of box sides, by element. Their sum is twice as large, as at half the
 # temperature; `combine="mean"`, which is ours, keeps the teacher's scale.
 model.methods.ld.uncertainty = L(MCDropout)(

@@ -21,10 +21,10 @@ model = L(Distiller)(
 # FGD's released values for RetinaNet R50 (yzd-v/FGD @ c03a6cf).
 model.methods.fgd.update(tau=0.5, alpha=1e-3, beta=5e-4, gamma=5e-4, lambd=5e-6)
 model.methods.fgd.levels = ["p3", "p4", "p5", "p6", "p7"]
-# UET has no official code. The target U + F ("sum") of five samples is well attested, the ramp of
-# rates has one source, and that dropout is element-wise and FGD keeps its values is inferred. U + F
-# is about twice as large as F. Where FGD's loss drowns the detector's (`distill/fgd/ratio` in the
-# log), `model.methods.fgd.uncertainty.combine=mean`, which is ours, keeps the teacher's scale.
+# UET has no official code. The target U + F ("sum") of five samples is well attested. The ramp of
+# rates has one source. Element-wise dropout and FGD's unchanged values are inferred. U + F is about
+# twice as large as F. If FGD's loss is far above the detector's (`distill/fgd/ratio` in the log),
+# use `model.methods.fgd.uncertainty.combine=mean`, which is ours and keeps the scale of F.
 model.methods.fgd.uncertainty = L(MCDropout)(
     rates=[0.15, 0.20, 0.25, 0.30, 0.35], combine="sum", granularity="element"
 )

@@ -21,9 +21,9 @@ model = L(Distiller)(
     ),
     inherit=True,
 )
-# UET has no official code. The target U + F ("sum") of five samples is well attested, the ramp of
-# rates has one source, and that dropout is element-wise and MGD keeps its values is inferred. U + F
-# is about twice as large as F, and the loss about four times at first:
+# UET has no official code. The target U + F ("sum") of five samples is well attested. The ramp of
+# rates has one source. Element-wise dropout and MGD's unchanged values are inferred. U + F is about
+# twice as large as F, and the loss about four times at first:
 # `model.methods.mgd.uncertainty.combine=mean`, which is ours, keeps the teacher's scale.
 model.methods.mgd.uncertainty = L(MCDropout)(
     rates=[0.15, 0.20, 0.25, 0.30, 0.35], combine="sum", granularity="element"

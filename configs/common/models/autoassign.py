@@ -1,8 +1,8 @@
 """AutoAssign on a ResNet of torchvision, which takes RGB images. It needs `d2kd.detectors`.
 
 The network is as in PGD's release: stride in the 3x3 convolutions, BatchNorm frozen, stem and first
-stage frozen, two towers of four convolutions with GroupNorm. P6 and P7 are made from C5, and P7 has
-a ReLU before it; the other detectors make them from P5, without it.
+stage frozen, two towers of four convolutions with GroupNorm. P6 is made from C5, and there is
+a ReLU before P7. The other detectors make P6 from P5, without a ReLU.
 """
 
 from detectron2 import model_zoo

@@ -1,9 +1,9 @@
 """Detectron2's FCOS on a ResNet. It needs Detectron2 only.
 
-The published results of FGD and PGD are of other FCOS's, so that their AP need not be met:
+FGD and PGD published results with other versions of FCOS, so that the AP here may differ:
 
-- FGD's, mmdetection's, has center sampling, boxes in units of the stride and GIoU, as this one. It
-  weights GIoU by centerness. Here the losses are divided by a running mean of the number of
+- FGD uses mmdetection's. It has center sampling, boxes in units of the stride and GIoU, too, but it
+  weights GIoU by centerness. In Detectron2's, losses are divided by a running mean of the number of
   positives, scores are sqrt(p * centerness), above 0.2, and NMS is at 0.6.
 - PGD's has learned scales of the levels, an IoU loss weighted by centerness, scores p * centerness,
   thresholds on p, and NMS at 0.5.
