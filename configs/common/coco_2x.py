@@ -2,8 +2,8 @@
 
 - From FGD's release: 24 epochs, learning rate / 10 after 16 and 22, gradient norm clipped at 35.
   (Detectron2's own 2x is 180,000 steps with drops at 120,000 and 160,000, without clipping.)
-- From Detectron2, and perhaps not as in the release: all else. Short sides of 640 to 800 pixels, BGR
-  images for Caffe's ImageNet weights, warm-up of 1,000 steps, no weight decay on normalization.
+- From Detectron2, and perhaps not as in the release: all else. Short sides of 640 to 800 pixels,
+  BGR images for Caffe's ImageNet weights, warm-up of 1,000 steps, no weight decay on normalization.
 """
 
 from detectron2 import model_zoo
