@@ -19,7 +19,7 @@ class FGD(FeatureMethod):
     """Focal distillation (foreground and background apart, by the teacher's attention) and global
     distillation (relations between pixels, by context blocks).
 
-    The defaults are the released weights for RetinaNet; others are in configs/common/fgd.py.
+    The defaults are the released weights for RetinaNet; others are in configs/*/*_fgd.py.
     Two departures from the released code, both deliberate: boxes are mapped to cells by the
     level's stride in the padded frame (the release divides by the unpadded image, so that masks
     drift on padded images), and masks are built without a loop over boxes.
