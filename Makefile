@@ -17,7 +17,7 @@ help:
 setup: $(READY)
 
 demo: $(READY)
-	.venv/bin/python tools/demo.py
+	.venv/bin/python -m d2kd.tools.demo
 
 # Networks this small gain nothing from threads, and lose much where cores are shared.
 test: $(READY)
@@ -27,7 +27,7 @@ lint: $(READY)
 	.venv/bin/python -m ruff check
 
 bench: $(READY)
-	.venv/bin/python tools/benchmark.py --config-file configs/demo/distill.py train.device=cpu \
+	.venv/bin/python -m d2kd.tools.benchmark --config-file configs/demo/distill.py train.device=cpu \
 		--sizes 128 --boxes 0 20 500 --batch 4 --real-size fgd pgd --warm-up 1 --minutes 1.6 \
 		--output output/bench
 

@@ -19,8 +19,8 @@ from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.engine import Progress, Segments, Trainer, TrainLoader, launch
-from d2kd.evaluation import evaluate, prove_teacher, teacher_of
+from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
+from d2kd.evaluation import check_teacher, evaluate, teacher_of
 
 logger = logging.getLogger("d2kd")
 
@@ -34,14 +34,14 @@ def do_train(args, cfg):
             accumulate (int): batches in one step
             clip_grad_norm (float): limit of the whole gradient's L2 norm, 0 for none
             seed (int): negative for a random one
-            teacher_proof.{images,min_ap}: see `d2kd.evaluation.prove_teacher`
+            teacher_check.{images,min_ap}: see `d2kd.evaluation.check_teacher`
     """
     loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
     loader.prepare()
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
     model.to(cfg.train.device)
-    prove_teacher(cfg, model)
+    check_teacher(cfg, model)
 
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -62,8 +62,8 @@ def do_train(args, cfg):
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            Segments(loader, period, cfg.train.seed),
-            Progress() if distiller is not None else None,
+            ExactResume(loader, period, cfg.train.seed),
+            ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
             if comm.is_main_process()

@@ -1,9 +1,29 @@
-"""Knowledge distillation for Detectron2."""
+"""Knowledge distillation for Detectron2.
 
-from .distiller import Distiller
-from .knowledge import Knowledge
-from .targets import Targets
-from .teacher import Teacher
+The classes are loaded when they are first used, so that `import d2kd` does not import PyTorch. The
+`d2kd` command needs this: it sets the number of threads before PyTorch reads it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .distiller import Distiller
+    from .knowledge import Knowledge
+    from .targets import Targets
+    from .teacher import Teacher
 
 __version__ = "0.1.0"
 __all__ = ["Distiller", "Knowledge", "Targets", "Teacher"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(f".{name.lower()}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

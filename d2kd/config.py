@@ -13,7 +13,7 @@ from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from .engine import instantiate_target
+from .loading import resolve_target
 from .pseudo.coco import read
 
 __all__ = ["check_config", "load_config"]
@@ -23,7 +23,7 @@ TRAIN_FIELDS = dict(
     seed=-1,
     accumulate=1,
     clip_grad_norm=0.0,
-    teacher_proof=dict(images=0, min_ap=0.0),
+    teacher_check=dict(images=0, min_ap=0.0),
 )
 
 
@@ -125,7 +125,7 @@ def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
             if classes is not None:
                 yield f"{name!r} (dataloader.{path})", list(classes)
     for path, node in _nodes(cfg):
-        if "_target_" in node and instantiate_target(node) is read:
+        if "_target_" in node and resolve_target(node) is read:
             beside = Path(node.path).with_name("provenance.json")
             if beside.exists():  # what is missing is said when the labels are read
                 said = json.loads(beside.read_text()).get("made_from", {}).get("settings", {})
@@ -165,7 +165,7 @@ def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
 
 def _fields(node: DictConfig) -> list[str] | None:
     """Names of the arguments of a node's target; None where it takes any."""
-    target = instantiate_target(node)
+    target = resolve_target(node)
     try:
         parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):
@@ -179,7 +179,7 @@ def _check_fields(path: str, node: DictConfig) -> None:
     fields = _fields(node)
     if fields is None:
         return
-    target = instantiate_target(node)
+    target = resolve_target(node)
     for key in node:
         if key != "_target_" and key not in fields:
             raise ValueError(

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .build import build_detector
 from .inherit import inherit_weights
 from .knowledge import Knowledge
+from .loading import build_detector, check_input_format
+from .loss_weights import LossWeights
 from .methods import Methods
+from .partial_labels import mask_partial_labels
 from .readers import check_same_anchors, read
-from .strength import Strength
-from .supervision import supervised
 from .targets import Targets
-from .teacher import Teacher, check_format
+from .teacher import Teacher
 
 __all__ = ["Distiller"]
 
@@ -72,7 +72,8 @@ class Distiller(nn.Module):
         compile_losses: bool = False,
     ):
         super().__init__()
-        student, loaded_format = build_detector(student)
+        built = build_detector(student)
+        student = built.model
         self._reader = read(student)
         if methods and teacher is None:
             raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
@@ -90,7 +91,7 @@ class Distiller(nn.Module):
         self.distillation = methods if methods is not None else Methods()
 
         self.teacher = teacher
-        self.input_format = check_format(input_format or loaded_format, student)
+        self.input_format = check_input_format(input_format or built.input_format, student)
         methods = self.distillation.values()
         self._needs = frozenset({"features"}).union(*(m.needs for m in methods))
         # What the teacher is asked for.
@@ -111,7 +112,7 @@ class Distiller(nn.Module):
         if teacher_assigns:
             self._check_assignment()
             self.teacher_needs |= {"logits", "boxes"}
-        self.strength = Strength(self.distillation, log_period, balance_period)
+        self.loss_weights = LossWeights(self.distillation, log_period, balance_period)
         self._inherits = inherit
         self.inherit()
 
@@ -163,9 +164,9 @@ class Distiller(nn.Module):
         batched_inputs = [{**x, "image": x["image"].to(device)} for x in batched_inputs]
         targets = Targets.from_inputs(batched_inputs, device, self._reader.num_classes)
         if not self.distillation:
-            with supervised(self.student, targets):
+            with mask_partial_labels(self.student, targets):
                 return self.student(batched_inputs)
-        scheduled = self.strength.scheduled()
+        scheduled = self.loss_weights.schedule_factors()
         taught: list[Knowledge] = []
 
         def teach(images: Tensor) -> None:
@@ -186,7 +187,7 @@ class Distiller(nn.Module):
         asked = self.teacher_assigns or any(scheduled.values())
         with (
             self._reader.listen(self._needs, before=teach if asked else None) as seen,
-            supervised(self.student, targets),
+            mask_partial_labels(self.student, targets),
         ):
             losses = self.student(batched_inputs)
         task = sum(losses.values())
@@ -198,7 +199,7 @@ class Distiller(nn.Module):
                 for name, method in self.distillation.items()
                 if scheduled[name]
             }
-            weighted = self.strength.weigh(scheduled, task, terms, neck)
+            weighted = self.loss_weights.weigh(scheduled, task, terms, neck)
         return {
             **losses,
             **{f"loss_distill_{name}": loss for name, loss in weighted.items()},

@@ -1,4 +1,4 @@
-"""Inheritance: a student that starts with its teacher's neck and head."""
+"""Inheritance: start the student with its teacher's neck and head."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from .readers import Reader
 
 __all__ = ["inherit_weights"]
 
-# Tensors of the bottom-up network stay the student's own.
+# Tensors of the bottom-up network are never copied.
 _BOTTOM_UP = "backbone.bottom_up."
 
 
 @torch.no_grad()
 def inherit_weights(student: Reader, teacher: Reader) -> str:
-    """Copy each teacher tensor outside the bottom-up backbone whose name and shape fit.
+    """Copy the teacher's tensors outside the bottom-up network that fit by name and shape.
 
-    Integer tensors stay: they count what a network itself has seen (batches of a BatchNorm,
-    positives of DDOD's levels).
-
-    As released by FGD and PGD, which copy every entry that is not the backbone's (in Detectron2's
-    naming, where the neck is part of `backbone`: everything outside `backbone.bottom_up`).
+    The released codes of FGD and PGD copy every entry outside the backbone. In Detectron2 the neck
+    is a part of `backbone`, so this is everything outside `backbone.bottom_up`. Integer tensors are
+    not copied: they count what the network itself has seen, such as the batches of a BatchNorm or
+    the positives of DDOD's levels.
 
     Returns:
         a line with the counts, for the log.

@@ -33,7 +33,7 @@ def test_defaults_of_the_fields_that_d2kd_adds(dataset):
     cfg = config()
     assert cfg.train.accumulate == 1 and cfg.train.clip_grad_norm == 0
     assert cfg.train.amp.dtype == "float16" and not cfg.train.amp.enabled
-    assert cfg.train.teacher_proof.images == 0
+    assert cfg.train.teacher_check.images == 0
     check_config(cfg)
 
 

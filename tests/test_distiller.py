@@ -277,7 +277,7 @@ def test_a_method_much_larger_than_the_task_is_warned_about_once(caplog, storage
     warned = []
     for _ in range(12):
         model(toys.batch())
-        storage._iter += model.strength.log_period
+        storage._iter += model.loss_weights.log_period
         warned.append(sum("times the student's own" in r.message for r in caplog.records))
     assert warned == [0] * 9 + [1] * 3  # after ten records in a row, and once
 

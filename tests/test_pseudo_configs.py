@@ -20,19 +20,20 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image as Picture
 
 from d2kd import Distiller
-from d2kd.build import build_detector
 from d2kd.config import check_config
 from d2kd.data import register_all
 from d2kd.data.demo import SPLITS, make_demo, register_demo
 from d2kd.data.folders import register_folders
+from d2kd.data.manifest import Image
 from d2kd.data.partial import PartialMapper, share
-from d2kd.pseudo.bars import FixedBars
+from d2kd.loading import build_detector
 from d2kd.pseudo.categories import CategoryMap
 from d2kd.pseudo.coco import read, write_labels
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.job import NEEDED, OPTIONAL
-from d2kd.pseudo.records import Image, Labels
+from d2kd.pseudo.records import Labels
 from d2kd.pseudo.teachers import LabelTeacher, class_names
+from d2kd.pseudo.thresholds import FixedBars
 
 from .test_configs import _as_train_net, build, load  # noqa: F401
 
@@ -221,7 +222,7 @@ def test_a_next_round_needs_no_other_file():
     assert node.target.path == "output/pseudo/demo_fog_2/labels.json"
     labels = LazyConfig.load("configs/pseudo/demo/labels_fog.py")
     teacher = LazyConfig.apply_overrides(labels, shown[1:]).labels.teachers.large
-    detector, image_format = build_detector(teacher.model)
+    detector, image_format, _ = build_detector(teacher.model)
     assert (type(detector), detector.num_classes, image_format) == (RetinaNet, 10, "RGB")
 
 

@@ -100,7 +100,7 @@ def test_nothing_to_evaluate_is_an_error(config, tmp_path):
 
 
 def test_teacher_that_fails_its_proof_stops_the_run(config, tmp_path):
-    proof = ["train.teacher_proof.images=4", "train.teacher_proof.min_ap=90"]
+    proof = ["train.teacher_check.images=4", "train.teacher_check.min_ap=90"]
     with pytest.raises(ValueError, match=r"teacher: expected AP >= 90 on 4 validation images"):
         run(config, tmp_path, *proof)
     assert not list(tmp_path.glob("*.pth"))

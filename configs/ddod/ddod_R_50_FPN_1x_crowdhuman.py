@@ -7,7 +7,7 @@ its COCO recipe, which we take to hold here. d2kd/data/crowdhuman.py says where 
 
 from detectron2.config import LazyCall as L
 
-from d2kd.crowdhuman_evaluation import CrowdHumanEvaluator
+from d2kd.evaluation.crowdhuman import CrowdHumanEvaluator
 
 from .ddod_R_50_FPN_1x import dataloader, lr_multiplier, model, optimizer, train
 

@@ -88,7 +88,7 @@ def _load(table: str, images: str, name: str) -> list[dict]:
 
 def _list(folder: Path) -> list[dict]:
     """Images of a split without labels, which were not searched for anything."""
-    from ..pseudo.manifest import Manifest
+    from .manifest import Manifest
 
     images = []
     for image in Manifest.from_folder(folder).images:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from ..balance import Balance
 from ..knowledge import Knowledge
+from ..loss_weights import GradientBalance
 from ..readers import Reader
 from ..signature import merge_signature
 from ..targets import Targets
@@ -36,8 +36,8 @@ class Method(nn.Module):
     Args:
         weight: multiplies all of the method's losses, on top of their published coefficients.
         balance: in place of `weight`, whatever keeps the norm of the method's gradient at the
-            neck at this fraction of the task's; see `d2kd.balance.Balance`. With several methods,
-            each is held by itself.
+            neck at this fraction of the task's; see `d2kd.loss_weights.GradientBalance`. With
+            several methods, each is held by itself.
         schedule: multiplies `weight` or `balance`, by the share of training that is done: a
             scheduler of fvcore.common.param_scheduler, or any other function from [0, 1) to a
             factor >= 0. While it says 0, the method does not run, and a teacher that no other
@@ -82,7 +82,7 @@ class Method(nn.Module):
                 f"{schedule!r}"
             )
         self.weight = float(weight)
-        self.balance = None if balance is None else Balance(balance)
+        self.balance = None if balance is None else GradientBalance(balance)
         self.schedule = schedule
 
     def setup(self, student: Reader, teacher: Reader) -> None:

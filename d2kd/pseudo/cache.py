@@ -10,11 +10,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from socket import gethostname
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..files import write_file
 from .records import Found
 
 __all__ = ["Claims", "RawCache", "Unit"]
@@ -68,7 +68,7 @@ class RawCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not file.exists():
-                _write(file, text.encode())
+                write_file(file, text.encode())
             found = file.read_text()
         except OSError as e:
             raise PermissionError(
@@ -129,8 +129,8 @@ class RawCache:
         self._marker(unit).unlink(missing_ok=True)  # of a unit that is done again
         for partial in self.folder.glob(f".{self._file(unit).stem}.*"):
             partial.unlink(missing_ok=True)  # left by a process that was killed
-        _write(self._file(unit), file.getbuffer())
-        _write(self._marker(unit), json.dumps(marker, sort_keys=True, indent=1).encode())
+        write_file(self._file(unit), file.getbuffer())
+        write_file(self._marker(unit), json.dumps(marker, sort_keys=True, indent=1).encode())
 
     def read(self, unit: int) -> Unit:
         """A unit that is done.
@@ -211,11 +211,3 @@ class Claims:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-def _write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that has its name only once it is whole."""
-    partial = path.with_name(f".{path.stem}.{gethostname()}.{os.getpid()}.tmp")
-    with open(partial, "wb") as f:
-        f.write(content)
-    os.replace(partial, path)

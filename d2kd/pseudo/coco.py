@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from .provenance import Counts, digest, digest_file, dump, environment, verify
-from .records import Image, Labels
+from ..data.manifest import Image
+from ..files import sha256_of_file
+from .provenance import Counts, digest, dump, environment, verify
+from .records import Labels
 
 __all__ = ["EXTRA_KEYS", "is_kept", "read", "verify", "write_labels"]
 
@@ -135,9 +137,9 @@ def write_labels(
             head.write(b"]}\n")
         content = {
             "schema": SCHEMA,
-            "labels": {"file": path.name, "sha256": digest_file(new)},
+            "labels": {"file": path.name, "sha256": sha256_of_file(new)},
             "made_from": dict(provenance),
-            "parents": {os.path.relpath(p, path.parent): digest_file(p) for p in parents},
+            "parents": {os.path.relpath(p, path.parent): sha256_of_file(p) for p in parents},
             "counts": {
                 **counts.figures(),
                 "asked_images": len(ids) + len(refused - {i.file_name for i in images}),
@@ -238,12 +240,12 @@ def read(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: expected labels, found no such file. Make them with tools/pseudo_label.py."
+            f"{path}: expected labels, found no such file. Make them with d2kd label."
         )
     if check:
         beside = path.with_name("provenance.json")
         said = json.loads(beside.read_text())["labels"]["sha256"] if beside.exists() else None
-        if said != digest_file(path):
+        if said != sha256_of_file(path):
             raise ValueError(
                 f"{path}: expected the file that {beside.name} beside it describes, found another "
                 f"(sha256 differs) or no {beside.name}. Make the labels again, or pass check=False."

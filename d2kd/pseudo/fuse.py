@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from d2kd.pseudo.bars import Bars
 from d2kd.pseudo.records import Found, Labels
+from d2kd.pseudo.thresholds import Bars
 
 __all__ = ["Fusion"]
 

@@ -13,19 +13,19 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils import comm
 
+from ..data.manifest import Manifest
 from ..matching import Truth
-from .bars import FixedBars
 from .cache import RawCache
 from .categories import CategoryMap
 from .coco import write_labels
 from .fingerprint import plain
 from .fuse import Fusion
 from .label import label, open_cache
-from .manifest import Manifest
 from .merge import FusedLabels, Predictions, fit_bars
-from .report import write_report
+from .quality.report import write_report
+from .quality.truth import TrueBoxes, read_truth
 from .teachers import class_names
-from .truth import TrueBoxes, read_truth
+from .thresholds import FixedBars
 
 __all__ = ["NEEDED", "OPTIONAL", "Job"]
 

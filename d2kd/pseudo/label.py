@@ -22,9 +22,8 @@ from detectron2.data.detection_utils import SizeMismatchError, read_image
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.manifest import Image, Manifest
 from .cache import Claims, RawCache, Unit
-from .manifest import Manifest
-from .records import Image
 from .teachers import LabelTeacher
 
 __all__ = ["label", "open_cache", "speed_alone"]

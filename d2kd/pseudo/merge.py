@@ -10,13 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..data.manifest import Image, Manifest
 from ..matching import Truth
-from .bars import Bars, FBetaBars
 from .cache import RawCache, Unit
 from .categories import CategoryMap
 from .fuse import Fusion
-from .manifest import Manifest
-from .records import Found, Image, Labels
+from .records import Found, Labels
+from .thresholds import Bars, FBetaBars
 
 __all__ = ["FusedLabels", "Predictions", "fit_bars"]
 
@@ -111,7 +111,7 @@ def fit_bars(
     labelled: Predictions | None = None,
     truths: Mapping[int, Truth] | None = None,
 ) -> list[Bars]:
-    """Fit the bars of T teachers, each of a kind that `d2kd.pseudo.bars` has.
+    """Fit the bars of T teachers, each of a kind that `d2kd.pseudo.thresholds` has.
 
     Args:
         kinds: T of them.

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Counts", "digest", "digest_file", "dump", "environment", "verify"]
+from ..files import sha256_of_file
+
+__all__ = ["Counts", "digest", "dump", "environment", "verify"]
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
@@ -29,15 +31,6 @@ def dump(content: Any) -> str:
 def digest(content: Any) -> str:
     """sha256 of what JSON can hold."""
     return hashlib.sha256(dump(content).encode()).hexdigest()
-
-
-def digest_file(file: str | Path) -> str:
-    """sha256 of a file of any size."""
-    found = hashlib.sha256()
-    with open(file, "rb") as f:
-        while block := f.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 class Counts:
@@ -116,10 +109,10 @@ def verify(path: str | Path) -> list[str]:
         file = path.parent / name
         if not file.exists():
             differs.append(f"parent {name}: missing")
-        elif digest_file(file) != expected:
+        elif sha256_of_file(file) != expected:
             differs.append(f"parent {name}: its sha256 differs")
     try:
-        if digest_file(path) != wanted:
+        if sha256_of_file(path) != wanted:
             differs.append(f"{path.name}: its sha256 differs")
         content = json.loads(path.read_bytes())
         if content["info"]["provenance"] != made_from:

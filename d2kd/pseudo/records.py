@@ -9,23 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Found", "Image", "Labels"]
-
-
-@dataclass(frozen=True, slots=True)  # there may be millions
-class Image:
-    """One image to label.
-
-    Attributes:
-        image_id: number, unique among the images of a manifest.
-        file_name: path of the file.
-        height, width: in pixels, as the file is read (EXIF orientation applied).
-    """
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
+__all__ = ["Found", "Labels"]
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,18 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from ..build import build_detector
-from ..checkpoint import load_strictly
-from ..teacher import _zoo_weights, check_format
+from ..data.manifest import Image
+from ..files import sha256_of_file
+from ..loading import FrozenDetector, predictions_in_fp32
 from .fingerprint import fingerprint
-from .provenance import digest_file
-from .records import Found, Image
+from .records import Found
 
 __all__ = ["LabelTeacher", "class_names"]
 
 logger = logging.getLogger(__name__)
 
 
-class LabelTeacher:
+class LabelTeacher(FrozenDetector):
     """A frozen detector with its class list, its scale and its own inference.
 
     Args:
@@ -43,7 +42,7 @@ class LabelTeacher:
         batch_size: images in one forward pass. They are padded to the same size as each would be
             alone.
         dtype: autocast precision, "bfloat16" or "float16"; None for fp32.
-        bars: this teacher's, see `d2kd.pseudo.bars`; None for those of all teachers.
+        bars: this teacher's, see `d2kd.pseudo.thresholds`; None for those of all teachers.
 
     Raises:
         FileNotFoundError: no file or zoo entry of that name.
@@ -58,8 +57,8 @@ class LabelTeacher:
         *,
         categories: Mapping[str, str | None] | None = None,
         input_format: str | None = None,
-        min_size_test: int = 800,
-        max_size_test: int = 1333,
+        min_size_test: int | None = None,
+        max_size_test: int | None = None,
         score_floor: float = 0.05,
         max_detections: int = 300,
         batch_size: int = 8,
@@ -68,45 +67,36 @@ class LabelTeacher:
     ):
         if not 0 <= score_floor < 1:
             raise ValueError(f"score_floor: expected 0 <= score_floor < 1, found {score_floor}")
-        if dtype not in (None, "bfloat16", "float16"):
-            raise ValueError(f"dtype: expected bfloat16, float16 or None, found {dtype!r}")
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("max_detections", max_detections, 1),
-            ("min_size_test", min_size_test, 0),
-            ("max_size_test", max_size_test, max(min_size_test, 1)),
         ):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, found {value}")
         self.classes = class_names(classes)
         self.categories = dict(categories) if categories is not None else None
-        self.min_size_test = min_size_test
-        self.max_size_test = max_size_test
         self.score_floor = score_floor
         self.max_detections = max_detections
         self.batch_size = batch_size
-        self.dtype = dtype
         self.bars = bars
 
-        self.source = model if isinstance(model, str) else type(model).__name__
-        self.model, loaded_format = build_detector(model)
-        self.input_format = check_format(input_format or loaded_format, self.model)
-        if weights == "zoo":
-            weights = _zoo_weights(model)
-        self.weights = weights
+        super().__init__(model, weights, input_format=input_format, dtype=dtype)
+        shortest, longest = self.test_size or (800, 1333)
+        self.min_size_test = shortest if min_size_test is None else min_size_test
+        self.max_size_test = longest if max_size_test is None else max_size_test
+        for name, value, least in (
+            ("min_size_test", self.min_size_test, 0),
+            ("max_size_test", self.max_size_test, max(self.min_size_test, 1)),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, found {value}")
         self._sha256 = None
-        if weights is None:
-            logger.warning("%s: weights=None, it labels as it is.", type(self.model).__name__)
-        else:
-            counts = load_strictly(self.model, weights)
-            logger.info("%s: %s from %s", type(self.model).__name__, counts, weights)
-            self._sha256 = digest_file(PathManager.get_local_path(weights))
+        if self.weights is not None:
+            self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
         _check_classes(self.model, self.classes)
         _set_thresholds(self.model, score_floor, max_detections)
         if dtype and isinstance(self.model, DenseDetector):
-            # Scores in half precision would be multiples of 1/256.
-            self.model.head.register_forward_hook(_predictions_in_fp32)
-        self.model.eval().requires_grad_(False)
+            self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)
 
     def __repr__(self) -> str:
@@ -123,20 +113,8 @@ class LabelTeacher:
             score_floor=self.score_floor,
             max_detections=self.max_detections,
             batch_size=self.batch_size,
-            dtype=self.dtype,
+            dtype=None if self.dtype is None else str(self.dtype).removeprefix("torch."),
         )
-
-    @property
-    def divisibility(self) -> int:
-        """Images are padded to multiples of this many pixels."""
-        backbone = getattr(self.model, "backbone", None)
-        constraints = getattr(backbone, "padding_constraints", None) or {}
-        own = getattr(backbone, "size_divisibility", 0)
-        return max(constraints.get("size_divisibility", own), 1)
-
-    def to(self, device: torch.device | str) -> LabelTeacher:
-        self.model.to(device)
-        return self
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image], pixels: Sequence[Tensor]) -> list[Found]:
@@ -153,9 +131,7 @@ class LabelTeacher:
             {"image": p, "height": i.height, "width": i.width}
             for i, p in zip(images, pixels, strict=True)
         ]
-        device = next(self.model.parameters()).device.type
-        dtype = getattr(torch, self.dtype) if self.dtype else None
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with self.autocast():
             try:
                 outputs = self.model(inputs)
             except AssertionError as e:  # of Boxes.clip
@@ -239,7 +215,3 @@ def _set_thresholds(model: nn.Module, score_floor: float, max_detections: int) -
             type(model).__name__,
             score_floor,
         )
-
-
-def _predictions_in_fp32(_head: nn.Module, _args: tuple, output: tuple) -> tuple:
-    return tuple([x.float() for x in levels] for levels in output)

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
+from d2kd.data.manifest import Image
 from d2kd.data.partial import (
     PartialMapper,
     load_unlabelled,
@@ -23,7 +24,7 @@ from d2kd.data.partial import (
     without,
 )
 from d2kd.pseudo.coco import read, write_labels
-from d2kd.pseudo.records import Image, Labels
+from d2kd.pseudo.records import Labels
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+from d2kd.data.manifest import Manifest
 from d2kd.engine import launch
 from d2kd.pseudo.label import label, open_cache
-from d2kd.pseudo.manifest import Manifest
 from d2kd.pseudo.teachers import LabelTeacher
 from tests.pseudo import pictures
 

@@ -14,9 +14,10 @@ from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from d2kd.data.manifest import Image
 from d2kd.pseudo import coco
 from d2kd.pseudo.provenance import digest
-from d2kd.pseudo.records import Image, Labels
+from d2kd.pseudo.records import Labels
 
 CLASSES = ["cat", "dog", "owl"]
 PROVENANCE = {

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
-from d2kd.pseudo.bars import Bars
 from d2kd.pseudo.fuse import Fusion, _iou
 from d2kd.pseudo.records import Found, Labels
+from d2kd.pseudo.thresholds import Bars
 
 K = 4
 SIZE = (100, 120)  # height, width

@@ -14,9 +14,8 @@ from detectron2.data import DatasetCatalog, DatasetMapper
 from detectron2.data import transforms as T
 from PIL import Image as Picture
 
+from d2kd.data.manifest import Image, Manifest
 from d2kd.pseudo.label import _batches, label, open_cache
-from d2kd.pseudo.manifest import Manifest
-from d2kd.pseudo.records import Image
 from tests.pseudo import pictures
 from tests.pseudo.ranks import parts
 

@@ -4,8 +4,8 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2kd.checkpoint import Checkpointer
+from d2kd.data.manifest import Image
 from d2kd.pseudo.fingerprint import fingerprint
-from d2kd.pseudo.records import Image
 from d2kd.pseudo.teachers import LabelTeacher, class_names
 from tests import toys
 from tests.pseudo import pictures

@@ -1,4 +1,3 @@
-import importlib
 import json
 import subprocess
 import sys
@@ -14,14 +13,10 @@ from d2kd import Distiller, Targets, Teacher
 from d2kd.config import load_config
 from d2kd.methods import FGD, PGD, MCDropout, Methods, Mimic, RankMimic
 from d2kd.methods.compiled import Compiled
+from d2kd.tools import benchmark, costs, setting, stopwatch
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))  # scripts, not part of a package
-benchmark = importlib.import_module("benchmark")
-costs = importlib.import_module("costs")
-setting = importlib.import_module("setting")
-stopwatch = importlib.import_module("stopwatch")
 
 CONFIG = """
 import torch
@@ -454,7 +449,8 @@ def test_no_such_gpu(config, monkeypatch):
 
 @pytest.mark.slow
 def test_no_such_config(tmp_path):
-    command = [sys.executable, "tools/benchmark.py", "--config-file", "no.py", "--sizes", "9"]
+    command = [sys.executable, "-m", "d2kd.tools.benchmark", "--config-file", "no.py"]
+    command += ["--sizes", "9"]
     found = subprocess.run(
         [*command, "--output", str(tmp_path)], capture_output=True, text=True, cwd=ROOT
     )

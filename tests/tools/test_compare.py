@@ -1,6 +1,5 @@
 import csv
 import fcntl
-import importlib
 import json
 import math
 import os
@@ -15,13 +14,10 @@ import cv2
 import pytest
 from scipy.stats import ttest_rel
 
+from d2kd.tools import compare, runs, seeds
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))  # scripts, not part of a package
-compare = importlib.import_module("compare")
-runs = importlib.import_module("runs")
-seeds = importlib.import_module("seeds")
 
 # Gives an AP of 10 * scale + seed. Its options stay in calls.txt, a line for each time it ran.
 TRAIN = """

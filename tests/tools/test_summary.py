@@ -4,7 +4,7 @@ import sys
 
 
 def run(*paths) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/summary.py", *map(str, paths)]
+    command = [sys.executable, "-m", "d2kd.tools.summary", *map(str, paths)]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -11,7 +11,7 @@ python tools/pseudo_label.py --config-file configs/pseudo/cityscapes_foggy/label
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.bars import FixedBars
+from d2kd.pseudo.thresholds import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
 

@@ -1,0 +1,169 @@
+"""Which images are to be labelled, in an order that all processes and runs agree on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+
+__all__ = ["Image", "Manifest"]
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+@dataclass(frozen=True, slots=True)  # there may be millions
+class Image:
+    """One image to label.
+
+    Attributes:
+        image_id: number, unique among the images of a manifest.
+        file_name: path of the file.
+        height, width: in pixels, as the file is read (EXIF orientation applied).
+    """
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of a registered dataset or of a folder, without their annotations.
+
+    No image is opened here. A folder does not say how large its images are, nor do some datasets:
+    height and width are then 0 until an image is labelled, and the raw cache keeps what was read.
+
+    Attributes:
+        name: of the dataset, or path of the folder.
+        images: in the order of their ids.
+        rejected: (path, reason) of files that are missing or empty. Damaged files are found when
+            they are read.
+        digest: sha256 over id, path below the images' common folder, height, width and bytes of
+            each file. It does not change when the whole folder is moved.
+    """
+
+    name: str
+    images: tuple[Image, ...]
+    rejected: tuple[tuple[str, str], ...]
+    digest: str
+
+    @classmethod
+    def from_dataset(cls, name: str, field: str = "labels.images.dataset") -> Manifest:
+        """The images of a dataset that is registered with Detectron2.
+
+        Their ids are the dataset's where all are different whole numbers, else 1, 2, ... in the
+        order of the dataset's ids.
+
+        Args:
+            field: what to call it in messages.
+
+        Raises:
+            ValueError: the dataset is unknown, has no images or says no file names.
+        """
+        if name not in DatasetCatalog.list():
+            raise ValueError(
+                f"{field}: expected a dataset registered with Detectron2, found {name!r}. Register "
+                f"it in the config, or give labels.images.folder for images without."
+            )
+        records = DatasetCatalog.get(name)
+        if any("file_name" not in r or "image_id" not in r for r in records):
+            raise ValueError(f"dataset {name!r}: expected file_name and image_id for each image.")
+        try:
+            ids = [int(r["image_id"]) for r in records]
+        except ValueError:
+            ids = []
+        if len(set(ids)) < len(records):
+            records = sorted(records, key=lambda r: (str(r["image_id"]), r["file_name"]))
+            ids = list(range(1, len(records) + 1))
+        images = [
+            Image(i, r["file_name"], int(r.get("height", 0)), int(r.get("width", 0)))
+            for i, r in zip(ids, records, strict=True)
+        ]
+        with ThreadPoolExecutor(16) as pool:  # asking a file server takes time, not work
+            sizes = list(pool.map(_bytes, (image.file_name for image in images)))
+        return cls._of(name, images, sizes)
+
+    @classmethod
+    def from_folder(cls, path: str | os.PathLike) -> Manifest:
+        """All images below a folder, by their suffix. Their ids are 1, 2, ... in path order.
+
+        Hidden files and folders are left out, and links to folders are not followed.
+
+        Raises:
+            ValueError: there is no such folder, or no image in it.
+        """
+        path = os.path.abspath(os.path.expanduser(path))
+        if not os.path.isdir(path):
+            raise ValueError(f"labels.images.folder: expected a folder, found none at {path}.")
+        files = sorted(_walk(path))
+        images = [Image(i, file, 0, 0) for i, (file, _) in enumerate(files, start=1)]
+        return cls._of(path, images, [size for _, size in files])
+
+    @classmethod
+    def _of(cls, name: str, images: Sequence[Image], sizes: Sequence[int]) -> Manifest:
+        # Of which a file of no bytes, or none at all, is rejected.
+        folders = {os.path.dirname(image.file_name) for image in images}
+        alike = len({os.path.isabs(folder) for folder in folders}) == 1
+        root = os.path.join(os.path.commonpath(folders), "") if alike else ""
+        kept, rejected, digest = [], [], hashlib.sha256()
+        for image, size in sorted(zip(images, sizes, strict=True), key=lambda x: x[0].image_id):
+            file = image.file_name
+            if size > 0:
+                kept.append(image)
+            else:
+                reason = "the file is empty" if size == 0 else "there is no such file"
+                rejected.append((file, reason))
+            line = (image.image_id, file.removeprefix(root), image.height, image.width, size)
+            digest.update(f"{line}\n".encode(errors="surrogateescape"))
+        if not kept:
+            missing = f"{rejected[0][0]}: {rejected[0][1]}" if rejected else "none"
+            raise ValueError(
+                f"{name}: expected images to label ({', '.join(SUFFIXES)} in a folder), found "
+                f"{missing}."
+            )
+        return cls(name, tuple(kept), tuple(rejected), digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.images)
+
+    def units(self, size: int) -> list[tuple[Image, ...]]:
+        """The images in portions of `size`, which are labelled and stored as one."""
+        if size < 1:
+            raise ValueError(f"labels.unit_size: expected at least 1, found {size}")
+        return [self.images[i : i + size] for i in range(0, len(self), size)]
+
+    def sample(self, count: int, seed: int = 0) -> Manifest:
+        """A manifest of `count` of the images, chosen at random by `seed`; all, if it has fewer."""
+        if count >= len(self):
+            return self
+        chosen = np.sort(np.random.RandomState(seed).permutation(len(self))[:count]).tolist()
+        digest = hashlib.sha256(f"{self.digest} {count} {seed}".encode()).hexdigest()
+        return Manifest(self.name, tuple(self.images[i] for i in chosen), (), digest)
+
+
+def _bytes(file: str) -> int:
+    try:
+        return os.path.getsize(file)
+    except OSError:
+        return -1
+
+
+def _walk(path: str) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of the images below a folder."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path)
+            elif entry.name.lower().endswith(SUFFIXES):
+                yield entry.path, _bytes(entry.path) if entry.is_symlink() else entry.stat().st_size

@@ -1,0 +1,88 @@
+"""Evaluating students and teachers with the config's own evaluator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from detectron2.config import instantiate
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from torch import nn
+
+from ..distiller import Distiller
+
+__all__ = ["check_teacher", "evaluate", "teacher_of"]
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(cfg, model: nn.Module | Callable) -> dict:
+    """Results of a model on the config's `dataloader.test` by its `dataloader.evaluator`."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def teacher_of(model: nn.Module) -> Callable[[Sequence[dict]], list[dict]]:
+    """The teacher of a distiller as a detector, for `evaluate`.
+
+    Raises:
+        ValueError: the model has no teacher.
+    """
+    if not isinstance(model, Distiller) or model.teacher is None:
+        raise ValueError(
+            f"expected a config whose model is a Distiller with a teacher, found "
+            f"{type(model).__name__}"
+        )
+    device = next(model.parameters()).device
+    teacher, input_format = model.teacher.to(device), model.input_format
+    return lambda batched_inputs: teacher.detect(batched_inputs, input_format=input_format)
+
+
+class _OnImages(DatasetEvaluator):
+    """An evaluator with COCOEvaluator's interface, on a part of its images."""
+
+    def __init__(self, evaluator: DatasetEvaluator, image_ids: list):
+        self._evaluator, self._image_ids = evaluator, image_ids
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: list, outputs: list) -> None:
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict:
+        return self._evaluator.evaluate(img_ids=self._image_ids)
+
+
+def check_teacher(cfg, model: nn.Module) -> None:
+    """Evaluate the teacher on the first `train.teacher_check.images` validation images.
+
+    Raises:
+        ValueError: its box AP is below `train.teacher_check.min_ap` (in percent).
+    """
+    proof = cfg.train.teacher_check
+    if not proof.images:
+        return
+    detect = teacher_of(model)
+    test = {k: v for k, v in cfg.dataloader.test.items() if k != "dataset"}
+    test["dataset"] = instantiate(cfg.dataloader.test.dataset)[: proof.images]
+    image_ids = [x["image_id"] for x in test["dataset"]]
+    evaluator = _OnImages(instantiate(cfg.dataloader.evaluator), image_ids)
+    results = inference_on_dataset(detect, instantiate(test), evaluator)
+    if not comm.is_main_process():
+        return
+    ap = results["bbox"]["AP"]
+    logger.info("Teacher's AP on %d validation images: %.1f", len(image_ids), ap)
+    if not ap >= proof.min_ap:
+        raise ValueError(
+            f"teacher: expected AP >= {proof.min_ap:g} on {len(image_ids)} validation images "
+            f"(train.teacher_check), found {ap:.1f}. Check its weights, its config and its "
+            f"input_format ({model.teacher.input_format})."
+        )

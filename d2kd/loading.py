@@ -1,0 +1,276 @@
+"""A frozen detector from a config: build it, load its weights strictly, know its input format."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .checkpoint import load_strictly
+
+__all__ = [
+    "BuiltDetector",
+    "FrozenDetector",
+    "build_detector",
+    "check_input_format",
+    "fuse_norms",
+    "load_detector_config",
+    "predictions_in_fp32",
+    "resolve_target",
+    "zoo_weights",
+]
+
+logger = logging.getLogger(__name__)
+
+_MAX_SIZE = 1333  # Detectron2's default limit of the longest side, in pixels
+
+
+class BuiltDetector(NamedTuple):
+    """A detector without trained weights, and what its config says about its input.
+
+    Attributes:
+        model: the detector.
+        input_format: channel order of the images that the config loads, "BGR" or "RGB"; None where
+            the config does not say it.
+        test_size: shortest side and limit of the longest side, in pixels, to which the config
+            resizes test images; (0, 1333) for no resizing; None where the config does not say it.
+    """
+
+    model: nn.Module
+    input_format: str | None = None
+    test_size: tuple[int, int] | None = None
+
+
+def build_detector(source: nn.Module | DictConfig | str) -> BuiltDetector:
+    """Build a detector without loading its weights.
+
+    Args:
+        source: the detector itself, a LazyConfig node, the path of a LazyConfig (.py, or the .yaml
+            that a run saves) or of a yacs (.yaml) file, or a name in Detectron2's model zoo. Of a
+            distiller's config, the student is built.
+
+    Raises:
+        FileNotFoundError: there is no file and no zoo entry of that name.
+    """
+    if isinstance(source, nn.Module):
+        return BuiltDetector(source)
+    if not isinstance(source, str):
+        return BuiltDetector(instantiate(source))
+    config = load_detector_config(source)
+    if "MODEL" in config:  # yacs
+        config.MODEL.DEVICE = "cpu"
+        test_size = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
+        return BuiltDetector(build_model(config), config.INPUT.FORMAT, test_size)
+    node = config.model
+    input_format = OmegaConf.select(config, "dataloader.train.mapper.image_format")
+    if "student" in node:  # a distiller's config
+        model = build_detector(node.student).model
+    else:
+        model = instantiate(node)
+    return BuiltDetector(model, input_format, _test_size(config))
+
+
+def _test_size(config: DictConfig) -> tuple[int, int] | None:
+    """What the test mapper of a LazyConfig resizes images to; see `BuiltDetector`."""
+    augmentations = OmegaConf.select(config, "dataloader.test.mapper.augmentations")
+    if augmentations is None:
+        return None
+    for node in augmentations:
+        shortest = node.get("short_edge_length")
+        if shortest is not None:
+            shortest = shortest if isinstance(shortest, int) else shortest[0]
+            return shortest, node.get("max_size", _MAX_SIZE)
+    return None if len(augmentations) else (0, _MAX_SIZE)
+
+
+def load_detector_config(source: str):
+    """Read a config file or a model-zoo entry; see `build_detector`."""
+    from detectron2 import model_zoo  # imports pkg_resources, which is slow and warns
+
+    if not os.path.isfile(source):
+        try:
+            return model_zoo.get_config(source)
+        except RuntimeError:
+            raise FileNotFoundError(
+                f"expected the path of a .py or .yaml config or a name in Detectron2's model zoo "
+                f"such as 'COCO-Detection/retinanet_R_101_FPN_3x.yaml', found {source!r}."
+            ) from None
+    with open(source) as f:
+        lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)
+    if lazy:
+        return LazyConfig.load(source)
+    config = get_cfg()
+    config.merge_from_file(source)
+    return config
+
+
+class FrozenDetector:
+    """A detector that is built from a config, loaded strictly, and never trained.
+
+    It is not an `nn.Module`: an object that holds it does not see it in `state_dict()`,
+    `parameters()`, DDP buckets or `.train()`, and Detectron2's evaluation cannot switch it to
+    training mode.
+
+    Args:
+        model: whatever `build_detector` takes.
+        weights: path or URL of its checkpoint, loaded strictly; "zoo" for the weights that
+            Detectron2's model zoo keeps for `model`; None to use the current weights of `model`.
+        input_format: channel order that the detector was trained with, "BGR" or "RGB". Default:
+            the order of the images that its config loads; else the detector's own `input_format`,
+            where it has one; else "BGR", as in Detectron2.
+        dtype: autocast precision of its forward pass, "bfloat16" or "float16"; None for fp32.
+
+    Attributes:
+        model: the detector, in evaluation mode and without gradients.
+        test_size: see `BuiltDetector`.
+
+    Raises:
+        FileNotFoundError: there is no file and no zoo entry of that name.
+        ValueError: the weights do not fit, or an argument has an impossible value.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | DictConfig | str,
+        weights: str | None,
+        *,
+        input_format: str | None = None,
+        dtype: str | None = None,
+    ):
+        kind = type(self).__name__
+        if dtype not in (None, "bfloat16", "float16"):
+            raise ValueError(f"{kind}.dtype: expected bfloat16, float16 or None, found {dtype!r}")
+        self.dtype: torch.dtype | None = getattr(torch, dtype) if dtype else None
+        self.source = model if isinstance(model, str) else type(model).__name__
+        # The student's initial weights and batches must not depend on how its teacher was built.
+        with torch.random.fork_rng(devices=[]):
+            built = build_detector(model)
+        self.model, self.test_size = built.model, built.test_size
+        self.input_format = check_input_format(input_format or built.input_format, self.model)
+        self.weights = zoo_weights(model) if weights == "zoo" else weights
+        name = type(self.model).__name__
+        if self.weights is None:
+            logger.warning("%s %s: weights=None, its weights are used as given.", kind, name)
+        else:
+            counts = load_strictly(self.model, self.weights)
+            logger.info("%s %s: %s from %s", kind, name, counts, self.weights)
+        self.model.eval().requires_grad_(False)
+
+    @property
+    def backbone(self) -> nn.Module | None:
+        return getattr(self.model, "backbone", None)
+
+    @property
+    def divisibility(self) -> int:
+        """Images are padded to multiples of this many pixels."""
+        constraints = getattr(self.backbone, "padding_constraints", {})  # none in release 0.6
+        own = getattr(self.backbone, "size_divisibility", 0)
+        return max(constraints.get("size_divisibility", own), 1)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: torch.device | str):
+        """Move the detector. This costs nothing if it is on that device already."""
+        if self.device != torch.device(device):
+            self.model.to(device)
+        return self
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision of its forward pass."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+
+def check_input_format(given: str | None, model: nn.Module) -> str:
+    """Channel order of a detector's input: the given one, its own, or Detectron2's default.
+
+    Raises:
+        ValueError: the order is neither "BGR" nor "RGB".
+    """
+    input_format = given or getattr(model, "input_format", None) or "BGR"
+    if input_format not in ("BGR", "RGB"):
+        raise ValueError(
+            f"input_format of {type(model).__name__}: expected 'BGR' or 'RGB', found "
+            f"{input_format!r}"
+        )
+    return input_format
+
+
+def zoo_weights(source: Any) -> str:
+    """URL of the weights that Detectron2's model zoo keeps for one of its configs.
+
+    Raises:
+        FileNotFoundError: `source` is not a name in the model zoo, or has no weights there.
+    """
+    from detectron2 import model_zoo
+
+    try:
+        return model_zoo.get_checkpoint_url(source)
+    except (RuntimeError, AttributeError):
+        raise FileNotFoundError(
+            f"weights='zoo': expected `model` to be a name with weights in Detectron2's model zoo, "
+            f"found {source if isinstance(source, str) else type(source).__name__!r}. "
+            f"Give the path of a checkpoint."
+        ) from None
+
+
+def resolve_target(node) -> Any:
+    """The function or class that a LazyConfig node names in `_target_`."""
+    target = node["_target_"]
+    if isinstance(target, str):
+        from detectron2.utils.registry import locate
+
+        return locate(target)
+    return target
+
+
+def predictions_in_fp32(_head: nn.Module, _args: tuple, output: tuple) -> tuple:
+    """A forward hook for the head of a dense detector under autocast.
+
+    Detectron2's FCOS fails on predictions in half precision. Scores in half precision would be
+    multiples of 1/256.
+    """
+    return tuple([x.float() for x in levels] for levels in output)
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Fuse batch norms into the convolutions that they follow, which saves a pass for each norm.
+
+    A convolution W x + b that is normalized by stored statistics equals (W s) x + b', with one
+    scale s and one bias b' for each channel. After this call, no checkpoint fits the model any
+    longer. Norms that are modules of their own, outside Detectron2's `Conv2d`, are left alone:
+    the module tree does not say which convolution they follow.
+
+    Args:
+        model: in evaluation mode; it is changed in place.
+
+    Returns:
+        the number of fused norms.
+    """
+    # Detectron2's Conv2d has the norm that it applies as a child; other convolutions have none.
+    convolutions = [
+        conv
+        for conv in model.modules()
+        if isinstance(conv, nn.Conv2d)
+        and isinstance(norm := getattr(conv, "norm", None), (FrozenBatchNorm2d, nn.BatchNorm2d))
+        and norm.running_mean is not None
+    ]
+    for conv in convolutions:
+        norm: Any = conv.norm
+        statistics: tuple[Tensor, Tensor, float] = norm.running_mean, norm.running_var, norm.eps
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, *statistics, norm.weight, norm.bias
+        )
+        conv.norm = None
+        conv.requires_grad_(False)
+    return len(convolutions)
