@@ -11,7 +11,7 @@ from torch import nn
 
 from d2kd import Distiller, Teacher
 from d2kd.methods import FGD, MCDropout, Methods, Mimic, RankMimic
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 
@@ -224,10 +224,13 @@ def test_other_students_train(student):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_unusual_batches_give_finite_losses_and_gradients(batch, dtype):
     model = distiller()
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
-        losses = model(batch)
+    # On a map of one cell, oneDNN's bf16 gradient of a strided convolution reads
+    # uninitialized memory. Here this would be P7's weights.
+    with torch.backends.mkldnn.flags(enabled=dtype is None):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
+            losses = model(batch)
+        sum(losses.values()).backward()
     assert all(torch.isfinite(v) for v in losses.values())
-    sum(losses.values()).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None and torch.isfinite(p.grad).all(), name
 
@@ -343,7 +346,7 @@ def test_the_teacher_assigns_boxes_on_request():
     )
     inputs = toys.batch()
     model.train()(inputs)
-    reader = read(teacher)
+    reader = get_reader(teacher)
     shown = reader.run(teacher.preprocess_image(inputs).tensor, {"logits", "boxes"})
     assert len(judged) == 2 and student.guide is None
     for logits, boxes in judged:

@@ -15,8 +15,8 @@ from torch import nn
 
 from d2kd import Distiller, Targets, Teacher
 from d2kd.methods import FGD, PGD, Methods, Mimic
-from d2kd.partial_labels import _only_searched, covered, mask_partial_labels
-from d2kd.readers import read
+from d2kd.partial_labels import _mask_scores, covered, mask_partial_labels
+from d2kd.readers import get_reader
 from tests import toys
 
 DENSE = {
@@ -43,9 +43,9 @@ def inputs(**second) -> list[dict]:
 def gradients(detector: nn.Module, batch: list[dict]) -> list[torch.Tensor]:
     """Gradients of the losses with respect to class logits, (N, R, K), boxes and quality."""
     detector = copy.deepcopy(detector).train()
-    reader = read(detector)
+    reader = get_reader(detector)
     targets = Targets.from_inputs(batch, "cpu", reader.num_classes)
-    with reader.listen({"logits"}) as seen, mask_partial_labels(detector, targets):
+    with reader.capture({"logits"}) as seen, mask_partial_labels(detector, targets):
         losses = detector(batch)
     found = [maps for maps in (seen.logits, seen.deltas, seen.quality) if maps]
     maps = [x for level in found for x in level.values()]
@@ -61,7 +61,7 @@ def gradients(detector: nn.Module, batch: list[dict]) -> list[torch.Tensor]:
 
 
 def centers(detector: nn.Module, batch: list[dict]) -> torch.Tensor:
-    reader = read(detector)
+    reader = get_reader(detector)
     images = detector.preprocess_image(batch).tensor
     return reader.run(images, {"logits", "boxes"}).centers.detach()
 
@@ -94,7 +94,7 @@ def test_anchors_mostly_in_a_region_have_no_gradient_and_all_others_the_same():
     model = detector("RetinaNet")
     plain = gradients(model, inputs())
     found = gradients(model, inputs(ignore_boxes=[REGION]))
-    reader = read(model)
+    reader = get_reader(model)
     images = model.preprocess_image(inputs()).tensor
     anchors = reader.run(images, {"logits", "boxes"}).anchors
     share = pairwise_ioa(Boxes(torch.tensor([REGION])), Boxes(anchors))[0]
@@ -109,7 +109,7 @@ def test_positives_in_a_region_keep_their_gradient(name):
     model = detector(name)
     batch = inputs(ignore_boxes=[[-999.0, -999.0, 999.0, 999.0]])
     targets = Targets.from_inputs(batch, "cpu", 3)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(model.preprocess_image(batch).tensor, {"logits", "boxes"})
     positive = reader.assign(seen, targets)[1] >= 0
     assert positive.any()
@@ -171,7 +171,7 @@ def test_the_gradient_of_a_box_is_scaled_by_its_weight(name):
     model = detector(name)
     plain, found = gradients(model, inputs()), gradients(model, inputs(gt_weights=[0.25]))
     targets = Targets.from_inputs(inputs(), "cpu", 3)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(model.preprocess_image(inputs()).tensor, {"logits", "boxes"})
     positive = reader.assign(seen, targets)[1] >= 0
     assert plain[1][1, positive].abs().sum() > 0
@@ -278,7 +278,7 @@ def test_an_image_searched_for_no_class_has_no_gradient_in_a_two_stage_detector(
 def test_background_stands_for_classes_not_searched_for():
     scores = torch.tensor([[1.0, 2.0, 0.5, -1.0]], dtype=torch.float64, requires_grad=True)
     searched = torch.tensor([[True, False, False]])
-    merged = _only_searched(scores, searched, sigmoid=False)
+    merged = _mask_scores(scores, searched, sigmoid=False)
     p = scores.detach().softmax(1)[0]
     torch.testing.assert_close(merged.softmax(1)[0, [0, 3]], torch.stack([p[0], 1 - p[0]]))
     loss = nn.functional.cross_entropy(merged, torch.tensor([3]))
@@ -292,7 +292,7 @@ def test_sigmoid_scores_of_classes_not_searched_for_have_no_gradient():
     scores = torch.randn(4, 3, requires_grad=True)
     searched = torch.tensor([[True, False, True]]).expand(4, 3)
     loss = nn.functional.binary_cross_entropy_with_logits(
-        _only_searched(torch.cat([scores, scores[:, :1]], 1), searched, sigmoid=True)[:, :3],
+        _mask_scores(torch.cat([scores, scores[:, :1]], 1), searched, sigmoid=True)[:, :3],
         torch.zeros(4, 3),
         reduction="sum",
     )
@@ -543,7 +543,7 @@ def test_unknown_regions_are_no_background_for_a_method(method, storage):
 def test_targets_collect_regions_classes_and_weights():
     batch = inputs(ignore_boxes=[REGION, BOX], annotated_classes=[2], gt_weights=[0.5])
     targets = Targets.from_inputs(batch, "cpu", 3)
-    assert not targets.whole and Targets.from_inputs(inputs(), "cpu").whole
+    assert not targets.complete and Targets.from_inputs(inputs(), "cpu").complete
     assert targets.ignored.tolist() == [[[0.0] * 4] * 2, [REGION, BOX]]
     assert targets.annotated.tolist() == [[True] * 3, [False, False, True]]
     assert targets.weights.tolist() == [[1.0], [0.5]]

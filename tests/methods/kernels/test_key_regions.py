@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd.methods import key_regions as module
-from d2kd.methods.key_regions import (
+from d2kd.methods.kernels import key_regions as module
+from d2kd.methods.kernels.key_regions import key_regions, pairs_inside
+from d2kd.methods.kernels.location_weights import (
     RIDGE,
     center_prior,
     density,
     fit_gaussian,
-    key_regions,
-    pairs_inside,
     quality,
     score_and_iou,
     strictly_inside,
@@ -22,7 +21,7 @@ from d2kd.methods.key_regions import (
 from d2kd.targets import Targets
 
 # Inputs and outputs of ChenhongyiYang/PGD @ 81c54d5 in float32.
-REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "pgd_reference.npz")
+REFERENCE = np.load(Path(__file__).parents[2] / "fixtures" / "pgd_reference.npz")
 
 
 def reference(name: str) -> torch.Tensor:
