@@ -172,8 +172,8 @@ def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """All nodes of a config with their paths, from the top down."""
     if isinstance(cfg, DictConfig):
         yield path, cfg
-        for key in cfg:
-            yield from _nodes(OmegaConf.select(cfg, str(key)), f"{path}.{key}".lstrip("."))
+        for key in map(str, cfg):
+            yield from _nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
     elif isinstance(cfg, ListConfig):
         for i, item in enumerate(cfg):
             yield from _nodes(item, f"{path}[{i}]")
@@ -196,7 +196,7 @@ def _check_fields(path: str, node: DictConfig) -> None:
     if fields is None:
         return
     target = resolve_target(node)
-    for key in node:
+    for key in map(str, node):
         if key != "_target_" and key not in fields:
             raise ValueError(
                 f"{path}.{key}: expected a field of {target.__name__} ({', '.join(fields)}), found "
@@ -213,14 +213,15 @@ def _check_key(cfg: DictConfig, key: str) -> None:
             return  # a list index; Detectron2 reports other mistakes
         if part in parent:
             continue
-        fields = list(parent)
+        fields = [str(key) for key in parent]
         if "_target_" in parent:
-            fields = _fields(parent)
-            if fields is None or part in fields:
+            accepted = _fields(parent)
+            if accepted is None or part in accepted:
                 return
+            fields = accepted
         raise ValueError(
             f"override {key}: expected a field of {parent_path or 'the config'} "
-            f"({', '.join(str(f) for f in fields)}), found {part!r}.{_nearest(part, fields)}"
+            f"({', '.join(fields)}), found {part!r}.{_nearest(part, fields)}"
         )
 
 

@@ -32,9 +32,9 @@ class Distiller(nn.Module):
     """A student detector with one more child module, `distillation`.
 
     The distiller shares the student's children, parameters and buffers, under the student's own
-    names. So everything that depends on names (checkpoints, weight decay, layer-wise learning rates,
-    freezing, EMA) works as for the student alone, and a checkpoint loads into the student's own
-    config. In training, the distiller returns the student's losses and one more loss for each
+    names. So everything that depends on names (checkpoints, weight decay, layer-wise learning
+    rates, freezing, EMA) works as for the student alone, and a checkpoint loads into the student's
+    own config. In training, the distiller returns the student's losses and one more loss for each
     method. In evaluation, it is the student. Without methods, it is the student in training, too.
 
     Args:
@@ -77,7 +77,7 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         built = build_detector(student)
-        self._reader = get_reader(built.model)
+        self._reader: Any = get_reader(built.model)
         if methods and teacher is None:
             raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
         if inherit and teacher is None:
@@ -86,8 +86,9 @@ class Distiller(nn.Module):
         self.distillation = Methods() if methods is None else methods
         self.teacher = teacher
         self.input_format = check_input_format(input_format or built.input_format, built.model)
-        self._needs = frozenset({"features"}).union(*(m.needs for m in self._methods))
-        self.teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in self._methods))
+        features = frozenset({"features"})
+        self._needs = features.union(*(m.needs for m in self._methods))
+        self.teacher_needs = features.union(*(m.teacher_needs for m in self._methods))
         self.teacher_assigns = teacher_assigns
         if teacher is not None:
             self._check_classes(teacher, same_classes)
