@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..detectors.gfl import quality_focal_loss
-from ..detectors.losses import giou, positive_count, rank_mean
+from ..detectors.losses import giou, num_positives, reduce_mean
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
@@ -41,11 +41,11 @@ class CrossKD(Method):
     Terms:
 
     - "classification": |p' - p|^gamma * BCE(p', p), summed over classes and locations and divided
-      by the student's `positive_count`. p' is the probability by the cross-head, p the teacher's.
+      by the student's `num_positives`. p' is the probability by the cross-head, p the teacher's.
       Gamma and the divisor are from the released code.
     - "regression": the distance of each location's box, weighted by the teacher's best class
       probability there. The weight is from the released code. The distance is 1 - GIoU of the
-      decoded boxes, and the sum is divided by the same `positive_count` (released code for
+      decoded boxes, and the sum is divided by the same `num_positives` (released code for
       RetinaNet and ATSS; for FCOS it divides by the sum of the centerness). For distributions it is
       KL(teacher || cross-head), summed over the four sides, and the sum is divided by the sum of
       the weights (released code for GFL).
@@ -148,7 +148,7 @@ class CrossKD(Method):
             "classification" and "regression", scalars.
         """
         cross = self.cross(student, teacher)
-        count = positive_count(self.reader.assign(student, targets))
+        count = num_positives(self.reader.assign(student, targets))
         scores = {level: x.sigmoid() for level, x in teacher.logits.items()}
         counted = self._counted(teacher, targets)
         terms = {}
@@ -168,7 +168,7 @@ class CrossKD(Method):
                 divisor = count
             else:
                 distance = _side_divergence(cross.deltas, teacher.deltas, self.bins)
-                divisor = rank_mean(weight.sum()).clamp(min=1e-6)
+                divisor = reduce_mean(weight.sum()).clamp(min=1e-6)
             terms["regression"] = self.regression * (weight * distance).sum() / divisor
         return terms
 

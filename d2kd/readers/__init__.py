@@ -90,7 +90,7 @@ def _point(detector: PointDetector) -> dict[str, Any]:
     return dict(
         **_dense(detector),
         anchor_generator=detector.anchor_generator,
-        padding=detector.padding,
+        padding=detector.pad_size_divisor,
     )
 
 

@@ -101,7 +101,7 @@ class PointReader(AnchorReader):
     def _grid(self, knowledge: Knowledge, targets: Targets) -> tuple[Locations, Tensor]:
         locations = self._locations(knowledge)
         maps = [knowledge.logits[level] for level in self.head_in_features]
-        return locations, self.detector.inside(locations, targets.sizes, maps)
+        return locations, self.detector.in_image_mask(locations, targets.sizes, maps)
 
     def _locations(self, knowledge: Knowledge) -> Locations:
         return self.detector.locations([knowledge.logits[name] for name in self.head_in_features])
