@@ -411,6 +411,20 @@ def test_distiller_trains(name, channels):
     assert copied(inputs)["loss_distill_crosskd"] == model(inputs)["loss_distill_crosskd"]
 
 
+@pytest.mark.parametrize("name", ["DDOD", "AutoAssign"])
+def test_other_heads_with_two_towers(name):
+    model = Distiller(
+        student=toys.point(name),
+        teacher=Teacher(toys.point(name, channels=12), None),
+        methods=Methods(crosskd=CrossKD(block=2)),
+        teacher_assigns=name == "DDOD",
+    )
+    loss = model.train()(toys.batch())["loss_distill_crosskd"]
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+    assert all(p.grad.any() for p in model.distillation.parameters())
+
+
 def test_bfloat16_is_finite_and_computed_in_fp32():
     model = Distiller(
         student=build("ATSS"),
