@@ -80,8 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"d2kd: expected a command ({expected}), found {name!r}.{hint}", file=sys.stderr)
         return 2
     configure_threads()
-    # PyTorch warns about its own code, twice in each process. Our own warnings are shown.
+    # PyTorch warns about Detectron2's code and about its own. Our own warnings are shown.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
     return _run(name, rest)
 
 
