@@ -23,8 +23,8 @@ __all__ = ["main"]
 
 EXAMPLES = """\
 examples:
-  d2kd doctor
-  d2kd doctor my_distilled.py train.device=cpu
+  d2kd doctor my_distilled.py
+  d2kd doctor my_distilled.py --num-gpus 8 train.amp.enabled=True
 """
 
 
