@@ -14,7 +14,7 @@ from .loading import build_detector, check_input_format
 from .loss_weights import LossWeights
 from .methods import Methods
 from .partial_labels import mask_partial_labels
-from .readers import check_same_anchors, read
+from .readers import check_same_anchors, get_reader
 from .targets import Targets
 from .teacher import Teacher
 
@@ -33,7 +33,8 @@ class Distiller(nn.Module):
     the student. Without methods it is the student in training too.
 
     Args:
-        student: any detector that `d2kd.readers.read` knows, or whatever `build_detector` takes.
+        student: any detector that `d2kd.readers.get_reader` knows, or whatever `build_detector`
+            takes.
         teacher: a `Teacher`; None only without methods.
         methods: the distillation methods by name.
         inherit: start the student from all of the teacher's tensors outside its bottom-up
@@ -47,10 +48,6 @@ class Distiller(nn.Module):
         balance_period: steps between two measurements of all gradients at the neck, which are
             made where a method has `balance`. One costs about the backward pass of the head and
             of the methods.
-        compile_losses: let torch.compile take over what methods do with whole maps, where they can
-            (FGD, PGD, PKD, CWD). Compilations take a minute or so in the first steps. Where one
-            fails in a forward pass, the losses run without it, and a warning says so; see
-            `d2kd.methods.compiled` and docs/performance.md.
 
     Raises:
         TypeError: a detector that no reader knows.
@@ -69,12 +66,11 @@ class Distiller(nn.Module):
         input_format: str | None = None,
         log_period: int = 20,
         balance_period: int = 20,
-        compile_losses: bool = False,
     ):
         super().__init__()
         built = build_detector(student)
         student = built.model
-        self._reader = read(student)
+        self._reader = get_reader(student)
         if methods and teacher is None:
             raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
         if inherit and teacher is None:
@@ -106,8 +102,6 @@ class Distiller(nn.Module):
                 )
         for method in methods:
             method.setup(self._reader, teacher.reader)
-            if compile_losses:
-                method.compile_losses()
         self.teacher_assigns = teacher_assigns
         if teacher_assigns:
             self._check_assignment()
@@ -119,7 +113,7 @@ class Distiller(nn.Module):
     def _check_assignment(self) -> None:
         if not self.distillation:
             raise ValueError("Distiller.teacher_assigns: expected a method at least, found none")
-        if not hasattr(self._reader, "guide"):
+        if not hasattr(self._reader, "guide_assignment"):
             raise ValueError(
                 f"Distiller.teacher_assigns: expected a student whose label assignment depends on "
                 f"predictions (DDOD), found {self._reader.name}. Leave it out."
@@ -179,21 +173,21 @@ class Distiller(nn.Module):
                 )
             )
             if self.teacher_assigns:
-                self._reader.guide(taught[0])
+                self._reader.guide_assignment(taught[0])
 
         # The teacher runs as soon as the student has padded its batch: its predictions may be
         # what the student's boxes are assigned by, and the peak of its memory is over before the
         # student's begins.
         asked = self.teacher_assigns or any(scheduled.values())
         with (
-            self._reader.listen(self._needs, before=teach if asked else None) as seen,
+            self._reader.capture(self._needs, on_images=teach if asked else None) as seen,
             mask_partial_labels(self.student, targets),
         ):
             losses = self.student(batched_inputs)
         task = sum(losses.values())
         neck = list(seen.features.values())
         with torch.autocast(task.device.type, enabled=False):
-            seen = self._reader.complete(seen, self._needs)
+            seen = self._reader.finalize(seen, self._needs)
             terms = {
                 name: method(seen, taught[0], targets)
                 for name, method in self.distillation.items()

@@ -11,7 +11,7 @@ from torch import nn
 
 from d2kd import Distiller, Teacher
 from d2kd.methods import FGD, MCDropout, Methods, Mimic, RankMimic
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 
@@ -341,7 +341,7 @@ def test_the_teacher_assigns_where_it_is_asked_to():
     )
     inputs = toys.batch()
     model.train()(inputs)
-    reader = read(teacher)
+    reader = get_reader(teacher)
     shown = reader.run(teacher.preprocess_image(inputs).tensor, {"logits", "boxes"})
     assert len(judged) == 2 and student.guide is None
     for logits, boxes in judged:

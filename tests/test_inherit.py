@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from d2kd.inherit import inherit_weights
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 
 def test_neck_and_head_are_copied_and_the_bottom_up_network_is_not():
     student, teacher = toys.retinanet(width=4), toys.retinanet(width=6)
     before = {k: v.clone() for k, v in student.state_dict().items()}
-    report = inherit_weights(read(student), read(teacher))
+    report = inherit_weights(get_reader(student), get_reader(teacher))
     taken = teacher.state_dict()
     copied = 0
     for name, tensor in student.state_dict().items():
@@ -26,12 +26,14 @@ def test_neck_and_head_are_copied_and_the_bottom_up_network_is_not():
 
 def test_nothing_that_fits_is_an_error():
     with pytest.raises(ValueError, match=r"inherit=True: expected tensors .* found none of"):
-        inherit_weights(read(toys.rcnn(channels=8)), read(toys.fcos(channels=12, num_classes=4)))
+        inherit_weights(
+            get_reader(toys.rcnn(channels=8)), get_reader(toys.fcos(channels=12, num_classes=4))
+        )
 
 
 def test_counts_stay_the_students_own():
     student, teacher = toys.point("DDOD"), toys.point("DDOD")
     teacher.cls_balance.positives += 7
-    inherit_weights(read(student), read(teacher))
+    inherit_weights(get_reader(student), get_reader(teacher))
     assert not student.cls_balance.positives.any()
     assert torch.equal(student.head.cls_score.weight, teacher.head.cls_score.weight)

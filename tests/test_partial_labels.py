@@ -13,7 +13,7 @@ from torch import nn
 from d2kd import Distiller, Targets, Teacher
 from d2kd.methods import FGD, PGD, Methods, Mimic
 from d2kd.partial_labels import _only_searched, covered, mask_partial_labels
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 DENSE = {
@@ -40,9 +40,9 @@ def inputs(**second) -> list[dict]:
 def gradients(detector: nn.Module, batch: list[dict]) -> list[torch.Tensor]:
     """Of the losses with respect to class logits, (N, R, K), box regression and quality."""
     detector = copy.deepcopy(detector).train()
-    reader = read(detector)
+    reader = get_reader(detector)
     targets = Targets.from_inputs(batch, "cpu", reader.num_classes)
-    with reader.listen({"logits"}) as seen, mask_partial_labels(detector, targets):
+    with reader.capture({"logits"}) as seen, mask_partial_labels(detector, targets):
         losses = detector(batch)
     found = [maps for maps in (seen.logits, seen.deltas, seen.quality) if maps]
     maps = [x for level in found for x in level.values()]
@@ -58,7 +58,7 @@ def gradients(detector: nn.Module, batch: list[dict]) -> list[torch.Tensor]:
 
 
 def centers(detector: nn.Module, batch: list[dict]) -> torch.Tensor:
-    reader = read(detector)
+    reader = get_reader(detector)
     images = detector.preprocess_image(batch).tensor
     return reader.run(images, {"logits", "boxes"}).centers.detach()
 
@@ -91,7 +91,7 @@ def test_anchors_mostly_in_a_region_have_no_gradient_and_all_others_the_same():
     model = detector("RetinaNet")
     plain = gradients(model, inputs())
     found = gradients(model, inputs(ignore_boxes=[REGION]))
-    reader = read(model)
+    reader = get_reader(model)
     images = model.preprocess_image(inputs()).tensor
     anchors = reader.run(images, {"logits", "boxes"}).anchors
     share = pairwise_ioa(Boxes(torch.tensor([REGION])), Boxes(anchors))[0]
@@ -106,7 +106,7 @@ def test_positives_in_a_region_stay(name):
     model = detector(name)
     batch = inputs(ignore_boxes=[[-999.0, -999.0, 999.0, 999.0]])
     targets = Targets.from_inputs(batch, "cpu", 3)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(model.preprocess_image(batch).tensor, {"logits", "boxes"})
     positive = reader.assign(seen, targets)[1] >= 0
     assert positive.any()
@@ -168,7 +168,7 @@ def test_the_gradient_of_a_box_is_scaled_by_its_weight(name):
     model = detector(name)
     plain, found = gradients(model, inputs()), gradients(model, inputs(gt_weights=[0.25]))
     targets = Targets.from_inputs(inputs(), "cpu", 3)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(model.preprocess_image(inputs()).tensor, {"logits", "boxes"})
     positive = reader.assign(seen, targets)[1] >= 0
     assert plain[1][1, positive].abs().sum() > 0

@@ -5,9 +5,9 @@ python tools/pseudo_label.py --config-file configs/pseudo/demo/labels_train.py
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.thresholds import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo.thresholds import FixedBars
 
 labels = dict(
     images=dict(dataset="demo_train"),

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from .blocks import cell_blocks
 
-__all__ = ["Comparison", "channel_attention", "compare_cells", "plain_compare_cells"]
+__all__ = ["Comparison", "channel_attention", "compare_cells"]
 
 
 class Comparison(NamedTuple):
@@ -44,18 +44,6 @@ def compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
         tau: temperature of the attention, > 0.
     """
     return Comparison(*_Compare.apply(student, teacher, tau))
-
-
-def plain_compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
-    """`compare_cells` by autograd, for a compiler that fuses."""
-    c = student.shape[1]
-    a_s, a_t = channel_attention(student, tau), channel_attention(teacher, tau)
-    return Comparison(
-        student=student.abs().mean(1),
-        teacher=teacher.abs().mean(1),
-        error=c * (a_t * (student - teacher).square()).sum(1),
-        difference=c * (a_s - a_t).abs().sum(1),
-    )
 
 
 def channel_attention(features: Tensor, tau: float) -> Tensor:

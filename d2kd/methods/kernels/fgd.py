@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .attention import softmax_attention
 from .blocks import channel_blocks
 
-__all__ = ["PairSums", "normalise", "pair_sums", "plain_pair_sums"]
+__all__ = ["PairSums", "pair_sums"]
 
 
 class PairSums(NamedTuple):
@@ -56,33 +57,6 @@ def pair_sums(s: Tensor, t: Tensor, tau: float, *keys: Tensor) -> PairSums:
     return PairSums(*_PairSums.apply(s, t, tau, *keys))
 
 
-def plain_pair_sums(s: Tensor, t: Tensor, tau: float, *keys: Tensor) -> PairSums:
-    """`pair_sums` by autograd."""
-    contexts = []
-    for x, weight, bias in ((s, *keys[:2]), (t, *keys[2:])):
-        logits = (x * weight.unsqueeze(2)).sum(1, keepdim=True) + bias
-        contexts.append((x * logits.softmax(2)).sum(2))
-    size_s, size_t, difference = s.abs(), t.abs(), s - t
-    spatial_t, channel_t = size_t.mean(1), size_t.mean(2)
-    square = difference.square()
-    return PairSums(
-        spatial_s=size_s.mean(1),
-        spatial_t=spatial_t,
-        channel_s=size_s.mean(2),
-        channel_t=channel_t,
-        error=(normalise(channel_t, tau).unsqueeze(2) * square).sum(1),
-        square=square.sum(1),
-        difference=difference.sum(2),
-        context_s=contexts[0],
-        context_t=contexts[1],
-    )
-
-
-def normalise(magnitude: Tensor, tau: float) -> Tensor:
-    """Attention of (N, M) mean magnitudes: their softmax at temperature tau, which sums to M."""
-    return (magnitude / tau).softmax(1) * magnitude.shape[1]
-
-
 class _PairSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, s, t, tau, weight_s, bias_s, weight_t, bias_t):
@@ -90,7 +64,7 @@ class _PairSums(torch.autograd.Function):
         key_s, key_t = (x.unsqueeze(2).expand(n, c, 1) for x in (weight_s, weight_t))
         spatial_s, channel_s, pool_s = _first_pass(s, key_s, bias_s)
         spatial_t, channel_t, pool_t = _first_pass(t, key_t, bias_t)
-        attention = normalise(channel_t, tau)
+        attention = softmax_attention(channel_t, tau)
         weights = torch.stack([attention, torch.ones_like(attention)], 2)  # (N, C, 2)
         errors, per_channel = s.new_zeros(n, 2, r), []
         for x, y, w in channel_blocks(s, t, weights):

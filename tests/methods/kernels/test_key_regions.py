@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd.methods import key_regions as module
-from d2kd.methods.key_regions import (
+from d2kd.methods.kernels import key_regions as module
+from d2kd.methods.kernels.key_regions import (
     RIDGE,
     center_prior,
     density,
@@ -22,7 +22,7 @@ from d2kd.methods.key_regions import (
 from d2kd.targets import Targets
 
 # Inputs and outputs of ChenhongyiYang/PGD @ 81c54d5 in float32.
-REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "pgd_reference.npz")
+REFERENCE = np.load(Path(__file__).parents[2] / "fixtures" / "pgd_reference.npz")
 
 
 def reference(name: str) -> torch.Tensor:

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from d2kd.methods import blocks, channel_attention
-from d2kd.methods.channel_attention import Comparison, plain_compare_cells
+from d2kd.methods.kernels import blocks, pgd
+from d2kd.methods.kernels.pgd import Comparison
 
 TAU = 0.8
 
 
-def compare_cells(s, t, tau=TAU, function=channel_attention.compare_cells):
-    found = function(s.flatten(2), t.flatten(2), tau)
+def compare_cells(s, t, tau=TAU):
+    found = pgd.compare_cells(s.flatten(2), t.flatten(2), tau)
     return Comparison(*(x.view(len(s), *s.shape[2:]) for x in found))
 
 
@@ -57,15 +57,6 @@ def test_equals_the_equations_with_their_gradient(shape, layout, monkeypatch):
         torch.autograd.grad(sum((w * x).sum() for w, x in zip(weights, terms, strict=True)), s)
         for terms in (found, expected)
     ]
-    torch.testing.assert_close(*gradients)
-
-
-def test_the_plain_form_is_the_same():
-    s, t = maps(2, 5, 3, 7)
-    s.requires_grad_()
-    found, expected = compare_cells(s, t, function=plain_compare_cells), plain(s, t)
-    torch.testing.assert_close(found, expected)
-    gradients = [torch.autograd.grad(sum(x.sum() for x in y), s) for y in (found, expected)]
     torch.testing.assert_close(*gradients)
 
 

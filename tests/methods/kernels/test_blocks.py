@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from d2kd.methods import blocks
-from d2kd.methods.blocks import by_channels, cell_blocks, channel_blocks
 from d2kd.methods.cwd import divergence
+from d2kd.methods.kernels import blocks
+from d2kd.methods.kernels.blocks import by_channels, cell_blocks, channel_blocks
 from d2kd.methods.pkd import correlation
 
 

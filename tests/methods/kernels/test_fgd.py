@@ -4,10 +4,10 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 
-from d2kd.methods import blocks
 from d2kd.methods.base import LevelPair
 from d2kd.methods.fgd import FGD
-from d2kd.methods.fgd_sums import pair_sums, plain_pair_sums
+from d2kd.methods.kernels import blocks
+from d2kd.methods.kernels.fgd import PairSums, pair_sums
 
 
 def by_equations(fgd, student, teacher, foreground, background):
@@ -83,10 +83,32 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(lambda s: pair_sums(s, t, 0.5, *leaves[1:])[:4:2], leaves[:1])
 
 
-def test_the_plain_form_is_the_same():
+def pair_sums_by_autograd(s, t, tau, *keys):
+    """`pair_sums` as plain PyTorch operations, differentiated by autograd: the reference."""
+    contexts = []
+    for x, weight, bias in ((s, *keys[:2]), (t, *keys[2:])):
+        logits = (x * weight.unsqueeze(2)).sum(1, keepdim=True) + bias
+        contexts.append((x * logits.softmax(2)).sum(2))
+    difference = s - t
+    channel_t = t.abs().mean(2)
+    attention_t = channel_t.shape[1] * (channel_t / tau).softmax(1)
+    return PairSums(
+        spatial_s=s.abs().mean(1),
+        spatial_t=t.abs().mean(1),
+        channel_s=s.abs().mean(2),
+        channel_t=channel_t,
+        error=(attention_t.unsqueeze(2) * difference.square()).sum(1),
+        square=difference.square().sum(1),
+        difference=difference.sum(2),
+        context_s=contexts[0],
+        context_t=contexts[1],
+    )
+
+
+def test_sums_and_gradients_equal_those_by_autograd():
     s, t = torch.randn(2, 2, 6, 40, dtype=torch.float64)
     leaves = [s.requires_grad_(), *keys_of(6)]
-    found, expected = (f(s, t, 0.5, *leaves[1:]) for f in (pair_sums, plain_pair_sums))
+    found, expected = (f(s, t, 0.5, *leaves[1:]) for f in (pair_sums, pair_sums_by_autograd))
     torch.testing.assert_close(found, expected)
     weights = [torch.randn_like(x) for x in expected]
     grads = [
