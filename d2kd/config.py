@@ -13,22 +13,22 @@ from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from . import model_zoo
 from .loading import resolve_target
 from .pseudo.coco import read
 
 __all__ = ["check_config", "load_config"]
 
-# Of `train`, beside the fields of Detectron2's configs/common/train.py.
-TRAIN_FIELDS = dict(
-    seed=-1,
-    accumulate=1,
-    clip_grad_norm=0.0,
-    teacher_check=dict(images=0, min_ap=0.0),
-)
-
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a LazyConfig, fill in the fields of `train` that d2kd adds, and apply overrides.
+    """Load a LazyConfig, fill in the fields of `train` that it leaves out, and apply overrides.
+
+    Args:
+        path: path of the config.
+        overrides: changes such as "train.max_iter=1000", in Hydra's syntax.
+
+    Returns:
+        the config. Missing fields of `train` have the defaults of configs/common/train.py.
 
     Raises:
         ValueError: an override names a field that is not there.
@@ -37,14 +37,19 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     for section in ("model", "dataloader", "train"):
         if section not in cfg:
             raise ValueError(f"{path}: expected a section {section!r}, found {', '.join(cfg)}")
-    for key, value in TRAIN_FIELDS.items():
-        cfg.train.setdefault(key, value)
-    for key, value in dict(enabled=False, dtype="float16").items():
-        cfg.train.setdefault("amp", {}).setdefault(key, value)
+    _fill_in(cfg.train, model_zoo.get_config("common/train.py").train)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         _check_key(cfg, key)
     return LazyConfig.apply_overrides(cfg, list(overrides))
+
+
+def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
+    for key, value in defaults.items():
+        if key not in section:
+            section[key] = value
+        elif isinstance(value, DictConfig) and isinstance(section[key], DictConfig):
+            _fill_in(section[key], value)
 
 
 def check_config(cfg: DictConfig) -> None:

@@ -34,8 +34,9 @@ class Knowledge:
         taps: tap name -> level name -> (N, C, H, W), outputs of modules inside the head. For
             example, `taps["cls_tower.2"]["p3"]` is the output of the second block of the
             classification tower at level p3; see `d2kd.readers.Reader.taps`.
-        boxes: (N, R, 4), decoded from `deltas`. The student's boxes carry gradients.
-        anchors: (R, 4).
+        boxes: (N, R, 4), decoded from `deltas`. The student's boxes carry gradients. None without
+            "boxes".
+        anchors: (R, 4); None without "boxes".
         anchor_labels: what Detectron2's `label_anchors` returned for this batch: classes (R,) and
             boxes (R, 4) of each image, in two lists. None if the detector did not call it.
         run_head_from: runs the rest of this detector's head on given tower maps; see
@@ -48,10 +49,13 @@ class Knowledge:
     deltas: Maps = field(default_factory=dict)
     quality: Maps = field(default_factory=dict)
     taps: dict[str, Maps] = field(default_factory=dict)
-    boxes: Tensor | None = None
-    anchors: Tensor | None = None
+    # Typed as tensors for the methods: each of them gets the boxes that it needs.
+    boxes: Tensor = None  # type: ignore[assignment]
+    anchors: Tensor = None  # type: ignore[assignment]
     anchor_labels: tuple[list[Tensor], list[Tensor]] | None = None
-    run_head_from: Callable[..., Knowledge] | None = field(default=None, repr=False, compare=False)
+    run_head_from: Callable[..., Knowledge] = field(  # type: ignore[assignment]
+        default=None, repr=False, compare=False
+    )
 
     @property
     def centers(self) -> Tensor:

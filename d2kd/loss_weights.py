@@ -153,9 +153,7 @@ class LossWeights:
             `d2kd.engine.ScheduleProgress` sets it before each step.
     """
 
-    def __init__(
-        self, methods: Mapping[str, Any], log_period: int = 20, balance_period: int = 20
-    ):
+    def __init__(self, methods: Mapping[str, Any], log_period: int = 20, balance_period: int = 20):
         for name, period in dict(log_period=log_period, balance_period=balance_period).items():
             if period < 1 or period != int(period):
                 raise ValueError(f"Distiller.{name}: expected a whole number >= 1, found {period}")

@@ -13,7 +13,7 @@ def test_neck_and_head_are_copied_and_the_bottom_up_network_is_not():
     taken = teacher.state_dict()
     copied = 0
     for name, tensor in student.state_dict().items():
-        # Lateral convolutions and p6 read the narrower backbone: other shapes.
+        # Lateral convolutions and p6 have other shapes, because the student's backbone is narrower.
         fits = name in taken and taken[name].shape == tensor.shape
         if fits and not name.startswith("backbone.bottom_up."):
             assert torch.equal(tensor, taken[name]), name
@@ -24,14 +24,14 @@ def test_neck_and_head_are_copied_and_the_bottom_up_network_is_not():
     assert "backbone.fpn_lateral3.weight" in report
 
 
-def test_nothing_that_fits_is_an_error():
+def test_no_tensor_that_fits_is_an_error():
     with pytest.raises(ValueError, match=r"inherit=True: expected tensors .* found none of"):
         inherit_weights(
             get_reader(toys.rcnn(channels=8)), get_reader(toys.fcos(channels=12, num_classes=4))
         )
 
 
-def test_counts_stay_the_students_own():
+def test_counts_of_positives_are_not_inherited():
     student, teacher = toys.point("DDOD"), toys.point("DDOD")
     teacher.cls_balance.positives += 7
     inherit_weights(get_reader(student), get_reader(teacher))

@@ -19,7 +19,7 @@ class FGD(FeatureMethod):
     """Focal distillation (foreground and background apart, by the teacher's attention) and global
     distillation (relations between pixels, by context blocks).
 
-    The defaults are the released weights for RetinaNet; others are in configs/common/fgd.py.
+    The defaults are the released weights for RetinaNet; others are in configs/*/*_fgd.py.
     Two departures from the released code, both deliberate: boxes are mapped to cells by the
     level's stride in the padded frame (the release divides by the unpadded image, so that masks
     drift on padded images), and masks are built without a loop over boxes.
@@ -62,7 +62,7 @@ class FGD(FeatureMethod):
         foreground, background = box_masks(
             targets.boxes, targets.valid, teacher.shape[-2:], 1 / pair.teacher_shape.stride
         )
-        if not targets.whole:
+        if not targets.complete:
             cells = grid_centers(teacher.shape[-2:], pair.teacher_shape.stride, teacher.device)
             background = background * targets.known(cells).view_as(background)
         return self.terms(pair.student, student, teacher, foreground, background)

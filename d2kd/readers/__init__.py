@@ -58,12 +58,12 @@ def _(detector: DenseDetector) -> Reader:
 
 @get_reader.register
 def _(detector: PointDetector) -> Reader:  # ATSS, GFL, AutoAssign
-    return PointReader(**_dense(detector), anchor_generator=detector.anchor_generator)
+    return PointReader(**_point(detector))
 
 
 @get_reader.register
 def _(detector: DDOD) -> Reader:
-    return GuidedReader(**_dense(detector), anchor_generator=detector.anchor_generator)
+    return GuidedReader(**_point(detector))
 
 
 @get_reader.register
@@ -83,6 +83,14 @@ def _(detector: GeneralizedRCNN) -> Reader:  # Faster, Mask and Cascade R-CNN
         num_logits=1,
         anchor_generator=rpn.anchor_generator,
         box2box_transform=rpn.box2box_transform,
+    )
+
+
+def _point(detector: PointDetector) -> dict[str, Any]:
+    return dict(
+        **_dense(detector),
+        anchor_generator=detector.anchor_generator,
+        padding=detector.pad_size_divisor,
     )
 
 

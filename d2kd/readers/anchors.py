@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..detectors.base import Locations, Predictions
 from ..knowledge import Knowledge
-from ..targets import Targets, same_boxes
+from ..targets import Targets, equal_boxes
 from .base import Reader
 
 __all__ = ["AnchorReader", "GuidedReader", "PointReader", "check_same_anchors"]
@@ -56,7 +56,7 @@ class AnchorReader(Reader):
         result, so that this happens once.
         """
         with super().capture(needs, on_images) as knowledge:
-            own_label_anchors = getattr(self.detector, "label_anchors", None)
+            own_label_anchors: Any = getattr(self.detector, "label_anchors", None)
 
             def label_anchors(anchors: list[Boxes], instances: list[Instances]) -> tuple:
                 knowledge.anchor_labels = own_label_anchors(anchors, instances)
@@ -78,7 +78,7 @@ class AnchorReader(Reader):
         if not targets.valid.shape[1]:
             return torch.full_like(labels, -1)
         # Detectron2 gives the box and the class of each anchor. Look up which of the G boxes it is.
-        same = same_boxes(boxes, targets.boxes)
+        same = equal_boxes(boxes, targets.boxes)
         same &= targets.valid[:, None] & (labels[..., None] == targets.classes[:, None])
         # Of equal boxes the first one; -1 without any.
         return torch.where(same.any(-1), same.to(torch.uint8).argmax(-1), -1)
@@ -87,10 +87,6 @@ class AnchorReader(Reader):
 @dataclass(frozen=True)
 class PointReader(AnchorReader):
     """Reader of the detectors in `d2kd.detectors`, which decode and assign by themselves."""
-
-    @property
-    def padding(self) -> int:  # type: ignore[override]
-        return self.detector.padding
 
     def decode(self, knowledge: Knowledge) -> None:
         locations = self._locations(knowledge)
@@ -105,7 +101,7 @@ class PointReader(AnchorReader):
     def _grid(self, knowledge: Knowledge, targets: Targets) -> tuple[Locations, Tensor]:
         locations = self._locations(knowledge)
         maps = [knowledge.logits[level] for level in self.head_in_features]
-        return locations, self.detector.inside(locations, targets.sizes, maps)
+        return locations, self.detector.in_image_mask(locations, targets.sizes, maps)
 
     def _locations(self, knowledge: Knowledge) -> Locations:
         return self.detector.locations([knowledge.logits[name] for name in self.head_in_features])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -46,23 +46,23 @@ class Reader:
             (N, A*K, H, W), box regression (N, A*D, H, W) and perhaps quality (N, A, H, W). None if
             the detector has no dense head.
         head_in_features: names of the levels that the head gets, in its order.
-        num_logits: K of the head's logits; 1 for the objectness of a proposal network. Default:
-            `num_classes`.
+        num_logits: K of the head's logits; 1 for the objectness of a proposal network. 0 stands
+            for `num_classes`.
+        padding: anchors outside the image, whose size is first rounded up to a multiple of this
+            number of pixels, are never assigned to a box. 0 turns this off.
     """
 
-    detector: nn.Module
-    backbone: nn.Module
+    # Modules whose attributes depend on the detector, so they are not typed as nn.Module.
+    detector: Any
+    backbone: Any
     num_classes: int
     head: nn.Module | None = None
     head_in_features: tuple[str, ...] = ()
-    num_logits: int | None = None
-
-    padding = 0
-    """Anchors outside the image, rounded up to a multiple of this number of pixels, are never
-    assigned to a box. 0 turns this off."""
+    num_logits: int = 0
+    padding: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_logits is None:
+        if not self.num_logits:
             object.__setattr__(self, "num_logits", self.num_classes)
 
     @property
@@ -126,7 +126,9 @@ class Reader:
                 f"needs of {self.name}: expected names among {', '.join(sorted(self.provides))}, "
                 f"found {', '.join(unknown)}"
             )
-        knowledge = Knowledge(run_head_from=self.run_head_from if self.taps else None)
+        knowledge = Knowledge()
+        if self.taps:
+            knowledge.run_head_from = self.run_head_from
         tapped: dict[str, list[Tensor]] = {name: [] for name in self.taps if name in needs}
 
         def before_backbone(_module: nn.Module, args: tuple) -> None:

@@ -176,7 +176,7 @@ def test_terms_equal_loops_over_locations_and_boxes(counts, seed):
 def region(detector, seen, targets, **options):
     maps = list(seen.logits.values())
     locations = detector.locations(maps)
-    inside = detector.inside(locations, targets.sizes, maps)
+    inside = detector.in_image_mask(locations, targets.sizes, maps)
     return valuable_region(locations, targets, inside, **options)
 
 

@@ -1,8 +1,9 @@
-"""Parts of maps that stay in a CPU's cache while all that there is to do with them is done.
+"""Process maps in blocks that fit into a CPU's cache.
 
-An equation written out, step by step, is a walk over memory for each step, and autograd keeps what
-each of them made. On a CPU that costs several times what the arithmetic does. On a GPU the parts
-here are the whole.
+An equation that is written out step by step reads and writes whole maps in each step, and autograd
+keeps the result of each step. On a CPU this memory traffic costs several times as much as the
+arithmetic. The functions here take a few channels or cells at a time. On a GPU one block is the
+whole map.
 
 Shapes: N images, C channels, R = H * W cells.
 """
@@ -17,23 +18,25 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["by_channels", "cell_blocks", "channel_blocks"]
 
-# Values of a map in a block: of channels, for each thread, 1 MiB in fp32; of cells, 256 KiB.
+# Values in a block. In fp32, a block of channels has 1 MiB for each thread, one of cells 256 KiB.
 _CHANNELS, _CELLS = 2**18, 2**16
 
 
 def by_channels(loss: Callable[..., Tensor], student: Tensor, teacher: Tensor, *rest) -> Tensor:
-    """`loss(student, teacher, *rest)`, a scalar that is a sum over channels, from a few at a time.
+    """Compute `loss(student, teacher, *rest)`, which is a sum over channels, block by block.
 
-    The gradient with respect to the student's map is taken at once, and is all that is kept.
-    Differentiable once, and in nothing else: neither in the teacher's map nor in parameters.
+    The gradient with respect to the student's map is computed in the forward pass and is the only
+    tensor that is kept for the backward pass. The result is differentiable once, and only with
+    respect to the student's map: not with respect to the teacher's map or to parameters.
 
     Args:
-        loss: of maps (N, any number of channels, R).
+        loss: function of two maps (N, any number of channels, R), and of `rest`, to a scalar.
         student, teacher: (N, C, R).
-        rest: whatever else it takes; numbers.
+        rest: further arguments of `loss`; numbers.
     """
     if not (torch.is_grad_enabled() and student.requires_grad):
-        return sum(loss(s, t, *rest) for s, t in channel_blocks(student, teacher))
+        parts = (loss(s, t, *rest) for s, t in channel_blocks(student, teacher))
+        return sum(parts, start=student.new_zeros(()))
     return _ByChannels.apply(lambda s, t: loss(s, t, *rest), student, teacher)
 
 
@@ -45,7 +48,7 @@ class _ByChannels(torch.autograd.Function):
             with torch.enable_grad():
                 s = s.detach().requires_grad_()
                 part = loss(s, t)
-            g.copy_(*torch.autograd.grad(part, s))
+            g.copy_(torch.autograd.grad(part, s)[0])
             total += part.detach()
         ctx.save_for_backward(gradient)
         return total
@@ -57,14 +60,15 @@ class _ByChannels(torch.autograd.Function):
 
 
 def channel_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few channels of tensors (N, C, ?), the first one (N, C, R), one after another."""
+    """Split tensors (N, C, any) into blocks of the same channels; the first tensor is (N, C, R)."""
     n, c, r = tensors[0].shape
     size = max(_CHANNELS * torch.get_num_threads() // (n * r), 1) if tensors[0].is_cpu else c
     return zip(*(x.split(size, 1) for x in tensors), strict=True)
 
 
 def cell_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few cells of an image of tensors (N, ?, R), the first one (N, C, R)."""
+    """Split tensors (N, any, R) into blocks of the same cells of one image; the first tensor is
+    (N, C, R)."""
     if not tensors[0].is_cpu:
         yield tensors
         return

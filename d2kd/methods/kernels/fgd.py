@@ -1,9 +1,10 @@
-"""What FGD's equations need to know of a pair of maps: sums, and their gradient.
+"""The sums over a pair of maps that FGD's equations need, and their gradient.
 
-Plain autograd keeps a tensor of the maps' size for each use of a map, and adds up as many
-gradients: fresh memory then costs many times what the arithmetic does. Here one function has all
-uses. It saves the maps alone, goes over them in blocks of channels that stay in a CPU's cache, and
-writes the gradient once. `plain_pair_sums` is what it computes, for a compiler that fuses.
+FGD uses each map several times. Plain autograd keeps a tensor of the map's size for each use and
+then adds up as many gradients, so that memory traffic costs many times as much as the arithmetic.
+Here a single function makes all the sums. It saves nothing of the maps' size but the maps
+themselves, goes over them in blocks of channels that fit into a CPU's cache, and writes the
+gradient once.
 
 Shapes: N images, C channels, R = H * W cells.
 """
@@ -27,7 +28,7 @@ class PairSums(NamedTuple):
 
     Attributes:
         spatial_s, spatial_t: (N, R), means of |S| and of |T| over channels.
-        channel_s, channel_t: (N, C), those over cells.
+        channel_s, channel_t: (N, C), means of |S| and of |T| over cells.
         error: (N, R), sum over channels of (S - T)^2 times the teacher's channel attention.
         square: (N, R), sum over channels of (S - T)^2.
         difference: (N, C), sum of S - T over cells.
@@ -46,13 +47,13 @@ class PairSums(NamedTuple):
 
 
 def pair_sums(s: Tensor, t: Tensor, tau: float, *keys: Tensor) -> PairSums:
-    """Differentiable, once, in the student's map and the keys.
+    """Compute the sums. They are differentiable once, with respect to the student's map and keys.
 
     Args:
         s, t: student's and teacher's map, (N, C, R).
         tau: temperature of the attention, > 0.
-        keys: weight and bias, (1, C) and (1,), of the layer that gives a cell of S its key, then
-            those for T.
+        keys: weight (1, C) and bias (1,) of the layer that gives each cell of S its key; then
+            weight and bias of the layer for T.
     """
     return PairSums(*_PairSums.apply(s, t, tau, *keys))
 
@@ -87,29 +88,29 @@ class _PairSums(torch.autograd.Function):
         # g_x is the loss's gradient with respect to x.
         s, t, weights, key_s, pool_s, pool_t = ctx.saved_tensors
         _, c, r = s.shape
-        g_keys = []  # (N, 1, R) for each map
+        g_keys: list[Tensor] = []  # (N, 1, R) for each map
         for x, pool, g_context in zip((s, t), (pool_s, pool_t), g_contexts, strict=True):
             # From the context to the softmax of the keys, and through it to the keys.
             g_pool = torch.bmm(g_context.unsqueeze(1), x)
             g_keys.append(pool * (g_pool - (pool * g_pool).sum(2, keepdim=True)))
-        # Context, keys and difference are linear in S: a channel's factor times a cell's.
+        # Context, keys and difference are linear in S. Each is a channel's factor times a cell's.
         channels = torch.stack([g_contexts[0], key_s.squeeze(2), g_difference], 2)
         cells = torch.cat([pool_s, g_keys[0], torch.ones_like(pool_s)], 1)
         g_spatial, g_channel = g_spatial.unsqueeze(1) / c, g_channel.unsqueeze(2) / r
         g_errors = 2 * torch.stack([g_error, g_square], 1)
-        g_s, g_weights = torch.empty_like(s), []
+        g_s, parts = torch.empty_like(s), []
         for g, x, y, w, u, v in channel_blocks(g_s, s, t, weights, g_channel, channels):
             torch.bmm(w, g_errors, out=g).mul_(x - y)
             g.addcmul_(x.sign(), g_spatial + u)
             g.baddbmm_(v, cells)
-            g_weights.append([torch.bmm(a, b.mT) for a, b in zip(g_keys, (x, y), strict=True)])
-        g_weights = [torch.cat(x, 2).sum(0) for x in zip(*g_weights, strict=True)]
+            parts.append([torch.bmm(a, b.mT) for a, b in zip(g_keys, (x, y), strict=True)])
+        g_weights = [torch.cat(x, 2).sum(0) for x in zip(*parts, strict=True)]
         g_biases = [x.sum().view(1) for x in g_keys]
         return g_s, None, None, g_weights[0], g_biases[0], g_weights[1], g_biases[1]
 
 
 def _first_pass(features: Tensor, key: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Means of |F| over channels, (N, R), and over cells, (N, C); softmax of the keys, (N, 1, R).
+    """Means of |F| over channels (N, R) and over cells (N, C), and the keys' softmax (N, 1, R).
 
     Args:
         features: (N, C, R).

@@ -11,27 +11,25 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 from detectron2.structures.boxes import matched_pairwise_iou
 from torch import Tensor
 
 from ...targets import Targets
+from .location_weights import (
+    center_prior,
+    density,
+    fit_gaussian,
+    quality,
+    score_and_iou,
+    strictly_inside,
+    top_k,
+)
 
-__all__ = [
-    "density",
-    "fit_gaussian",
-    "key_regions",
-    "quality",
-    "strictly_inside",
-    "to_grids",
-    "top_k",
-]
+__all__ = ["key_regions", "pairs_inside", "to_grids"]
 
 CANDIDATES = ("box", "image")
 WEIGHTINGS = ("gaussian", "quality", "box", "center")
-
-# Variance in px^2. The released code adds jitter that is uniform over 0.1 px; this is its variance.
-RIDGE = 1 / 1200
 
 
 @torch.no_grad()
@@ -96,7 +94,7 @@ def key_regions(
             covered |= _choose_from_list(foregrounds, scene, truth, xis, k, weighting)
         else:
             covered |= _choose_from_table(foregrounds, scene, truth, xis, k, weighting, candidates)
-    if not targets.whole:
+    if not targets.complete:
         usable = usable & targets.known(centers)
     return foregrounds, (usable & ~covered).to(boxes.dtype)
 
@@ -316,129 +314,15 @@ def compact(
 def to_grids(
     mask: Tensor, shapes: Mapping[str, tuple[int, int, int]], over_anchors: Callable
 ) -> dict[str, Tensor]:
-    """Split (N, R) into level name -> (N, H, W).
+    """Split a mask (N, R) into level name -> (N, H, W).
 
     Args:
-        shapes: level name -> H, W and anchors in a cell, in the order of R.
-        over_anchors: what a cell gets of its anchors, such as `torch.amax`.
+        mask: (N, R).
+        shapes: level name -> H, W and the number of anchors in a cell, in the order of R.
+        over_anchors: reduces the values of a cell's anchors to one, such as `torch.amax`.
     """
     levels = mask.split([h * w * a for h, w, a in shapes.values()], 1)
     return {
         level: over_anchors(x.unflatten(1, shape), -1)
         for (level, shape), x in zip(shapes.items(), levels, strict=True)
     }
-
-
-def strictly_inside(centers: Tensor, boxes: Tensor) -> Tensor:
-    """Which locations have all four sides of a box more than 1e-10 px away.
-
-    Args:
-        centers: (R, 2).
-        boxes: (N, G, 4).
-
-    Returns:
-        (N, G, R) bool.
-    """
-    x, y = centers.unbind(-1)
-    x0, y0, x1, y1 = boxes[..., None].unbind(2)
-    eps = 1e-10
-    return (x - x0 > eps) & (y - y0 > eps) & (x1 - x > eps) & (y1 - y > eps)
-
-
-def score_and_iou(
-    logits: Tensor, boxes: Tensor, truth: Tensor, classes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The teacher's score for each box's class, and the IoU of its prediction with the box.
-
-    Args:
-        logits: (N, R, K).
-        boxes: (N, R, 4), predicted.
-        truth, classes: (N, G, 4) and (N, G).
-
-    Returns:
-        (N, G, R) each, in [0, 1].
-    """
-    r, num_classes = logits.shape[1:]
-    # Rows without a box have class -1; where K = 1, one logit is for all classes.
-    index = classes.clamp(0, num_classes - 1)[..., None].expand(-1, -1, r)
-    score = logits.transpose(1, 2).gather(1, index).sigmoid()
-    iou = [pairwise_iou(Boxes(t), Boxes(b)) for t, b in zip(truth, boxes, strict=True)]
-    return score, torch.stack(iou)
-
-
-def quality(score: Tensor, iou: Tensor, xi: float) -> Tensor:
-    """q = score^(1 - xi) * IoU^xi, in [0, 1]."""
-    return score.pow(1 - xi) * iou.pow(xi)
-
-
-def top_k(quality: Tensor, allowed: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The best `k` locations of each box, or as many as there are.
-
-    Args:
-        quality: (N, G, R), >= 0.
-        allowed: (N, G, R) bool, what may be chosen.
-
-    Returns:
-        quality, -1 where nothing was left to choose, and rows in [0, R); both (N, G, M) with
-        M = min(k, R).
-    """
-    return quality.masked_fill(~allowed, -1).topk(min(k, quality.shape[-1]), -1)
-
-
-def fit_gaussian(points: Tensor, chosen: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
-    """Maximum-likelihood Gaussian over the chosen points.
-
-    The released code jitters the points, so that equal or collinear ones have an area; `ridge`
-    does the same without chance. In fp64: where the points lie on a diagonal line, fp32 could not
-    tell the determinant from 0.
-
-    Args:
-        points: (..., M, 2).
-        chosen: (..., M) bool; without any, the result is finite and means nothing.
-        ridge: px^2, added to the variance along x and y.
-
-    Returns:
-        mean (..., 2) and inverse covariance (..., 2, 2), fp64.
-    """
-    share = chosen / chosen.sum(-1, keepdim=True).clamp(min=1).double()
-    mean = (share[..., None] * points).sum(-2)
-    x, y = (points - mean[..., None, :]).unbind(-1)
-    xx, yy = (share * x * x).sum(-1) + ridge, (share * y * y).sum(-1) + ridge
-    xy = (share * x * y).sum(-1)
-    # The floor is the released code's; a ridge keeps the determinant far above it.
-    inverse = torch.stack([yy, -xy, -xy, xx], -1) / (xx * yy - xy * xy + 1e-10)[..., None]
-    return mean, inverse.unflatten(-1, (2, 2))
-
-
-def density(points: Tensor, mean: Tensor, inverse: Tensor) -> Tensor:
-    """exp(-1/2 d^T Sigma^-1 d) for d = point - mean: a Gaussian that is 1 at its mean.
-
-    Args:
-        points: (..., M, 2).
-        mean, inverse: from `fit_gaussian`.
-
-    Returns:
-        (..., M) in (0, 1].
-    """
-    d = points - mean[..., None, :]
-    return (-torch.einsum("...mi,...ij,...mj->...m", d, inverse, d) / 2).exp()
-
-
-def center_prior(centers: Tensor, boxes: Tensor) -> Tensor:
-    """The Gaussian fitted to a whole box: its centre, and side^2 / 12 along x and y.
-
-    Ours: 1 at the centre, 0.05 in the corners, the same for every teacher.
-
-    Args:
-        centers: (R, 2).
-        boxes: (N, G, 4).
-
-    Returns:
-        (N, G, R) in [0, 1].
-    """
-    low, high = boxes.split(2, -1)
-    (mx, my), (vx, vy) = (
-        x[..., None].unbind(2) for x in ((low + high) / 2, (high - low).square() / 12 + RIDGE)
-    )
-    x, y = centers.unbind(-1)
-    return (-((x - mx).square() / vx + (y - my).square() / vy) / 2).exp()

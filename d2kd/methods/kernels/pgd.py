@@ -1,9 +1,9 @@
-"""The channel attention of PGD (arXiv 2203.05469), and what it compares, cell by cell.
+"""The channel attention of PGD (arXiv 2203.05469) and the comparison of two maps cell by cell.
 
-With A(x) = C softmax_c(|x| / tau), the equations are few, but a map of C channels for each step of
-them, and of their gradients, costs far more than to compare two maps at all: on a CPU in
-memory that is taken and given back, on a GPU in memory kept for backward. So a CPU takes blocks of
-cells that stay in its cache; backward starts anew from the two maps, and makes one gradient.
+The attention is A(x) = C softmax_c(|x| / tau). The equations are short, but plain autograd makes a
+map of C channels for each step and for its gradient. On a CPU this costs time for memory traffic,
+on a GPU it costs memory that is kept for the backward pass. So a CPU takes blocks of cells that fit
+into its cache, and the backward pass starts again from the two maps and writes one gradient.
 
 Shapes: N images, C channels, R cells.
 """
@@ -37,7 +37,7 @@ class Comparison(NamedTuple):
 
 
 def compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
-    """What PGD needs to know of two maps; differentiable once, in the student's.
+    """Compare two maps for PGD. Differentiable once, with respect to the student's map.
 
     Args:
         student, teacher: (N, C, R), fp32.
@@ -47,9 +47,9 @@ def compare_cells(student: Tensor, teacher: Tensor, tau: float) -> Comparison:
 
 
 def channel_attention(features: Tensor, tau: float) -> Tensor:
-    """softmax_c(|x| / tau) of (N, C, ...): it sums to 1 in each cell; A is C times that.
+    """softmax_c(|x| / tau) of (N, C, ...). It sums to 1 in each cell; A is C times this.
 
-    FGD's is one vector for the whole map.
+    Unlike FGD's channel attention, which is one vector for the whole map, each cell has its own.
     """
     return features.abs().div_(tau).softmax(1)
 
@@ -79,7 +79,7 @@ class _Compare(torch.autograd.Function):
     def backward(ctx, mean: Tensor, _, error: Tensor, difference: Tensor):
         student, teacher = ctx.saved_tensors
         c, tau = student.shape[1], ctx.tau
-        # What they are multiplied with in each channel, but for signs and attention.
+        # The factors of each cell, without the signs and the attention of each channel.
         factors = [x.unsqueeze(1) for x in (mean / c, error * 2 * c, difference * (c / tau))]
         gradient = torch.empty_like(student)
         for s, t, g, mean, error, difference in cell_blocks(student, teacher, gradient, *factors):

@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from d2kd.methods.kernels import key_regions as module
-from d2kd.methods.kernels.key_regions import (
+from d2kd.methods.kernels.key_regions import key_regions, pairs_inside
+from d2kd.methods.kernels.location_weights import (
     RIDGE,
     center_prior,
     density,
     fit_gaussian,
-    key_regions,
-    pairs_inside,
     quality,
     score_and_iou,
     strictly_inside,
