@@ -109,11 +109,17 @@ class ProgressLine:
     Args:
         stream: default: standard output.
         clock: gives the time in seconds; tests replace it.
+        pause: seconds without a line in a file, before the first one and between two of them.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: float = 0.0,
+    ):
         self.stream = sys.stdout if stream is None else stream
-        self.clock = clock
+        self.clock, self.pause = clock, pause
         self.live = self.stream.isatty()
         self._tenth, self._printed = -1, clock()
 
@@ -129,7 +135,8 @@ class ProgressLine:
             print(f"\r\x1b[K{text[:width]}", end="", file=self.stream, flush=True)
             return
         tenth, now = int(10 * share), self.clock()
-        if tenth > self._tenth or now - self._printed >= 60:
+        quiet = now - self._printed
+        if quiet >= self.pause and (tenth > self._tenth or quiet >= 60):
             self._tenth, self._printed = max(tenth, self._tenth), now
             print(text, file=self.stream, flush=True)
 
@@ -161,6 +168,8 @@ def track(
 ) -> Iterator[T]:
     """Yield the items and show how many of them have been worked on.
 
+    A file gets a line at most every 5 seconds, and one at the end.
+
     Args:
         items: anything to loop over.
         total: their number.
@@ -168,7 +177,7 @@ def track(
         stream: default: standard error, so that a pipe from standard output stays clean.
         clock: gives the time in seconds; tests replace it.
     """
-    line = ProgressLine(sys.stderr if stream is None else stream, clock)
+    line = ProgressLine(sys.stderr if stream is None else stream, clock, pause=5.0)
     rate, shown, done = RecentRate(clock=clock), -1.0, 0
     try:
         for done, item in enumerate(items):

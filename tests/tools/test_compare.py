@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from d2kd.tools import compare, paths, runs
-from d2kd.tools.compare import command, entries, results, statistics
+from d2kd.tools.compare import command, entries, statistics
 from d2kd.tools.compare.describe import Description
 from d2kd.tools.compare.entries import Entry
 from d2kd.tools.compare.run import EntryRun

@@ -100,7 +100,7 @@ def draw(path: Path, results: dict, instances: dict, teacher, headline: str) -> 
     from d2kd.config import load_config
     from d2kd.matching import Detections, Truth
 
-    from .choose import best_threshold, choose_images, surest
+    from .choose import best_threshold, choose_images, suppress_across_classes
     from .pictures import View, compose_sheet, distillation_columns
 
     test = load_config(config_path(CONFIGS["student"])).dataloader.test
@@ -108,7 +108,8 @@ def draw(path: Path, results: dict, instances: dict, teacher, headline: str) -> 
     truths = {i: Truth.of(record) for i, record in records.items()}
     views, shown = [], {}
     for name, title in TITLES.items():
-        distinct = {i: surest(Detections.of(instances[name][i])) for i in records}
+        boxes = {i: Detections.of(instances[name][i]) for i in records}
+        distinct = {i: suppress_across_classes(b) for i, b in boxes.items()}
         threshold = best_threshold(list(distinct.values()), list(truths.values()))
         shown[name] = {i: detections.above(threshold) for i, detections in distinct.items()}
         heading = f"{title.capitalize()}: {results[name]['AP']:.1f} AP"
