@@ -35,9 +35,9 @@ from d2kd.loading import build_detector
 from d2kd.matching import Detections, Truth
 from d2kd.methods import MCDropout
 from d2kd.readers import get_reader
+from d2kd.tools.demo.choose import suppress_across_classes
+from d2kd.tools.demo.pictures import Column, compose_sheet
 from d2kd.visualize import (
-    Column,
-    compose_sheet,
     draw_detections,
     draw_heat,
     key_regions,
@@ -200,7 +200,8 @@ def columns(
 
     def detections(detector: Detector, picture: Picture) -> Callable[[Any], None]:
         (output,) = detector.model([inputs_for(detector, picture)])
-        found = Detections.of(output["instances"]).above(threshold).surest()
+        found = Detections.of(output["instances"]).above(threshold)
+        found = suppress_across_classes(found)
         truth = picture.truth or Truth(found.boxes, found.classes)
         return lambda ax: draw_detections(ax, picture.pixels, found, truth, names)
 

@@ -39,6 +39,7 @@ from detectron2.utils.events import EventStorage
 from d2kd.config import load_config
 from d2kd.files import write_file, write_json
 from d2kd.methods import CWD, FGD, MGD, PFI, PGD, PKD, Methods, Mimic, RankMimic
+from d2kd.progress import ProgressLine, RecentRate, bar
 from d2kd.tools.benchmark.costs import ratios, scene_turns
 from d2kd.tools.benchmark.setting import (
     build_model,
@@ -135,15 +136,17 @@ def run(args: argparse.Namespace) -> dict:
             turns = scene_turns(large, {}, REAL_SCENE, REAL_SIZE, REAL_BOXES, REAL_BATCH)
             groups.append((list(turns), list(ratios(large))))
         all_turns = [turn for turns, _ in groups for turn in turns]
-        print(f"{len(all_turns)} turns a round, at most {args.rounds} rounds", flush=True)
+        print(f"{len(all_turns)} turns in each round, at most {args.rounds} rounds", flush=True)
+        progress = _Progress(args.warm_up + args.rounds, storage)
         rounds = take_turns(
             all_turns,
             rounds=args.rounds,
             warm_up=args.warm_up,
             device=device,
             minutes=args.minutes,
-            after_round=storage.step,
+            after_round=progress.step,
         )
+        progress.line.close()
     measured = [([turn.record() for turn in turns], quotients) for turns, quotients in groups]
     results = dict(
         config=args.config_file,
@@ -156,6 +159,21 @@ def run(args: argparse.Namespace) -> dict:
         ratios=[r for records, qs in measured for q in qs for r in q.records(records)],
     )
     return dict(results, notes=notes(results))
+
+
+class _Progress:
+    """Counts the finished rounds, for the trainers and for a line of progress with an ETA."""
+
+    def __init__(self, total: int, storage: EventStorage):
+        self.total, self.done, self.storage = total, 0, storage
+        self.rate, self.line = RecentRate(), ProgressLine(sys.stderr, pause=5.0)
+
+    def step(self) -> None:
+        self.storage.step()
+        self.done += 1
+        self.rate.update(self.done)
+        words = self.rate.words(self.total)
+        self.line.show(bar("benchmark", self.done, self.total, words), self.done / self.total)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

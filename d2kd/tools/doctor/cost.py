@@ -23,7 +23,7 @@ from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.engine import Trainer, TrainLoader
 from d2kd.loading import build_detector
-from d2kd.tools.benchmark.setting import ALONE, DISTILLED, build_trainers, settle
+from d2kd.tools.benchmark.setting import ALONE, DISTILLED, build_trainers, clear_schedules, settle
 
 from .machine import total_memory
 from .report import Report, show_duration
@@ -119,8 +119,7 @@ def _measure(
     else:
         settle(student, batch)
     if isinstance(model, Distiller) and model.teacher is not None:
-        for method in model.distillation.values():
-            method.schedule = None  # a step in which all methods run
+        clear_schedules(model)
         if cfg.model.teacher.get("weights") is None:
             settle(model.teacher.to(device).model, batch)
     cost = measure_step(build_trainers(cfg, model)[name], batch, device)

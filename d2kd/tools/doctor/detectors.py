@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -18,7 +17,7 @@ from d2kd.methods import Method
 from d2kd.methods.base import LevelPair
 from d2kd.readers import Reader, get_reader
 
-from .report import Report
+from .report import OK, WARNING, Report
 
 __all__ = [
     "check_classes",
@@ -156,10 +155,10 @@ def check_inherit(
     if not cfg.model.get("inherit") or student is None or teacher is None:
         return
     with report.check("inherit"):
-        text = inherit_weights(student, teacher)
-        counts = re.match(r"(\d+) of (\d+) tensors", text)
-        few = counts is not None and 2 * int(counts[1]) < int(counts[2])
-        report.add("warning" if few else "ok", "inherit", text)
+        inherited = inherit_weights(student, teacher)
+        few = inherited.share < 0.5
+        hint = ". The student starts with little of its teacher." if few else ""
+        report.add(WARNING if few else OK, "inherit", f"{inherited}{hint}")
 
 
 def check_classes(
