@@ -3,11 +3,9 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from d2kd import visualize
 from d2kd.methods import MCDropout
-from d2kd.visualize import Column, View
 
 from . import toys
 from .test_matching import TWO, found, truth
@@ -108,23 +106,10 @@ def test_labels_do_not_cover_each_other(axes):
     for shift in range(4):
         labels.put(np.array([40, 40 + shift, 70, 80 + shift]), "3 90%", "white")
     taken = labels.taken
-    shared = [visualize._shared(a, b) for i, a in enumerate(taken) for b in taken[:i]]
+    shared = [visualize._intersection(a, b) for i, a in enumerate(taken) for b in taken[:i]]
     assert max(shared) == 0
     assert all(min(box) >= 0 and max(box) <= 128 for box in taken)
 
 
 def test_flat_heat_is_no_error(axes):
     visualize.draw_heat(axes, np.zeros((8, 8, 3), dtype=np.uint8), np.zeros((8, 8)))
-
-
-def test_sheet(tmp_path):
-    image = toys.image(size=(64, 64))
-    views = [View(name, "AP 1", {5: found()}) for name in ("one", "two")]
-    columns = visualize.distillation_columns(
-        views, toys.retinanet(), {5: image}, {5: truth((8, 8, 40, 40, 1))}, "abc"
-    )
-    assert [len(c.drawings) for c in columns] == [1] * 4
-    assert isinstance(columns[0], Column)
-    path = tmp_path / "sheet.png"
-    visualize.compose_sheet(path, columns, title="t", subtitle="s", caption="word " * 99, width=600)
-    assert Image.open(path).width == 600

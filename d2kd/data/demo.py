@@ -13,7 +13,6 @@ import json
 import logging
 import math
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -220,7 +219,7 @@ def draw(split: str, index: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
 
 def _write_split(folder: Path, split: str, size: int) -> str:
     """Write images and JSON of a split; return the sha256 of its pixels and annotations."""
-    from tqdm import tqdm
+    from d2kd.progress import track
 
     def write(index: int) -> tuple[bytes, list[dict[str, Any]]]:
         image, annotations = draw(split, index)
@@ -229,9 +228,7 @@ def _write_split(folder: Path, split: str, size: int) -> str:
 
     (folder / split).mkdir()
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # NumPy and zlib free the GIL
-        seconds = 0.1 if sys.stderr.isatty() else 5  # a log file keeps every line
-        bar = dict(desc=split, total=size, unit="image", leave=False, mininterval=seconds)
-        drawn = list(tqdm(pool.map(write, range(size)), **bar))
+        drawn = list(track(pool.map(write, range(size)), size, split))
     labels = [{"image_id": i, **label} for i in range(size) for label in drawn[i][1]]
     coco = {
         "images": [{"id": i, "file_name": f"{i:06d}.png", "width": SIDE, "height": SIDE}

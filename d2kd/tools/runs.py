@@ -1,238 +1,205 @@
-"""Trainings by train_net.py, a folder each: started, watched, measured. A part of compare.py.
+"""Start trainings in processes of their own, watch them, measure their memory and end them.
 
-It must not import torch. Linux counts the memory of the process that starts another one as that
-one's too, so that a large one here would hide how much a training takes.
+This module must not import PyTorch. Linux counts the memory of the process that starts another one
+as that one's too, so that a large process here would hide how much memory a training takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import hashlib
 import json
-import math
 import os
-import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import d2kd
 from d2kd.files import write_file
+from d2kd.tools.watch import Watch
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-TASKS = {"bbox": "", "segm": "mask "}  # COCOEvaluator's name -> before the metric in tables
+__all__ = [
+    "Run",
+    "end_with_signals",
+    "environment",
+    "is_running",
+    "run_all",
+    "visible_as",
+]
+
+TRAIN = (sys.executable, "-m", "d2kd.tools.train")
+OUTPUT = "output.txt"  # what a run prints
 TAIL = 15  # lines of a failed run's output that are shown
+# Warnings of the libraries about one another. Users can do nothing about them.
+NOISE = ("torch.meshgrid", "`torch.jit.script", "pkg_resources is deprecated")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training with one seed.
+    """One training, or one evaluation, in a folder of its own.
 
-    Its folder holds what train_net.py writes, its output (output.txt), its settings (run.json) and
-    what it used (usage.json).
+    The folder holds what train_net.py writes, what it prints (output.txt) and the memory that it
+    used (usage.json). While the run lasts, output.txt is locked.
 
     Args:
-        name: of the entry that it belongs to.
-        config: path from `root`.
-        overrides: of fields of the config, as train_net.py takes them; "{seed}" in them stands for
-            the seed.
-        root: the folder to train in, that relative paths of the config begin at.
+        title: names the run in progress lines and errors.
+        folder: its output folder. A run that was interrupted goes on from the checkpoint in it.
+        config: path of its config.
+        overrides: fields of the config, as train_net.py takes them.
+        max_iter: number of its iterations, for the ETA; None if that is unknown.
+        mode: what train_net.py is asked to do: "--resume", "--eval-only" or "--eval-teacher".
     """
 
-    name: str
-    config: str
-    overrides: tuple[str, ...]
-    seed: int
+    title: str
     folder: Path
-    root: Path
+    config: str
+    overrides: tuple[str, ...] = ()
+    max_iter: int | None = None
+    mode: str = "--resume"
 
     @property
-    def settings(self) -> list[str]:
-        overrides = [text.replace("{seed}", str(self.seed)) for text in self.overrides]
-        return [self.config, *overrides, f"train.seed={self.seed}"]
-
-    def result(self) -> dict[str, float] | None:
-        """What the run gives, if it has finished.
-
-        Returns:
-            AP, AP50, ... of boxes and "mask AP", ... of masks, in percent, where COCOEvaluator gave
-            them; and where known "s/iter" (median over the log's lines but the first, which holds
-            the warm-up), "data s" (the part of it that waited for data), "GPU MiB" (PyTorch's peak
-            of allocated memory), "RSS MiB" (peak of the run's largest process) and "at a time"
-            (the most runs that trained beside each other).
-        """
-        lines = _json_lines(self.folder / "metrics.json")
-        last = lines[-1] if lines else {}
-        if "bbox/AP" not in last or not (self.folder / "model_final.pth").exists():
-            return None
-        result = {
-            f"{prefix}{m}": float(last[f"{task}/{m}"])
-            for task, prefix in TASKS.items()
-            for m in METRICS
-            if f"{task}/{m}" in last
-        }
-        for prefix in TASKS.values():
-            if math.isnan(result.get(f"{prefix}AP", 0.0)):  # Detectron2's word for no detections
-                result.update({f"{prefix}{m}": 0.0 for m in METRICS[:3]})
-        steps = [line for line in lines if "time" in line]
-        for title, key in (("s/iter", "time"), ("data s", "data_time")):
-            values = [line[key] for line in steps[1:] or steps if key in line]
-            if values:
-                result[title] = statistics.median(values)
-        log = self.folder / "log.txt"
-        peaks = re.findall(
-            r"max_mem: (\d+)M", log.read_text(errors="replace") if log.exists() else ""
-        )
-        if peaks:
-            result["GPU MiB"] = float(max(map(int, peaks)))
-        return {**result, **self._usage()}
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        return (self.folder / "model_final.pth").exists()
 
     @property
-    def sources(self) -> str:
-        """Digest of the config's file and of those that it imports by relative paths."""
-        return digest_sources(self.root / self.config)
+    def trains(self) -> bool:
+        """Whether it is a training, and not an evaluation."""
+        return self.mode == "--resume"
 
-    def check(self) -> None:
-        """
-        Raises:
-            ValueError: the folder holds a run of another config or with other options, or one whose
-                config has changed since.
-        """
-        note = self.folder / "run.json"
-        if not note.exists():
-            return
-        found = json.loads(note.read_text())
-        found = found if isinstance(found, dict) else dict(settings=found)  # written by 0.1's first
-        settings, way_out = found["settings"], "Choose another --output or name, or delete it."
-        if settings != self.settings:
-            raise ValueError(
-                f"{self.folder}: expected a run of {shlex.join(self.settings)}, found one of "
-                f"{shlex.join(settings)}. {way_out}"
-            )
-        if found.get("sources", self.sources) != self.sources:
-            raise ValueError(
-                f"{self.folder}: expected a run of {self.config} as it is now, found one from "
-                f"before it, or a config that it imports, was changed. {way_out}"
-            )
+    @property
+    def output(self) -> Path:
+        """The file with everything that the run prints."""
+        return self.folder / OUTPUT
 
-    def start(self, script: Path, device: str, threads: int) -> subprocess.Popen:
-        """Begin the training, or go on from its last checkpoint.
+    def command(self, device: str | None = None) -> list[str]:
+        """The command line of the process.
 
         Args:
-            script: train_net.py.
-            device: "cpu" or "cuda:N" of the GPUs that are visible here.
-            threads: CPU threads for PyTorch.
+            device: see `start`.
+        """
+        quoted = str(self.folder.resolve()).replace('"', '\\"')
+        # An override of the same field comes later, so that it decides.
+        kind = [f"train.device={device.partition(':')[0]}"] if device else []
+        options = [*kind, *self.overrides, f'train.output_dir="{quoted}"']
+        return [*TRAIN, self.mode, "--config-file", self.config, *options]
+
+    def prepare(self) -> None:
+        """Is called before the process starts, when the folder is locked. Subclasses use it."""
+
+    def start(self, device: str | None = None, threads: int | None = None) -> subprocess.Popen:
+        """Start the process in the current folder.
+
+        Args:
+            device: "cpu" or "cuda:N" of the GPUs that are visible here; None leaves the choice to
+                the config.
+            threads: CPU threads for PyTorch; None leaves the number to PyTorch.
 
         Raises:
-            RuntimeError: another process trains in this folder.
+            RuntimeError: another process works in this folder.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "output.txt", "ab") as log:
+        with open(self.output, "ab") as log:
             try:
-                # The training inherits the open file, and with it the lock, until it ends.
+                # The process inherits the open file, and with it the lock, until it ends.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RuntimeError(f"another process trains in {self.folder}") from None
-            note = dict(settings=self.settings, sources=self.sources)
-            write_file(self.folder / "run.json", json.dumps(note))
-            quoted = str(self.folder.resolve()).replace('"', '\\"')
-            command = [
-                sys.executable,
-                str(script.resolve()),
-                "--resume",
-                "--config-file",
-                self.config,
-            ]
-            command += [f"train.device={device.partition(':')[0]}"]  # an override may say otherwise
-            command += [*self.settings[1:], f'train.output_dir="{quoted}"']
-            env = {
-                **os.environ,
-                "CUDA_VISIBLE_DEVICES": visible_as(device),
-                "OMP_NUM_THREADS": str(threads),
-            }
+                raise RuntimeError(f"another process works in {self.folder}") from None
+            self.prepare()
             return subprocess.Popen(
-                command, cwd=self.root, stdout=log, stderr=subprocess.STDOUT, env=env
+                self.command(device),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(device, threads),
             )
 
     def note_usage(self, rss: float, at_a_time: int) -> None:
-        """Remember the most memory (MiB) and company that the run had, over all its starts."""
+        """Write usage.json: the largest values over all starts of this run.
+
+        Args:
+            rss: peak memory of the largest process, in MiB.
+            at_a_time: number of runs that shared the machine.
+        """
         now = {"RSS MiB": rss, "at a time": at_a_time}
-        before = self._usage()
+        before = self.usage()
         most = {key: max(value, before.get(key, 0)) for key, value in now.items()}
         write_file(self.folder / "usage.json", json.dumps(most))
 
-    def _usage(self) -> dict[str, float]:
+    def usage(self) -> dict[str, float]:
+        """The content of usage.json, {} if there is none."""
         path = self.folder / "usage.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def problem(self, code: int) -> str:
-        """Why a training that ended with this exit status is none, "" if all is well."""
-        if code == 0 and self.result() is not None:
+        """Say why the run is not finished although its process has ended; "" if all is well.
+
+        Args:
+            code: exit status of the process.
+        """
+        if code == 0 and self.finished:
             return ""
-        path = self.folder / "output.txt"
-        tail = "\n".join(path.read_text(errors="replace").splitlines()[-TAIL:])
-        why = f"exit status {code}" if code else "it ended without bbox/AP in metrics.json"
-        return f"{why}, see {path}, which ends in\n{tail}"
+        tail = "\n".join(self.output.read_text(errors="replace").splitlines()[-TAIL:])
+        why = f"exit status {code}" if code else f"it ended {self.lacks}"
+        return (
+            f"{why}\n  command  {shlex.join(self.command())}\n"
+            f"  output   {self.output}, which ends in\n{tail}"
+        )
+
+    @property
+    def lacks(self) -> str:
+        """What is missing in the folder of a run that ended without an error, in words."""
+        return "without model_final.pth"
 
 
-def train_all(
-    runs: Iterable[Run],
-    script: Path,
-    devices: Sequence[str],
-    threads: int,
-    ended: Callable[[Run, str], None],
-) -> None:
-    """Train what is not finished. Trainings end with this call, unless it is killed by SIGKILL.
+def is_running(folder: Path) -> bool:
+    """Whether a run that this module started is working in a folder."""
+    path = folder / OUTPUT
+    if not path.exists():
+        return False
+    with open(path, "rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
-    Args:
-        script, threads: see `Run.start`.
-        devices: one for each run at a time; a run has its device to itself unless it is named more
-            than once.
-        ended: is called with each run that has ended and with what went wrong, "" if nothing did.
-    """
-    waiting = deque(run for run in runs if run.result() is None)
-    free = deque(devices)
-    training: dict[Run, tuple[subprocess.Popen, str]] = {}
 
-    def has_ended(run: Run, options: int = 0) -> bool:
-        process, _ = training[run]
-        pid, status, usage = os.wait4(process.pid, options)
-        if pid:
-            process.returncode = os.waitstatus_to_exitcode(status)
-            run.note_usage(usage.ru_maxrss / 1024, len(devices))
-        return bool(pid)
-
-    try:
-        while waiting or training:
-            while waiting and free:
-                run, device = waiting.popleft(), free.popleft()
-                try:
-                    training[run] = run.start(script, device, threads), device
-                except RuntimeError as error:
-                    free.append(device)
-                    ended(run, str(error))
-            time.sleep(0.1)
-            for run in [run for run in training if has_ended(run, os.WNOHANG)]:
-                process, device = training.pop(run)
-                free.append(device)
-                ended(run, run.problem(process.returncode))
-    finally:
-        alive = [run for run, (process, _) in training.items() if process.returncode is None]
-        for run in alive:
-            # Not terminate(), which would take what it used from one that has ended just now.
-            os.kill(training[run][0].pid, signal.SIGTERM)
-        for run in alive:
-            has_ended(run)
+def environment(device: str | None = None, threads: int | None = None) -> dict[str, str]:
+    """The environment for a run: the environment of this process, changed as `Run.start` says."""
+    quiet = [os.environ.get("PYTHONWARNINGS", ""), *(f"ignore:{words}" for words in NOISE)]
+    env = {
+        **os.environ,
+        "PYTHONWARNINGS": ",".join(filter(None, quiet)),
+        "PYTHONUNBUFFERED": "1",
+        # termcolor: new versions look at the first, old ones at the second.
+        "NO_COLOR": "1",
+        "ANSI_COLORS_DISABLED": "1",
+    }
+    parent = Path(d2kd.__file__).resolve().parents[1]
+    if parent.name not in ("site-packages", "dist-packages"):  # a checkout need not be installed
+        env["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(parent), os.environ.get("PYTHONPATH")])
+        )
+    if device is not None:
+        env["CUDA_VISIBLE_DEVICES"] = visible_as(device)
+    if threads is not None:
+        env["OMP_NUM_THREADS"] = str(threads)
+    return env
 
 
 def visible_as(device: str) -> str:
     """CUDA_VISIBLE_DEVICES for a process that is to see this device only.
+
+    Args:
+        device: "cpu" or "cuda:N" of the GPUs that are visible here.
 
     Raises:
         ValueError: there is no such device.
@@ -242,39 +209,98 @@ def visible_as(device: str) -> str:
         return ""
     if kind != "cuda" or not index.isdecimal():
         raise ValueError(f"--devices: expected cpu or cuda:N, found {device!r}")
-    ours = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if ours is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return index
-    names = [name for name in ours.split(",") if name]
+    names = [name for name in visible.split(",") if name]
     if int(index) >= len(names):
         raise ValueError(
-            f"--devices: found {device!r}, but CUDA_VISIBLE_DEVICES={ours!r} shows {len(names)}"
+            f"--devices: found {device!r}, but CUDA_VISIBLE_DEVICES={visible!r} shows {len(names)}"
         )
     return names[int(index)]
 
 
-def digest_sources(config: Path) -> str:
-    """sha256 over a config and what it imports by relative paths, and these, and so on."""
-    found: dict[Path, bytes] = {}
-    waiting = [config.resolve()]
-    while waiting:
-        path = waiting.pop()
-        if path in found or not path.is_file():
-            continue
-        found[path] = path.read_bytes()
-        for dots, name in re.findall(rb"(?m)^\s*from (\.+)([\w.]+) import", found[path]):
-            folder = path.parents[len(dots) - 1]
-            waiting.append(folder.joinpath(*name.decode().split(".")).with_suffix(".py"))
-    contents = (hashlib.sha256(found[path]).digest() for path in sorted(found))
-    return hashlib.sha256(b"".join(contents)).hexdigest()
+def run_all(
+    runs: Iterable[Run],
+    ended: Callable[[Run, str], None],
+    watch: Callable[[Mapping[Run, Watch]], None] = lambda watches: None,
+    devices: Sequence[str | None] = (None,),
+    threads: int | None = None,
+) -> None:
+    """Do all runs that are not finished. They end with this call, unless SIGKILL ends it.
+
+    Args:
+        ended: is called with each run that has ended and with what went wrong, "" if all is well.
+        watch: is called twice a second with the present runs, to show their progress.
+        devices: one for each run at a time; a run has its device to itself unless the device is
+            named more than once. See `Run.start`.
+        threads: see `Run.start`.
+    """
+    waiting = deque(run for run in runs if not run.finished)
+    free = deque(devices)
+    working: dict[Run, tuple[subprocess.Popen, str | None]] = {}
+    watches: dict[Run, Watch] = {}
+
+    def has_ended(run: Run, options: int = 0) -> bool:
+        process, _ = working[run]
+        pid, status, usage = os.wait4(process.pid, options)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            run.note_usage(usage.ru_maxrss / 1024, len(devices))
+        return bool(pid)
+
+    polled = 0.0
+    try:
+        while waiting or working:
+            while waiting and free:
+                run, device = waiting.popleft(), free.popleft()
+                try:
+                    watches[run] = Watch(run.folder, OUTPUT, run.max_iter, run.trains)
+                    working[run] = run.start(device, threads), device
+                except RuntimeError as error:
+                    free.append(device)
+                    del watches[run]
+                    ended(run, str(error))
+            time.sleep(0.1)
+            just_ended = [run for run in working if has_ended(run, os.WNOHANG)]
+            if watches and (just_ended or time.monotonic() - polled >= 0.5):
+                polled = time.monotonic()
+                for item in watches.values():
+                    item.poll()
+                watch(watches)
+            for run in just_ended:
+                process, device = working.pop(run)
+                del watches[run]
+                free.append(device)
+                ended(run, run.problem(process.returncode))
+    finally:
+        alive = [run for run, (process, _) in working.items() if process.returncode is None]
+        for run in alive:
+            # Popen.terminate() would also collect a process that has ended just now, and its memory
+            # would not be measured.
+            os.kill(working[run][0].pid, signal.SIGTERM)
+        for run in alive:
+            has_ended(run)
 
 
-def _json_lines(path: Path) -> list[dict]:
-    """What is whole of a file to which a killed process may have added half a line."""
-    found = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return [line for line in found if isinstance(line, dict)]
+@contextlib.contextmanager
+def end_with_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that `run_all` ends its runs.
+
+    A signal that is ignored stays ignored: nohup ignores SIGHUP. Outside the main thread, where
+    Python forbids signal handlers, this does nothing.
+    """
+
+    def leave(number: int, _) -> None:
+        sys.exit(128 + number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

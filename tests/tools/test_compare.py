@@ -3,7 +3,6 @@ import fcntl
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,12 @@ import cv2
 import pytest
 from scipy.stats import ttest_rel
 
-from d2kd.tools import compare, runs, seeds
+from d2kd.tools import compare, paths, runs
+from d2kd.tools.compare import command, entries, statistics
+from d2kd.tools.compare.describe import Description
+from d2kd.tools.compare.entries import Entry
+from d2kd.tools.compare.run import EntryRun
+from d2kd.tools.compare.table import table
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +51,13 @@ with open(folder / "metrics.json", "a") as metrics:
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A checkout whose train_net.py is done at once."""
+    """The current folder, with a train_net.py that is done at once."""
     (tmp_path / "train_net.py").write_text(TRAIN)
     (tmp_path / "c.py").touch()
-    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "TRAIN", (sys.executable, str(tmp_path / "train_net.py")))
+    # Otherwise a process would import PyTorch to find out that these configs are empty.
+    monkeypatch.setattr(command, "describe", lambda entries, seed: [Description()] * len(entries))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
@@ -62,11 +69,16 @@ def run_main(root, *args: str, devices=("cpu",)) -> int:
 
 def tool(root, *args: str) -> list[str]:
     """The command in a process of its own."""
-    (root / "tools").mkdir()
-    for name in ("compare.py", "runs.py", "seeds.py"):
-        shutil.copy(ROOT / "tools" / name, root / "tools")
-    start = [sys.executable, "tools/compare.py", *args]
-    return [*start, "--output", str(root / "out"), "--devices", "cpu"]
+    code = f"""
+import sys
+from d2kd.tools import runs
+from d2kd.tools.compare import command, main
+from d2kd.tools.compare.describe import Description
+runs.TRAIN = (sys.executable, {str(root / "train_net.py")!r})
+command.describe = lambda entries, seed: [Description()] * len(entries)
+sys.exit(main())
+"""
+    return [sys.executable, "-c", code, *args, "--output", str(root / "out"), "--devices", "cpu"]
 
 
 def calls(root) -> list[dict]:
@@ -87,10 +99,10 @@ def metrics(ap: float, **others: float) -> dict[str, float]:
     return {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, **others}
 
 
-def one_run(folder: Path, **fields):
-    values = dict(name="a", config="c.py", overrides=("x=1",), seed=3)
-    values |= dict(folder=folder / "a/seed3", root=folder)
-    return runs.Run(**{**values, **fields})
+def one_run(folder: Path, **fields) -> EntryRun:
+    values = dict(title="a, seed 3", folder=folder / "a/seed3", config="c.py", seed=3)
+    values |= dict(overrides=("x=1", "train.seed=3"), entry=Entry("a", "c.py", ("x=1",)))
+    return EntryRun(**{**values, **fields})
 
 
 def finish(run, *lines: dict) -> None:
@@ -100,40 +112,40 @@ def finish(run, *lines: dict) -> None:
 
 
 def test_entries_have_a_name_a_config_and_overrides():
-    entry = compare.parse_entry("PGD x 2: configs/demo/distill.py a.b=2 'c=[1, 2]'")
+    entry = entries.parse_entry("PGD x 2: configs/demo/distill.py a.b=2 'c=[1, 2]'")
     assert entry[:3] == ("PGD x 2", "configs/demo/distill.py", ("a.b=2", "c=[1, 2]"))
-    assert compare.parse_entry("configs/demo/student.py").name == "student"
+    assert entries.parse_entry("configs/demo/student.py").name == "student"
     with pytest.raises(ValueError, match=r"found no file 'configs/nothing.py' in"):
-        compare.parse_entry("a: configs/nothing.py")
+        entries.parse_entry("a: configs/nothing.py")
 
 
 def test_an_entry_may_be_compared_with_another_than_the_rest(root):
     texts = ["alone: c.py", "FGD: c.py", "FGD + UET (vs FGD): c.py"]
-    entries = compare.read_entries(texts, None)
-    assert [e.name for e in entries] == ["alone", "FGD", "FGD + UET"]
-    assert compare.bases(entries, None) == {"FGD": "alone", "FGD + UET": "FGD"}
-    assert compare.bases(entries, "FGD") == {"alone": "FGD", "FGD + UET": "FGD"}
+    rows = entries.read_entries(texts, None)
+    assert [e.name for e in rows] == ["alone", "FGD", "FGD + UET"]
+    assert entries.choose_bases(rows, None) == {"FGD": "alone", "FGD + UET": "FGD"}
+    assert entries.choose_bases(rows, "FGD") == {"alone": "FGD", "FGD + UET": "FGD"}
     with pytest.raises(ValueError, match=r"expected one of \['alone', 'b'\], found 'FGD'"):
-        compare.bases(compare.read_entries(["alone: c.py", "b (vs FGD): c.py"], None), None)
+        entries.choose_bases(entries.read_entries(["alone: c.py", "b (vs FGD): c.py"], None), None)
 
 
 def test_a_file_gives_further_entries(root):
     file = root / "experiments.txt"
     file.write_text("# of the paper\n\nb: c.py x=1\n  d: c.py 'y=#'\n")
-    entries = compare.read_entries(["a: c.py"], file)
-    assert [(e.name, e.overrides) for e in entries] == [("a", ()), ("b", ("x=1",)), ("d", ("y=#",))]
+    rows = entries.read_entries(["a: c.py"], file)
+    assert [(e.name, e.overrides) for e in rows] == [("a", ()), ("b", ("x=1",)), ("d", ("y=#",))]
 
 
 def test_entries_that_would_share_a_folder_are_refused(root):
     with pytest.raises(ValueError, match="a different name for each entry, found"):
-        compare.read_entries(["a b: c.py", "a/b: c.py"], None)
+        entries.read_entries(["a b: c.py", "a/b: c.py"], None)
     with pytest.raises(ValueError, match="expected entries"):
-        compare.read_entries([], None)
+        entries.read_entries([], None)
 
 
 def test_paired_test_is_scipys():
     values, base = [11.0, 17.0, 15.5, 12.0], [10.0, 14.0, 15.0, 11.5]
-    found, expected = seeds.paired(values, base), ttest_rel(values, base)
+    found, expected = statistics.paired(values, base), ttest_rel(values, base)
     interval = expected.confidence_interval(0.95)
     assert found.mean == pytest.approx((interval.low + interval.high) / 2, abs=1e-12)
     assert found.half == pytest.approx((interval.high - interval.low) / 2, abs=1e-12)
@@ -143,20 +155,20 @@ def test_paired_test_is_scipys():
 def test_paired_test_by_hand():
     # Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t = 3.4641 with 2 degrees of freedom,
     # whose distribution function is 1/2 + t / (2 sqrt(2 + t^2)); the 97.5 % quantile is 4.3027.
-    found = seeds.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    found = statistics.paired([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
     assert found.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert found.p == pytest.approx(1 - math.sqrt(12) / math.sqrt(2 + 12), rel=1e-6)
     assert str(found) == "+2.0 ± 2.5 (p 0.074)"
 
 
 def test_two_seeds_give_a_difference_and_no_test():
-    assert str(seeds.paired([11.0, 17.0], [10.0, 14.0])) == "+2.0"
-    assert seeds.paired([], []) is None
+    assert str(statistics.paired([11.0, 17.0], [10.0, 14.0])) == "+2.0"
+    assert statistics.paired([], []) is None
 
 
 def test_equal_differences_give_a_certain_test():
-    assert str(seeds.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])) == "+0.0 ± 0.0 (p 1)"
-    assert str(seeds.paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])) == "+1.0 ± 0.0 (p < 0.001)"
+    assert str(statistics.paired([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])) == "+0.0 ± 0.0 (p 1)"
+    assert str(statistics.paired([2.0, 3.0, 4.0], [1.0, 2.0, 3.0])) == "+1.0 ± 0.0 (p < 0.001)"
 
 
 def test_table_pairs_runs_by_seed():
@@ -164,7 +176,7 @@ def test_table_pairs_runs_by_seed():
         "alone": {1: metrics(10.0), 2: metrics(14.0)},
         "method": {2: metrics(17.0), 1: metrics(11.0)},
     }
-    text = seeds.table(results, {"method": "alone"}, [1, 2])
+    text = table(results, {"method": "alone"}, [1, 2])
     # Differences 1 and 3; means of the rows 12 and 14.
     assert cells(text, "alone") == {
         "": "alone",
@@ -179,13 +191,13 @@ def test_table_pairs_runs_by_seed():
 
 
 def test_columns_can_be_chosen():
-    text = seeds.table({"a": {1: metrics(10.0)}}, {}, [1], ["AP75", "AP"])
+    text = table({"a": {1: metrics(10.0)}}, {}, [1], ["AP75", "AP"])
     assert list(cells(text, "a")) == ["", "AP", "AP75"]
 
 
 def test_rows_with_bases_of_their_own_name_them():
     results = {name: {1: metrics(ap)} for name, ap in (("a", 1.0), ("b", 2.0), ("c", 4.5))}
-    text = seeds.table(results, {"b": "a", "c": "b"}, [1])
+    text = table(results, {"b": "a", "c": "b"}, [1])
     assert cells(text, "b")["AP difference"] == "+1.0 vs a"
     assert cells(text, "c")["AP difference"] == "+2.5 vs b"
 
@@ -196,7 +208,7 @@ def test_a_row_says_which_seeds_it_lacks_and_is_paired_over_the_others():
         "b": {2: metrics(5.0), 3: metrics(9.0)},
         "none": {},
     }
-    text = seeds.table(results, {"b": "a", "none": "a"}, [1, 2, 3])
+    text = table(results, {"b": "a", "none": "a"}, [1, 2, 3])
     assert cells(text, "b (2 of 3 seeds)")["AP - a"] == "+3.0"
     assert set(cells(text, "none (0 of 3 seeds)").values()) == {"none (0 of 3 seeds)", ""}
 
@@ -207,7 +219,7 @@ def test_columns_that_no_run_has_are_left_out_and_masks_are_compared_too():
         "a": {1: {**box, "mask AP": 7.0, "s/iter": 0.1234, "RSS MiB": 1500.4, "at a time": 2}},
         "b": {1: {**box, "mask AP": 9.0, "s/iter": 0.2, "RSS MiB": 2000.0}},
     }
-    found = cells(text := seeds.table(results, {"b": "a"}, [1]), "a")
+    found = cells(text := table(results, {"b": "a"}, [1]), "a")
     assert list(found) == [
         *("", "AP", "AP50", "AP75", "APm", "mask AP", "AP - a", "mask AP - a"),
         *("s/iter", "RSS MiB"),
@@ -321,12 +333,15 @@ def test_a_config_that_was_changed_since_is_refused(root, changed):
 
 
 def test_configs_of_the_current_folder_come_first_and_train_there(root, tmp_path, monkeypatch):
-    own = tmp_path / "mine"
+    own, shipped = tmp_path / "mine", tmp_path / "package/model_zoo/configs"
     own.mkdir()
-    (own / "mine.py").touch()
+    shipped.mkdir(parents=True)
+    for folder, name in ((own, "mine.py"), (shipped, "mine.py"), (shipped, "c.py")):
+        (folder / name).touch()
+    monkeypatch.setattr(paths.d2kd, "__file__", str(tmp_path / "package/__init__.py"))
     monkeypatch.chdir(own)
-    entries = compare.read_entries(["a: mine.py", "b: c.py"], None)
-    assert [e.root for e in entries] == [own, root]
+    rows = entries.read_entries(["a: mine.py", "b: c.py"], None)
+    assert [paths.find_config(e.config) for e in rows] == [own / "mine.py", shipped / "c.py"]
     assert run_main(root, "a: mine.py", "--seeds", "1") == 0
     assert calls(own) and not calls(root)
 
@@ -334,7 +349,7 @@ def test_configs_of_the_current_folder_come_first_and_train_there(root, tmp_path
 @pytest.mark.parametrize("name", ["..", ".", "results.md", "results.png"])
 def test_names_that_cannot_be_folders_are_refused(root, name):
     with pytest.raises(ValueError, match="expected a name for a folder of its own"):
-        compare.read_entries([f"{name}: c.py"], None)
+        entries.read_entries([f"{name}: c.py"], None)
 
 
 def test_other_options_are_refused_before_anything_is_trained(root):
@@ -429,7 +444,7 @@ def test_the_table_goes_between_its_markers(root):
     assert text.startswith(f"# Title\n{other}<!-- compare: main -->\n\n| ")
     assert text.endswith("<!-- /compare -->\nend\n") and "old" not in text
     assert (root / "out/results.md").read_text() in text
-    assert "    .venv/bin/python tools/compare.py \\\n        'a: c.py' \\\n" in text
+    assert "    d2kd compare \\\n        'a: c.py' \\\n" in text
     assert "--seeds 1 --devices cpu\n" in text
     run_main(root, "a: c.py", "b: c.py 'x=[1, 2]'", *into)
     assert page.read_text() == text
@@ -498,8 +513,7 @@ def test_it_trains_compares_and_does_not_train_twice(tmp_path):
         "train.max_iter = 4\n"
     )
     command = [
-        sys.executable,
-        "tools/compare.py",
+        *(sys.executable, "-m", "d2kd.tools.compare"),
         f"first: {config}",
         f"lr: {config} optimizer.lr=0",
     ]

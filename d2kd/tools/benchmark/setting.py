@@ -1,4 +1,4 @@
-"""What benchmark.py measures on: models with random weights, random images, and this machine."""
+"""What a benchmark measures on: models with random weights, random images, and this machine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import torch
@@ -45,18 +46,28 @@ def build_model(cfg) -> nn.Module:
         )
     without_weights(cfg.model)
     model = instantiate(cfg.model)
-    for method in model.distillation.values() if isinstance(model, Distiller) else ():
-        method.schedule = None
+    if isinstance(model, Distiller):
+        clear_schedules(model)
     return model.to(cfg.train.device)
 
 
+def clear_schedules(model: Distiller) -> None:
+    """Let all methods run in every step, whatever their schedules say."""
+    method: Any
+    for method in model.distillation.values():
+        method.schedule = None
+
+
 def student_of(model: nn.Module) -> nn.Module:
+    """The student of a distiller; a plain detector itself."""
     return model.student if isinstance(model, Distiller) else model
 
 
 def build_trainers(cfg, model: nn.Module) -> dict[str, Trainer]:
-    """A trainer of the student and one of the distiller: the same modules with optimizers of their
-    own, whose learning rates are 0."""
+    """A trainer of the student by ALONE and, for a distiller with methods, one by DISTILLED.
+
+    They train the same modules. Each has its own optimizer, with a learning rate of 0.
+    """
     roles = {ALONE: student_of(model)}
     if isinstance(model, Distiller) and model.distillation:
         roles[DISTILLED] = model
@@ -76,7 +87,7 @@ def build_trainers(cfg, model: nn.Module) -> dict[str, Trainer]:
 
 
 def without_weights(node: DictConfig | ListConfig) -> None:
-    """Take all checkpoints out of a model's config: of teachers and of libraries' backbones."""
+    """Remove all checkpoints from a model's config: of teachers and of libraries' backbones."""
     keys = list(node) if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         value = node[key]
@@ -89,13 +100,13 @@ def without_weights(node: DictConfig | ListConfig) -> None:
 
 
 @torch.no_grad()
-def settle(detector: nn.Module, inputs: Sequence[dict]) -> None:
-    """Give norms with stored statistics those of their input.
+def settle(detector: Any, inputs: Sequence[dict]) -> None:
+    """Give norms with stored statistics the statistics of their input.
 
-    Behind random weights and statistics that say nothing, values grow from block to block.
+    With random weights and other statistics, values would grow from block to block, and overflow.
     """
 
-    def on_norm(module: nn.Module, args: tuple) -> None:
+    def on_norm(module: Any, args: tuple) -> None:
         module.running_mean.copy_(args[0].mean((0, 2, 3)))
         module.running_var.copy_(args[0].var((0, 2, 3), unbiased=False).clamp(min=1e-2))
 
@@ -110,8 +121,10 @@ def settle(detector: nn.Module, inputs: Sequence[dict]) -> None:
 
 
 def large_maps(methods: Methods) -> Distiller:
-    """FCOS with the neck, levels and width of COCO's detectors, thin otherwise, as its own teacher:
-    to measure methods on maps of real size where whole networks of that size would take too long.
+    """A distiller whose maps are as large as on COCO, but whose networks are small.
+
+    Student and teacher are an FCOS with the neck, the levels and the channels of detectors for
+    COCO, on a thin backbone. This measures methods on maps of real size in a short time.
     """
 
     def detector() -> FCOS:
@@ -143,9 +156,11 @@ def random_batch(
 
     Args:
         size: height and width in pixels.
-        boxes: in each image; sides from 8 pixels (or a quarter of the image's) to half of the
-            image's, evenly in their logarithm, all inside the image.
-        detector: whose classes the boxes have, and masks where it learns from masks.
+        boxes: number of boxes in each image. They are inside the image. Their sides are between 8
+            pixels (or a quarter of the image's side, if that is smaller) and half of the image's
+            side, evenly distributed in the logarithm.
+        batch: number of images.
+        detector: the boxes have its classes, and masks if it learns from masks.
     """
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (batch, 3, *size), generator=generator, dtype=torch.uint8)
@@ -168,7 +183,7 @@ def random_batch(
 
 
 def time_loader(cfg, batches: int) -> list[float]:
-    """Seconds that each batch of the config's own training data takes, while nobody computes."""
+    """Seconds for each batch of the config's own training data, while nothing else runs."""
     register_all()
     stream = iter(TrainLoader(cfg.dataloader.train)(0, 0))
     next(stream)  # workers start
@@ -180,7 +195,7 @@ def time_loader(cfg, batches: int) -> list[float]:
 
 
 def describe_machine(device: torch.device) -> dict:
-    """What times depend on."""
+    """The facts about this machine that times depend on."""
     names = [x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")]
     cuda = device.type == "cuda"
     return dict(

@@ -1,7 +1,8 @@
-"""Functions that take turns under a clock, and what their times say. A part of benchmark.py.
+"""Functions that run in turns under a clock, and the statistics of their times.
 
-Results are what results.json holds: `measurements`, a list of `Turn.record()`; `ratios`, a list of
-`Ratio.record()`; `notes`, lines to print below the tables; and whatever else the tool adds.
+Results have the format of results.json: `measurements`, a list of `Turn.record()`; `ratios`, a list
+of the dicts of `Ratio.records()`; `notes`, lines to print below the tables; and the fields that the
+command adds.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from tabulate import tabulate
 
 @dataclass
 class Turn:
-    """Something to measure, and its samples.
+    """A piece of work to measure, and its samples.
 
     Attributes:
-        scene: what it works on, such as "128 x 128 pixels, batch 2".
+        scene: the images that it works on, such as "128 x 128 pixels, batch 2".
         boxes: number of boxes in each image.
-        name: what it does.
-        phases: phase -> function of what the phase before returned; the first one gets None.
-        tidy: called once the clock has stopped.
-        seconds: phase -> seconds in each round.
-        peak: bytes that PyTorch allocated at most, beyond those before the turn: in each round on
-            a GPU; in one more on a CPU, without a clock.
-        kept: bytes beyond those before the turn at its end, while what it returned is there. On a
-            CPU, what the turn frees of before does not count.
+        name: name of the work.
+        phases: name of a phase -> function. It gets the result of the phase before; the first one
+            gets None.
+        tidy: called after the clock has stopped.
+        seconds: name of a phase -> seconds in each round.
+        peak: peak of the bytes that PyTorch allocated, minus the bytes before the turn. On a GPU
+            there is one sample for each round; on a CPU there is one sample, from a round without
+            a clock.
+        kept: bytes at the end of the turn, while its result still exists, minus the bytes before
+            the turn. On a CPU, memory from before the turn that the turn frees does not count.
     """
 
     scene: str
@@ -48,7 +51,12 @@ class Turn:
     kept: list[int] = field(default_factory=list)
 
     def take(self, device: torch.device, keep: bool) -> None:
-        """Run once, and keep the sample or not."""
+        """Run once under the clock.
+
+        Args:
+            device: the device that the work runs on.
+            keep: whether the sample counts.
+        """
         cuda = device.type == "cuda"
         before = 0
         if cuda:
@@ -60,7 +68,8 @@ class Turn:
             value = function(value)
             marks.append(_mark(cuda))
         if cuda:
-            torch.cuda.synchronize()  # only here: phases overlap with the launching of the next
+            # Not between phases: a phase overlaps with the launch of the next one.
+            torch.cuda.synchronize()
         after = torch.cuda.memory_allocated() if cuda else 0
         del value
         if keep:
@@ -73,9 +82,9 @@ class Turn:
         self.tidy()
 
     def weigh(self) -> None:
-        """Run once more on a CPU, for the memory. The profiler that sees it takes time."""
+        """Run once on a CPU to measure the memory. There is no clock: the profiler takes time."""
         cpu, value = torch.profiler.ProfilerActivity.CPU, None
-        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or it says whenever it starts and stops
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # otherwise it logs each start and stop
         with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
             for function in self.phases.values():
                 value = function(value)
@@ -110,19 +119,23 @@ def take_turns(
     minutes: float = math.inf,
     after_round: Callable[[], None] = lambda: None,
 ) -> int:
-    """Let all take their turn in each round, and begin each round with another one, so that
-    whatever else the machine does disturbs all alike.
+    """Run all turns in each round.
+
+    Each round begins with another turn, so that other work on the machine disturbs all turns alike.
 
     Args:
-        warm_up: rounds before those that count.
-        minutes: begin no round that is not likely to end within them, but for the first that
-            counts. On a CPU one more round is for memory.
+        rounds: rounds that count.
+        warm_up: rounds before them that do not count.
+        device: the device that the work runs on.
+        minutes: no round starts that would probably end later than this. The first round that
+            counts always runs. On a CPU, there is one additional round for the memory.
+        after_round: called after each round.
 
     Returns:
-        number of rounds that count.
+        the number of rounds that count.
     """
     device, start = torch.device(device), time.perf_counter()
-    last = device.type != "cuda"  # a round for memory
+    last = device.type != "cuda"  # one more round, for the memory
     for i in range(warm_up + rounds):
         first = i % len(turns)
         for turn in [*turns[first:], *turns[:first]]:
@@ -138,7 +151,7 @@ def take_turns(
 
 
 class Spread(NamedTuple):
-    """Median and quartiles."""
+    """Median, lower and upper quartile."""
 
     median: float
     low: float
@@ -159,13 +172,19 @@ class Spread(NamedTuple):
 
 
 def total_seconds(measurement: Mapping[str, Any]) -> list[float]:
-    """Of all phases, in each round."""
+    """Seconds of all phases together, in each round."""
     return [sum(phases) for phases in zip(*measurement["seconds"].values(), strict=True)]
 
 
 class Ratio(NamedTuple):
-    """A quotient of times of the same round: all that is `under` is summed, and so is all that is
-    `over`, each times its factor there. Or of what else `value` takes of a measurement."""
+    """A quotient of times of the same round, or of another value of each measurement.
+
+    Attributes:
+        name: name of the ratio.
+        over: name of a turn -> factor; the numerator is the sum of factor times value.
+        under: names of turns; the denominator is the sum of their values.
+        value: measurement -> its value in each round; default: its seconds.
+    """
 
     name: str
     over: Mapping[str, int]
@@ -175,7 +194,7 @@ class Ratio(NamedTuple):
     def of(self, totals: Mapping[str, Sequence[float]]) -> list[float]:
         """
         Args:
-            totals: name of a turn -> seconds, or whatever it is, in each round.
+            totals: name of a turn -> its value in each round.
 
         Returns:
             the quotient in each round.
@@ -185,7 +204,7 @@ class Ratio(NamedTuple):
         return [sum(a) / sum(b) for a, b in zip(over, under, strict=True)]
 
     def records(self, measurements: Sequence[dict]) -> Iterator[dict[str, Any]]:
-        """Median and quartiles in each scene that has all that it takes."""
+        """Median and quartiles, for each scene in which all its turns were measured."""
         for scene, boxes in dict.fromkeys((m["scene"], m["boxes"]) for m in measurements):
             here = [m for m in measurements if (m["scene"], m["boxes"]) == (scene, boxes)]
             totals = {m["name"]: values for m in here if (values := self.value(m))}
@@ -226,7 +245,11 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def picture(results: Mapping[str, Any]) -> bytes:
-    """A PNG: for each scene its times and its ratios, with their quartiles, by number of boxes."""
+    """Draw the times and the ratios of each scene, with quartiles, by the number of boxes.
+
+    Returns:
+        the bytes of a PNG file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, SymmetricalLogLocator
@@ -241,7 +264,7 @@ def picture(results: Mapping[str, Any]) -> bytes:
     axes = figure.subplots(len(scenes), 2, squeeze=False)
     for scene, row in zip(scenes, axes, strict=True):
         row[0].set_xscale("log")
-        row[1].set_xscale("symlog", linthresh=1)  # a difference may be below 0
+        row[1].set_xscale("symlog", linthresh=1)  # a difference can be below 0
         for ax in row:
             ax.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
             ax.xaxis.set_major_formatter("{x:g}")
@@ -258,7 +281,7 @@ def picture(results: Mapping[str, Any]) -> bytes:
 
 
 def _dots(ax, records: Sequence[Mapping[str, Any]]) -> None:
-    """Medians with quartiles: a line for each name, a colour for each number of boxes."""
+    """Draw medians with quartiles: one row for each name, one color for each number of boxes."""
     names = list(dict.fromkeys(r["name"] for r in records))
     counts = sorted({r["boxes"] for r in records})
     for i, boxes in enumerate(counts):

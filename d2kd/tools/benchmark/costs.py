@@ -1,4 +1,4 @@
-"""What to measure of a detector or a distiller, on random images. A part of benchmark.py.
+"""The turns of a benchmark: what is measured of a detector or a distiller, on random images.
 
 Shapes: N images, C channels, H x W pixels or cells.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,12 @@ from d2kd import Distiller, Knowledge, Targets
 from d2kd.engine import Trainer
 from d2kd.methods import MCDropout, Method
 from d2kd.readers import get_reader
-from d2kd.tools.setting import ALONE, DISTILLED, random_batch, settle, student_of
-from d2kd.tools.stopwatch import Ratio, Turn
+from d2kd.tools.benchmark.setting import ALONE, DISTILLED, random_batch, settle, student_of
+from d2kd.tools.benchmark.stopwatch import Ratio, Turn
 
 TEACHER = "teacher features"
 
-# What a method can need -> the maps of Knowledge that this is.
+# A name in `Method.needs` -> fields of Knowledge.
 _MAPS = {
     "features": ("features",),
     "towers": ("cls_tower.1", "box_tower.1"),
@@ -42,8 +42,9 @@ def scene_turns(
     """All turns on images of one size.
 
     Args:
-        trainers: from `build_trainers`; none, to measure the methods only.
-        scene: what to call it.
+        model: a detector or a distiller, in training mode.
+        trainers: from `build_trainers`; an empty dict to measure the methods only.
+        scene: name of the scene, for the tables.
         size: height and width in pixels.
         counts: numbers of boxes in each image.
         batch: number of images.
@@ -52,32 +53,42 @@ def scene_turns(
     device = next(student.parameters()).device
     batches = {n: random_batch(size, n, batch, student) for n in counts}
     inputs = next(iter(batches.values()))
-    teaches = isinstance(model, Distiller) and bool(model.distillation)
+    distiller = model if isinstance(model, Distiller) and model.distillation else None
     settle(student, inputs)
-    known, padded_size = None, None
-    if teaches:
-        settle(model.teacher.to(device).model, inputs)
+    knowledge: tuple[Knowledge, Knowledge] | None = None
+    if distiller is not None and distiller.teacher is not None:
+        settle(distiller.teacher.to(device).model, inputs)
         amp = trainers[ALONE].amp_dtype if trainers else None
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            known = record(model, inputs)
-        padded_size = known[0].padded_size
+            knowledge = record(distiller, inputs)
+    padded_size = None if knowledge is None else knowledge[0].padded_size
     for n, inputs in batches.items():
         turn = functools.partial(Turn, scene, n)
         if trainers:
             yield from step_turns(turn, model, trainers, inputs, padded_size)
-        if teaches:
+        if distiller is not None and knowledge is not None:
             targets = Targets.from_inputs(inputs, device, get_reader(student).num_classes)
-            yield from method_turns(turn, model, *known, targets)
+            yield from method_turns(turn, distiller, *knowledge, targets)
 
 
-def uet_modes(methods: Mapping[str, Method]) -> dict[str, dict[str, nn.Module]]:
-    """What to add to a name -> the uncertainty stage of each method that has one.
+def methods_of(methods: nn.ModuleDict) -> dict[str, Method]:
+    """The methods by name, with their type."""
+    return {name: cast(Method, method) for name, method in methods.items()}
 
-    "" is as configured; " without UET" and " with UET" are there where they differ from it.
+
+def uet_modes(methods: nn.ModuleDict) -> dict[str, dict[str, nn.Module]]:
+    """Suffix of a turn's name -> the uncertainty stage of each method that has one.
+
+    "" has the stages of the config. " without UET" and " with UET" are there if they differ from
+    the config.
     """
-    here = {name: m.uncertainty for name, m in methods.items() if hasattr(m, "uncertainty")}
+    here = {
+        name: cast(nn.Module, method.uncertainty)
+        for name, method in methods.items()
+        if hasattr(method, "uncertainty")
+    }
     off = [isinstance(stage, nn.Identity) for stage in here.values()]
-    modes = {"": here}
+    modes: dict[str, dict[str, nn.Module]] = {"": here}
     if not all(off):
         modes[" without UET"] = {name: nn.Identity() for name in here}
     if any(off):
@@ -89,9 +100,10 @@ def uet_modes(methods: Mapping[str, Method]) -> dict[str, dict[str, nn.Module]]:
 
 
 def record(model: Distiller, batch: Sequence[dict]) -> tuple[Knowledge, Knowledge]:
-    """What the distiller gives its methods of student and teacher, without its graph.
+    """Run the distiller once, and return the student's and the teacher's `Knowledge`.
 
-    The student's maps and boxes are leaves that take gradients.
+    The maps do not belong to the distiller's graph any longer. The student's maps and boxes are
+    leaves that take gradients.
     """
     given: list[tuple] = []
     first = next(iter(model.distillation.values()))
@@ -115,17 +127,17 @@ def step_turns(
     batch: Sequence[dict],
     padded_size: tuple[int, int] | None,
 ) -> Iterator[Turn]:
-    """The student's step, the teacher's part and the distilled steps.
+    """The turns of the student's step, of the teacher and of the distilled steps.
 
     Args:
-        turn: `Turn` of a scene and a number of boxes.
-        trainers: of the student by ALONE, and of the distiller, if it is one, by DISTILLED.
+        turn: makes a `Turn` with this scene and number of boxes.
+        trainers: the student's by ALONE and, for a distiller, the distiller's by DISTILLED.
         padded_size: height and width of the student's padded batch; None without a distiller.
     """
 
     def step(trainer: Trainer, stages: Mapping[str, nn.Module]) -> dict:
         def run(_) -> None:
-            if stages:
+            if isinstance(model, Distiller):
                 _set_stages(model, stages)
             trainer.set_loader(itertools.repeat(batch))
             trainer.run_step()
@@ -136,12 +148,14 @@ def step_turns(
         return dict(phases={"step": run}, tidy=forget)
 
     yield turn(ALONE, **step(trainers[ALONE], {}))
-    if DISTILLED not in trainers:
+    if DISTILLED not in trainers or not isinstance(model, Distiller) or padded_size is None:
         return
-    asked = dict(padded_size=padded_size, needs=model.teacher_needs)
+    teacher, needs = model.teacher, model.teacher_needs
+    assert teacher is not None  # a distiller with methods has one
 
     def teach(_) -> Knowledge:
-        return model.teacher(batch, input_format=model.input_format, **asked)
+        input_format = model.input_format
+        return teacher(batch, input_format=input_format, padded_size=padded_size, needs=needs)
 
     yield turn(TEACHER, {"forward": teach})
     for suffix, stages in uet_modes(model.distillation).items():
@@ -155,9 +169,10 @@ def method_turns(
     teacher: Knowledge,
     targets: Targets,
 ) -> Iterator[Turn]:
-    """Each method alone, with and without UET, and the squared errors to compare them with.
+    """The turns of each method alone, with and without UET, and of the squared errors.
 
     Args:
+        turn: makes a `Turn` with this scene and number of boxes.
         student, teacher: from `record`.
     """
 
@@ -166,8 +181,8 @@ def method_turns(
 
     leaves = [x for name in sum(_MAPS.values(), ()) for x in student.maps(name).values()]
     leaves += [] if student.boxes is None else [student.boxes]
-    modes = uet_modes(model.distillation)
-    for name, method in model.distillation.items():
+    methods, modes = methods_of(model.distillation), uet_modes(model.distillation)
+    for name, method in methods.items():
 
         def tidy(method: Method = method) -> None:
             method.zero_grad(set_to_none=True)
@@ -180,15 +195,15 @@ def method_turns(
 
             def forward(_, method: Method = method, stages: Mapping = stages) -> Tensor:
                 _set_stages(model, stages)
-                return sum(method(student, teacher, targets).values())
+                return functools.reduce(torch.add, method(student, teacher, targets).values())
 
             yield turn(name + suffix, {"forward": forward, "backward": backward}, tidy)
 
-    for name, method in {reference(m): m for m in model.distillation.values()}.items():
+    for name, method in {reference(m): m for m in methods.values()}.items():
         pairs = [(torch.rand_like(x).requires_grad_(), x) for x in _compared(method, teacher)]
 
         def error(_, pairs: Sequence = pairs) -> Tensor:
-            return sum(F.mse_loss(s, t) for s, t in pairs)
+            return functools.reduce(torch.add, [F.mse_loss(s, t) for s, t in pairs])
 
         def forget(pairs: Sequence = pairs) -> None:
             for s, _ in pairs:
@@ -198,7 +213,7 @@ def method_turns(
 
 
 def reference(method: Method) -> str:
-    """Name of the squared error on the maps that a method compares."""
+    """Name of the turn with the squared error of the maps that a method compares."""
     levels = " ".join(_levels(method))
     return f"squared error of {' and '.join(_compared_needs(method))} {levels}".strip()
 
@@ -208,7 +223,7 @@ def _compared_needs(method: Method) -> list[str]:
 
 
 def _levels(method: Method) -> list[str]:
-    """The teacher's levels that a method compares; none: all that there are."""
+    """The teacher's levels that a method compares; an empty list for all levels."""
     return [pair[1] for pair in getattr(method, "pairs", ())]
 
 
@@ -228,16 +243,16 @@ def _set_stages(model: Distiller, stages: Mapping[str, nn.Module]) -> None:
         model.distillation[name].uncertainty = stage
 
 
-def _memory(measurement: Mapping[str, Any]) -> list[int]:
-    """What a turn needs at most; of the teacher's, what stays while the student learns from it."""
+def _memory(measurement: Mapping[str, Any]) -> list[float]:
+    """Bytes of a turn's peak; of the teacher's turn, the bytes that stay during the student's."""
     return measurement["kept_bytes" if measurement["name"] == TEACHER else "peak_bytes"]
 
 
 def ratios(model: nn.Module) -> Iterator[Ratio]:
-    """What a distiller's turns say together."""
+    """The ratios between the turns of a distiller."""
     if not isinstance(model, Distiller):
         return
-    methods, modes = model.distillation, uet_modes(model.distillation)
+    methods, modes = methods_of(model.distillation), uet_modes(model.distillation)
     yield Ratio(f"{DISTILLED} / ({ALONE} + {TEACHER})", {DISTILLED: 1}, [ALONE, TEACHER])
     yield Ratio(f"{DISTILLED} / {ALONE}", {DISTILLED: 1}, [ALONE])
     for suffix in modes:

@@ -1,0 +1,334 @@
+"""The command line of the comparison."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from d2kd.files import write_file
+from d2kd.tools.runs import Run, end_with_signals, environment, run_all, visible_as
+
+from .describe import Description, describe
+from .entries import RESULTS, Entry, choose_bases, read_entries
+from .report import Report
+from .results import Comparison, Line, read_lines, split_markers, table_size
+from .run import EntryRun, make_runs
+from .summarize import summarize
+from .table import MEASURES, SCORES
+
+DESCRIPTION = """\
+Train several configs with several seeds, and compare them.
+
+Each run is `d2kd train --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own,
+<output>/<name>/seed<k>. "{seed}" in an override stands for the seed. With it, a second stage begins
+where the first stage of an earlier call ended:
+train.init_checkpoint=output/first/a/seed{seed}/model_final.pth. Configs are looked for in the
+current folder, then among the configs that come with d2kd. A run that was interrupted goes on from
+its last checkpoint, a finished run is not trained again, and a run that fails stops no other.
+
+Rows are compared seed by seed with the first row, with the row of --against, or with the row that
+the entry names: "NAME (vs OTHER): CONFIG". If a config distills, its teacher is evaluated once and
+becomes a row, and each distilled row shows the share of the gap to the teacher that it closes. A
+teacher can also be given, with "NAME (teacher): CONFIG train.init_checkpoint=WEIGHTS"; without
+weights it is trained as the other rows are.
+
+Written to <output>, anew after each run: results.md (means, spread, paired t tests), results.csv (a
+line for each run) and results.png. Rows and seeds of earlier calls stay in the table; --replace
+forgets them. Runs that share cores slow each other down: measure seconds per iteration with one run
+at a time. Exit status 1: a run failed.
+"""
+EXAMPLES = """\
+examples:
+  d2kd compare "alone: configs/demo/student.py" "FGD: configs/demo/distill.py" \\
+      "FGD x 2 (vs FGD): configs/demo/distill.py model.methods.fgd.weight=2" \\
+      --output output/compare/fgd --seeds 1 2 3
+  d2kd compare --summarize output/seed1/results.json output/seed2/results.json
+"""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="d2kd compare",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("entries", nargs="*", help="'[NAME [(vs OTHER)|(teacher)]:] CONFIG [OVERRIDES]', quoted")
+    add("--file", type=Path, help="more entries, one a line; lines that begin with # are comments")
+    add("--output", type=Path, help="folder of all runs and results")
+    add("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
+    add("--devices", nargs="+", help="cpu, cuda:0, ...; default: all CUDA devices, or else cpu")
+    add("--jobs", type=int, default=1, help="runs at a time on each device; default: 1")
+    add("--against", help="name of the row to compare with; default: the first")
+    add("--no-teacher", action="store_true", help="do not evaluate the teachers of the configs")
+    add("--columns", nargs="+", choices=[*SCORES, *MEASURES], metavar="COLUMN",
+        help="of the table; default: all that there are values for")  # fmt: skip
+    add("--into", metavar="FILE#NAME", help="also put the table and its command between "
+        "<!-- compare: NAME --> and <!-- /compare --> of that file")  # fmt: skip
+    add("--replace", action="store_true", help="make the table of this call's entries and seeds "
+        "only, even if it becomes smaller")  # fmt: skip
+    add("--table-only", action="store_true", help="train nothing; show what is there")
+    add("--summarize", type=Path, nargs="+", metavar="RESULTS",
+        help="instead: mean and spread of the demo's results.json of several seeds")  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.summarize is None and args.output is None:
+        parser.error("--output: expected the folder of all runs and results, found none")
+    if args.jobs < 1:
+        parser.error(f"--jobs: expected at least 1, found {args.jobs}")
+    args.seeds = list(dict.fromkeys(args.seeds))
+    return args
+
+
+def choose_devices(devices: Sequence[str] | None, jobs: int) -> list[str]:
+    """A device for each run at a time; by default all CUDA devices, or else the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if not devices:
+        # In a process of its own, because this one must not import PyTorch: see d2kd.tools.runs.
+        code = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+        done = subprocess.run(
+            code, check=True, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        devices = [f"cuda:{i}" for i in range(int(done.stdout))] or ["cpu"]
+    for device in devices:
+        visible_as(device)
+    return [*devices] * jobs
+
+
+def describe_entries(
+    entries: Sequence[Entry], previous: Sequence[Line], seeds: Sequence[int], training: bool
+) -> dict[str, Description]:
+    """Describe the configs of the entries, unless all that matters is known from results.csv.
+
+    Args:
+        previous: the lines of results.csv.
+        training: whether a run is to be trained, whose number of iterations is needed.
+    """
+    known = {line.entry.name for line in previous if line.teacher is not None}
+    if not training and all(entry.name in known for entry in entries):
+        return {}
+    found = describe(entries, seeds[0])
+    return {entry.name: description for entry, description in zip(entries, found, strict=True)}
+
+
+def teacher_runs(
+    entries: Sequence[Entry],
+    described: dict[str, Description],
+    previous: Sequence[Line],
+    output: Path,
+    evaluate: bool,
+) -> tuple[list[EntryRun], dict[str, str]]:
+    """Find the teacher of each row.
+
+    Args:
+        described: name of the entry -> its description; empty if results.csv has all.
+        evaluate: whether teachers that no entry gives are evaluated.
+
+    Returns:
+        the evaluations that are to be done, and row -> row of its teacher ("" for none).
+    """
+    before = {line.entry.name: line.teacher or "" for line in previous}
+    if not described:
+        names = {before[entry.name] for entry in entries} - {""}
+        lines = {line.entry.name: line.entry for line in previous if line.entry.name in names}
+        return [], {e.name: before[e.name] for e in entries if before[e.name] in {"", *lines}}
+    marked = next((entry.name for entry in entries if entry.is_teacher), None)
+    taken = {entry.folder for entry in entries}
+    runs: dict[str, EntryRun] = {}
+    teachers = {}
+    for entry in entries:
+        identity = described[entry.name].teacher
+        teachers[entry.name] = (marked or "") if identity and not entry.is_teacher else ""
+        if not identity or marked or not evaluate:
+            continue
+        if identity not in runs:
+            runs[identity] = _evaluation(entry, identity, output, taken)
+            taken.add(runs[identity].entry.folder)
+        teachers[entry.name] = runs[identity].name
+    return list(runs.values()), teachers
+
+
+def _evaluation(entry: Entry, identity: str, output: Path, taken: set[str]) -> EntryRun:
+    """The evaluation of the teacher of an entry, with a name that no other row has."""
+    overrides = tuple(o for o in entry.overrides if "{seed}" not in o)
+    config = make_runs(entry, [0], output)[0].config
+    names = ["teacher", f"teacher of {entry.name}"]
+    for name in names:
+        row = Entry(name, entry.config, overrides, is_teacher=True)
+        run = EntryRun(
+            title=name,
+            folder=output / row.folder,
+            config=config,
+            overrides=overrides,
+            mode="--eval-teacher",
+            entry=row,
+            identity=identity,
+        )
+        try:
+            run.check()
+        except ValueError:  # of another teacher, from an earlier call
+            if name == names[-1]:
+                raise
+            continue
+        if row.folder not in taken:
+            break
+    return run
+
+
+def command_line(args: argparse.Namespace, lines: Sequence[Line], entries: Sequence[Entry]) -> str:
+    """The command that makes the whole table, as an indented block of Markdown.
+
+    Args:
+        lines: of the whole table, which may have rows of earlier calls.
+        entries: of this call.
+    """
+    given = {entry.name for entry in entries}
+    # Teachers that were evaluated on their own come with the rows that they teach.
+    evaluated = {line.teacher for line in lines if line.teacher}
+    earlier = {
+        line.entry.name: line.entry
+        for line in lines
+        if line.entry.name not in given
+        and not (line.entry.name in evaluated and not line.entry.has_weights and line.seed is None)
+    }
+    words = [shlex.quote(str(entry)) for entry in earlier.values()]
+    words += [shlex.quote(entry) for entry in args.entries]
+    words += [f"--file {shlex.quote(str(args.file))}"] if args.file else []
+    seeds = sorted({line.seed for line in lines if line.seed is not None}) or args.seeds
+    rest = ["--output", str(args.output), "--seeds", *map(str, seeds)]
+    rest += ["--against", args.against] if args.against else []
+    rest += ["--devices", *args.devices] if args.devices else []
+    rest += ["--jobs", str(args.jobs)] if args.jobs > 1 else []
+    rest += ["--no-teacher"] if args.no_teacher else []
+    rest += ["--columns", *args.columns] if args.columns else []
+    return "    " + " \\\n        ".join(["d2kd compare", *words, shlex.join(rest)])
+
+
+def check_into(args: argparse.Namespace, planned: int) -> None:
+    """Refuse to replace a table in a document by a smaller one.
+
+    Args:
+        planned: number of runs of the new table.
+
+    Raises:
+        ValueError: the table that is there has more runs, or there are no markers.
+    """
+    _, _, between, _ = split_markers(args.into)
+    there = table_size(between)
+    if planned < there and not args.replace:
+        raise ValueError(
+            f"--into {args.into}: expected a table of at least the {there} runs that are there, "
+            f"found {planned}. Name all entries and seeds, or add --replace to put the smaller "
+            f"table there."
+        )
+
+
+def train(args: argparse.Namespace, todo: list[EntryRun], comparison: Comparison) -> dict[Run, str]:
+    """Do the runs and publish after each of them.
+
+    Returns:
+        failed run -> what went wrong.
+    """
+    devices = choose_devices(args.devices, args.jobs)
+    # More threads than cores wait for one another most of the time.
+    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    threads = max(cores // len(devices), 1)
+    print(f"{len(todo)} of {len(comparison.runs)} runs to train, {len(devices)} at a time: "
+          f"{', '.join(devices)}; {threads} threads each", flush=True)  # fmt: skip
+    report, failed = Report(todo, len(devices)), dict[Run, str]()
+
+    def ended(run: Run, problem: str) -> None:
+        if problem:
+            failed[run] = problem
+        figures = run.result() if isinstance(run, EntryRun) else None
+        report.ended(run, "FAILED" if problem or not figures else f"{figures['AP']:.1f} AP")
+        comparison.publish()
+
+    try:
+        run_all(todo, ended, report.watch, devices, threads)
+    finally:
+        report.close()
+    return failed
+
+
+def compare(args: argparse.Namespace) -> int:
+    entries = read_entries(args.entries, args.file)
+    previous = [] if args.replace else read_lines(args.output / RESULTS[1])
+    runs = [run for e in entries for run in make_runs(e, args.seeds, args.output)]
+    # Runs of other seeds go on in the same rows, so they must be of the same settings too.
+    rows = {entry.name: entry for entry in entries}
+    others = sorted({x.seed for x in previous if x.entry.name in rows and x.seed is not None})
+    for run in [*runs, *(r for e in entries for r in make_runs(e, others, args.output))]:
+        run.check()
+    students = dict.fromkeys(x.entry.name for x in previous if not x.entry.is_teacher)
+    known = {x.entry.name: x.entry.against for x in previous if x.entry.against}
+    against = choose_bases(entries, args.against, known, students)
+    if args.into:
+        split_markers(args.into)  # before hours of training
+    todo = [] if args.table_only else [run for run in runs if not run.finished]
+    described = describe_entries(entries, previous, args.seeds, bool(todo))
+    evaluations, teachers = teacher_runs(
+        entries, described, previous, args.output, evaluate=not args.no_teacher
+    )
+    if described:
+        runs = [
+            run
+            for e in entries
+            for run in make_runs(e, args.seeds, args.output, described[e.name].max_iter)
+        ]
+    comparison = Comparison(
+        args.output, [*runs, *evaluations], against, teachers, args.columns, args.replace
+    )
+    if args.into:
+        check_into(args, comparison.planned())
+    failed: dict[Run, str] = {}
+    if not args.table_only:
+        # The teacher first: that a student alone reaches it is worth knowing early. Then seed by
+        # seed, so that an unfinished comparison is a fair one of fewer seeds.
+        todo = [run for run in comparison.runs if not run.finished]
+        todo.sort(key=lambda run: -1 if run.seed is None else args.seeds.index(run.seed))
+        failed = train(args, todo, comparison) if todo else {}
+    text = comparison.publish()
+    print(text)
+    for warning in comparison.warnings():
+        print(f"Warning: {warning}", file=sys.stderr)
+    for failure, problem in failed.items():
+        print(f"{failure.title}: {problem}\n", file=sys.stderr)
+    if args.into:
+        block = f"{text}\n{command_line(args, comparison.lines(), entries)}"
+        check_into(args, table_size(block))
+        file, before, _, after = split_markers(args.into)
+        write_file(file, f"{before}\n\n{block}\n\n{after}")
+    return 1 if failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: the arguments; default: those of the process.
+
+    Returns:
+        exit status: 0; 1 if a run failed; 130 after Ctrl-C.
+
+    Raises:
+        ValueError: an argument is wrong, or a folder holds another run.
+    """
+    args = parse_args(argv)
+    if args.summarize is not None:
+        print(summarize(args.summarize))
+        return 0
+    try:
+        with end_with_signals():
+            return compare(args)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoints.", file=sys.stderr)
+        return 130

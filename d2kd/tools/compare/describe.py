@@ -1,0 +1,99 @@
+"""What configs say: how long they train and who teaches. Read in a process of its own.
+
+The comparison itself must not import PyTorch, see `d2kd.tools.runs`, and a LazyConfig does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from d2kd.files import sha256_of_file
+from d2kd.tools.paths import find_config
+from d2kd.tools.runs import environment
+
+from .entries import Entry
+from .run import digest_sources
+
+__all__ = ["Description", "describe"]
+
+
+class Description(NamedTuple):
+    """What a config says.
+
+    Args:
+        max_iter: iterations of a training; None if the config could not be loaded.
+        teacher: a digest of the teacher and of the data that detectors are evaluated on, the same
+            for all configs with this teacher; empty for a config without a teacher.
+    """
+
+    max_iter: int | None = None
+    teacher: str = ""
+
+
+def describe(entries: Sequence[Entry], seed: int) -> list[Description]:
+    """Describe the configs of entries.
+
+    A config that cannot be loaded gets an empty description. Its training will end with the error.
+
+    Args:
+        seed: stands for "{seed}" in overrides.
+    """
+    asked = [
+        [str(find_config(e.config)), [o.replace("{seed}", str(seed)) for o in e.overrides]]
+        for e in entries
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import answer; answer()"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    if done.returncode:
+        return [Description()] * len(entries)
+    return [Description(*values) for values in json.loads(done.stdout.splitlines()[-1])]
+
+
+def answer() -> None:
+    """The other process: read configs and overrides as JSON, print their descriptions."""
+    found = [_describe(*item) for item in json.load(sys.stdin)]
+    print("\n" + json.dumps(found))  # the configs may have printed something without a line's end
+
+
+def _describe(config: str, overrides: Sequence[str]) -> Description:
+    from d2kd.config import load_config
+
+    try:
+        cfg = load_config(config, overrides)
+        has_teacher = cfg.model.get("student") and cfg.model.get("teacher")
+        return Description(int(cfg.train.max_iter), _identity(cfg) if has_teacher else "")
+    except Exception:  # of any kind: a config is a program
+        return Description()
+
+
+def _identity(cfg: Any) -> str:
+    """Digest of a distiller's teacher, its weights and the data of the evaluation."""
+
+    def plain(node: Any) -> Any:
+        if hasattr(node, "items"):
+            return {str(k): plain(v) for k, v in node.items()}
+        if isinstance(node, (list, tuple)) or type(node).__name__ == "ListConfig":
+            return [plain(v) for v in node]
+        return node if isinstance(node, (str, int, float, bool, type(None))) else repr(node)
+
+    teacher, parts = cfg.model.teacher, []
+    model, weights = teacher.get("model"), str(teacher.get("weights"))
+    if isinstance(model, str) and os.path.isfile(model):
+        parts.append(digest_sources(Path(model)))
+    if os.path.isfile(weights):
+        parts.append(sha256_of_file(weights))
+    settings = {k: plain(v) for k, v in cfg.dataloader.items() if k in ("test", "evaluator")}
+    parts.append(json.dumps([plain(teacher), settings], sort_keys=True))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
