@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from .loading import resolve_target
-from .pseudo.coco import read
+from .pseudo.coco import load_pseudo_labels
 
 __all__ = ["check_config", "load_config"]
 
@@ -125,7 +125,7 @@ def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
             if classes is not None:
                 yield f"{name!r} (dataloader.{path})", list(classes)
     for path, node in _nodes(cfg):
-        if "_target_" in node and resolve_target(node) is read:
+        if "_target_" in node and resolve_target(node) is load_pseudo_labels:
             beside = Path(node.path).with_name("provenance.json")
             if beside.exists():  # what is missing is said when the labels are read
                 said = json.loads(beside.read_text()).get("made_from", {}).get("settings", {})

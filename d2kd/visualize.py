@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Detections, Truth, match
+from .matching import Detections, GroundTruth, match
 from .methods import MCDropout
 from .methods.fgd import attention, box_masks
 from .readers import read
@@ -72,7 +72,7 @@ def spatial_attention(
 
 
 def key_regions(
-    model: nn.Module, inputs: Mapping[str, Any], truth: Truth, *, level: str | None = None
+    model: nn.Module, inputs: Mapping[str, Any], truth: GroundTruth, *, level: str | None = None
 ) -> np.ndarray:
     """FGD's foreground mask of one image: 1 / (number of cells of the box), 0 outside boxes.
 
@@ -184,7 +184,7 @@ def _shared(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def draw_detections(
-    ax, image: np.ndarray, detections: Detections, truth: Truth, names: Sequence[str]
+    ax, image: np.ndarray, detections: Detections, truth: GroundTruth, names: Sequence[str]
 ) -> None:
     """Draw an image with its correct and wrong detections and its missed objects.
 
@@ -293,7 +293,7 @@ def distillation_columns(
     views: Sequence[View],
     teacher: nn.Module,
     inputs: Mapping[Any, Mapping[str, Any]],
-    truths: Mapping[Any, Truth],
+    truths: Mapping[Any, GroundTruth],
     names: Sequence[str],
     *,
     tau: float = 0.5,

@@ -4,19 +4,19 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from d2kd import matching
-from d2kd.matching import Detections, Truth, match
+from d2kd.matching import Detections, GroundTruth, match
 
 
 def found(*rows):
     """Rows of x1, y1, x2, y2, class, score."""
     table = np.array(rows, dtype=float).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4].astype(int), table[:, 5])
+    return Detections(boxes=table[:, :4], classes=table[:, 4].astype(int), scores=table[:, 5])
 
 
 def truth(*rows):
     """Rows of x1, y1, x2, y2, class."""
     table = np.array(rows, dtype=float).reshape(-1, 5)
-    return Truth(table[:, :4], table[:, 4].astype(int))
+    return GroundTruth(table[:, :4], table[:, 4].astype(int))
 
 
 TWO = truth((0, 0, 10, 10, 3), (20, 0, 30, 10, 7))
@@ -62,12 +62,12 @@ def test_from_detectron2():
     instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 9.0, 9.0]]))
     instances.pred_classes = torch.tensor([7, 1])
     instances.scores = torch.tensor([0.75, 0.25])
-    got = Detections.of(instances).above(0.5)
+    got = Detections.from_instances(instances).above(0.5)
     assert got.boxes.tolist() == [[1, 2, 3, 4]]
     assert (got.classes.tolist(), got.scores.tolist()) == ([7], [0.75])
 
     box = {"bbox": [10, 20, 5, 6], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 4}
-    got = Truth.of({"annotations": [box, {**box, "iscrowd": 1}]})
+    got = GroundTruth.from_record({"annotations": [box, {**box, "iscrowd": 1}]})
     assert got.boxes.tolist() == [[10, 20, 15, 26]]
     assert got.classes.tolist() == [4]
 
@@ -80,8 +80,8 @@ def test_the_surest_of_a_place():
         (5, 0, 15, 10, 3, 0.4),
         (50, 0, 60, 9, 3, 0.9),
     )
-    assert boxes.surest().scores.tolist() == [0.6, 0.4, 0.9]
-    assert found().surest().boxes.shape == (0, 4)
+    assert matching.suppress_across_classes(boxes).scores.tolist() == [0.6, 0.4, 0.9]
+    assert matching.suppress_across_classes(found()).boxes.shape == (0, 4)
 
 
 def test_best_threshold():

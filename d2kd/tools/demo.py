@@ -280,10 +280,13 @@ def draw(path: Path, results: dict, found: dict, teacher, headline: str) -> None
 
     test = load_config(CONFIGS["student"]).dataloader.test
     records = {record["image_id"]: record for record in instantiate(test.dataset)}
-    truths = {i: matching.Truth.of(record) for i, record in records.items()}
+    truths = {i: matching.GroundTruth.from_record(record) for i, record in records.items()}
+    detections = matching.Detections.from_instances
     views, shown = [], {}
     for name, title in TITLES.items():
-        all_found = {i: matching.Detections.of(found[name][i]).surest() for i in records}
+        all_found = {
+            i: matching.suppress_across_classes(detections(found[name][i])) for i in records
+        }
         least = matching.best_threshold(list(all_found.values()), list(truths.values()))
         shown[name] = {i: x.above(least) for i, x in all_found.items()}
         heading = f"{title.capitalize()}: {results[name]['AP']:.1f} AP"

@@ -23,8 +23,8 @@ from d2kd.data.partial import (
     share,
     without,
 )
-from d2kd.pseudo.coco import read, write_labels
-from d2kd.pseudo.records import Labels
+from d2kd.pseudo.coco import write_labels
+from d2kd.pseudo.fuse import Labels
 
 
 @pytest.fixture

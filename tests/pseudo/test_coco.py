@@ -16,8 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from d2kd.data.manifest import Image
 from d2kd.pseudo import coco
+from d2kd.pseudo.fuse import Labels
 from d2kd.pseudo.provenance import digest
-from d2kd.pseudo.records import Labels
 
 CLASSES = ["cat", "dog", "owl"]
 PROVENANCE = {
@@ -139,17 +139,17 @@ def test_read_gives_indices_and_what_was_searched_for(tmp_path):
         None,
         None,
     ]
-    records = coco.read(path, "/elsewhere")
+    records = coco.load_pseudo_labels(path, "/elsewhere")
     assert [r.get("annotated_classes") for r in records] == [[0, 2], None, None]
     assert [a["category_id"] for a in records[2]["annotations"]] == [0, 1, 2]
     assert records[2]["annotations"][2]["pseudo_ignore"] == 1
     assert records[2]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
     assert records[2]["file_name"] == "/elsewhere/b/7.png"
-    assert coco.read(path)[0]["file_name"] == "/data/a/3.png"
+    assert coco.load_pseudo_labels(path)[0]["file_name"] == "/data/a/3.png"
 
 
 def test_files_outside_of_the_root_keep_their_path(tmp_path):
-    records = coco.read(write(tmp_path, image_root="/data/a")[0])
+    records = coco.load_pseudo_labels(write(tmp_path, image_root="/data/a")[0])
     assert [r["file_name"] for r in records] == ["/data/a/3.png", "/data/a/4.png", "/data/b/7.png"]
 
 
@@ -236,14 +236,14 @@ def test_verify_names_what_differs(tmp_path):
     differs = coco.verify(path)
     assert [d.split(":")[0] for d in differs] == ["parent unit.npz", "labels.json", "classes"]
     with pytest.raises(ValueError, match=r"labels.json: expected the file that provenance.json"):
-        coco.read(path)
-    assert len(coco.read(path, check=False)) == 3
+        coco.load_pseudo_labels(path)
+    assert len(coco.load_pseudo_labels(path, check=False)) == 3
 
     write(tmp_path)
     (tmp_path / "provenance.json").unlink()
     assert "expected a provenance file" in coco.verify(path)[0]
     with pytest.raises(ValueError, match=r"or no provenance\.json"):
-        coco.read(path)
+        coco.load_pseudo_labels(path)
 
 
 def test_verify_finds_images_that_nobody_accounts_for(tmp_path):
