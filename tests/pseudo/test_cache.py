@@ -76,6 +76,11 @@ def test_another_setting_is_another_folder_and_a_record_is_not(tmp_path):
     assert json.loads((one.folder / "settings.json").read_text()) == settings
 
 
+def test_the_key_is_the_digest_of_the_settings_file(tmp_path):
+    # printf '{\n "a": 1,\n "b": {\n  "c": 2.5\n }\n}' | sha256sum
+    assert RawCache(tmp_path, {"b": {"c": 2.5}, "a": 1}).key == "38c8e6a8f6ff55a8"
+
+
 def test_record_is_in_the_marker(tmp_path):
     cache = RawCache(tmp_path, {}, {"torch": "9.9"})
     cache.write(0, unit())
@@ -118,7 +123,9 @@ def test_unit_that_is_not_whole_is_missing(cache, damage):
     assert cache.missing(4) == [3]
     damage(cache.folder / "unit_00001.npz", cache.folder / "unit_00001.json")
     assert cache.missing(4) == [1, 3]
-    with pytest.raises(ValueError, match=r"unit_00001\.npz: expected a complete unit with its marker"):
+    with pytest.raises(
+        ValueError, match=r"unit_00001\.npz: expected a complete unit with its marker"
+    ):
         cache.read(1)
     cache.write(1, unit(1))
     assert cache.missing(4) == [3]
@@ -168,7 +175,9 @@ def test_units_of_other_settings_are_refused(tmp_path, cache):
 
 def test_folder_of_other_settings_is_refused(tmp_path, cache):
     (cache.folder / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"settings\.json: expected the settings whose hash is the folder"):
+    with pytest.raises(
+        ValueError, match=r"settings\.json: expected the settings whose hash is the folder"
+    ):
         RawCache(tmp_path, cache.settings)
 
 

@@ -136,6 +136,36 @@ def test_other_thresholds_use_raw_predictions_again_and_overwrite_only_when_told
     assert objects[0] > objects[1]
 
 
+def test_labels_of_an_older_format_are_replaced_only_when_told(place, monkeypatch):
+    run(place)
+    unchanged = raw(place)
+    for file in (ROOT / "tests" / "fixtures" / "pseudo_format_1").iterdir():
+        shutil.copy(file, place / "labels")
+    monkeypatch.setattr("d2kd.pseudo.teachers.LabelTeacher.__call__", None)
+    with pytest.raises(ValueError, match=r"has format 2, found .*labels\.json of format 1: its.*"):
+        run(place)
+    said = json.loads((place / "labels" / "provenance.json").read_text())
+    assert said["schema"] == 1
+    found = run(place, overwrite=True)
+    assert found["info"]["schema"] == 2 and raw(place) == unchanged
+
+
+def test_provenance_names_the_rules(place):
+    """If this fails because a class has moved, raise d2kd.pseudo.provenance.SCHEMA with it."""
+    run(place)
+    made_from = json.loads((place / "labels" / "provenance.json").read_text())["made_from"]
+    assert made_from.keys() == {"teachers", "settings", "manifest", "thresholds"}
+    settings = made_from["settings"]
+    assert settings["thresholds"] == [
+        ["d2kd.pseudo.thresholds.FixedThresholds", {"high": 0.6, "low": 0.5}],
+        ["d2kd.pseudo.thresholds.FixedThresholds", {"high": 0.5, "low": 0.45}],
+    ]
+    assert settings["fusion"][0] == "d2kd.pseudo.fuse.Fusion"
+    assert [m[0] for m in settings["maps"]] == ["d2kd.pseudo.categories.CategoryMap"] * 2
+    assert settings["classes"] == ["ant", "bee", "cat"]
+    assert (settings["unit_size"], settings["seed"]) == (4, 0)
+
+
 def test_other_floor_is_labeled_anew_beside_the_old(place):
     run(place)
     before = raw(place)

@@ -320,7 +320,9 @@ def test_warnings(tmp_path):
     few = "dog: 0 boxes, expected 20 or more"
     assert warnings(12) == ([few], 3)
     lines, ratio = warnings(13)
-    assert ratio == 3.25 and lines[1].startswith("boxes per image: 3.25 times the number in labeled")
+    assert ratio == 3.25 and lines[1].startswith(
+        "boxes per image: 3.25 times the number in labeled"
+    )
     lines, ratio = warnings(1)
     assert ratio == 0.25 and lines[0] == "cat: 10 boxes, expected 20 or more" and len(lines) == 3
     assert warnings(12, min_boxes=0) == ([], 3)
