@@ -96,14 +96,16 @@ class LabelingJob:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._check_parts()
         self.fusion = self.fusion or Fusion()
-        kinds = dict(dataset=Manifest.from_dataset, folder=Manifest.from_folder)
         given = {k: v for k, v in self.images.items() if v is not None}
-        if len(given) != 1 or not given.keys() <= kinds.keys():
+        if len(given) != 1 or not given.keys() <= {"dataset", "folder"}:
             raise ValueError(
                 f"labels.images: expected dict(dataset=NAME) or dict(folder=PATH), found "
                 f"{self.images}"
             )
-        self.manifest = next(kinds[kind](place) for kind, place in given.items())
+        if "dataset" in given:
+            self.manifest = Manifest.from_dataset(given["dataset"])
+        else:
+            self.manifest = Manifest.from_folder(given["folder"])
         teachers = self.teachers.values()
         self.maps = [CategoryMap(self.classes, t.categories, t.classes) for t in teachers]
         self.rules = [t.thresholds or self.thresholds or FixedThresholds() for t in teachers]

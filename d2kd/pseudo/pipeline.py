@@ -143,7 +143,7 @@ def write_results(
         for name, t in zip(job.teachers, thresholds, strict=True)
     }
     labels = FusedLabels(predictions, thresholds, job.fusion)
-    owned = predictions.owned.any(0)
+    owned = np.any(predictions.owned, axis=0, keepdims=True)[0]
     annotated = None if owned.all() else dict.fromkeys(labels, owned)
     provenance = write_labels(
         output / "labels.json",

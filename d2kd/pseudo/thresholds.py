@@ -164,7 +164,7 @@ class FBetaThresholds:
         trust = np.minimum(objects / self.objects, 1)
         fitted = []
         for beta in (self.beta, self.low_beta):
-            own = [_best(*by_class[i], objects[i], beta) for i in range(len(owned))]
+            own = [_best(s, hit, n, beta) for (s, hit), n in zip(by_class, objects, strict=True)]
             together = _best(scores, correct, objects.sum(), beta)
             fitted.append(trust * own + (1 - trust) * together)
         return Thresholds(*fitted)
@@ -309,7 +309,7 @@ def _mixture(x: np.ndarray, steps: int = 500) -> tuple[np.ndarray, np.ndarray]:
     return means[order], log[:, order]
 
 
-def _best(scores: np.ndarray, correct: np.ndarray, objects: int, beta: float) -> float:
+def _best(scores: np.ndarray, correct: np.ndarray, objects: int | np.integer, beta: float) -> float:
     """The highest threshold at which F-beta reaches its maximum; 1 where no box is correct."""
     if not correct.any():
         return 1.0
