@@ -1,6 +1,6 @@
 """Load images whose labels are incomplete, and combine datasets.
 
-Labels are incomplete if teachers made them (ignore regions, weights), if only some classes were
+Labels are incomplete if teachers made them (regions to ignore, weights), if only some classes were
 annotated, or if there are none. `PartialMapper` passes on what the labels say, and `Distiller`
 masks the losses where labels are missing.
 

@@ -57,10 +57,10 @@ def write_labels(
     give the same bytes of the COCO file. `labels` may compute the labels of an image on access: the
     labels of only one image are in memory at a time.
 
-    Category ids are 1 to K in the order of `classes`. An ignore region has ``iscrowd`` and
+    Category ids are 1 to K in the order of `classes`. A region to ignore has ``iscrowd`` and
     ``pseudo_ignore`` 1. Boxes are clipped to the image; a box with a side below `MIN_SIDE` is
     dropped. An image in which nothing was found is written without annotations. An image in which
-    all boxes are ignore regions is left out (see `is_kept`).
+    all boxes are regions to ignore is left out (see `is_kept`).
 
     Args:
         images: the images that were to be labeled.
@@ -181,8 +181,8 @@ def _image(image: Image, root: str, owned: np.ndarray) -> dict[str, Any]:
 def _annotations(
     image: Image, labels: Labels, teachers: Sequence[str], owned: np.ndarray
 ) -> list[dict[str, Any]]:
-    """The labels of one image in COCO's format, without ids. Boxes come before ignore regions, each
-    by descending score. Pixels are rounded to 1/1000, because further digits differ between
+    """The labels of one image in COCO's format, without ids. Boxes come before regions to ignore,
+    each by descending score. Pixels are rounded to 1/1000, because further digits differ between
     machines."""
     context, count = f"labels of image {image.image_id} ({image.file_name})", len(labels.boxes)
     other_sizes = {"boxes": (4,), "teachers": (len(teachers),)}

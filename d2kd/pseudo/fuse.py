@@ -58,14 +58,14 @@ class Fusion:
        (arXiv 1704.04503, the linear form). The thresholds are compared with the reduced scores.
        Scores of different teachers are compared directly, so use it only where they mean the same.
     2. *Thresholds* (ours). A fused box is an object if one of its members reaches the high
-       threshold of its own teacher. It is an ignore region if a member reaches only the low one,
+       threshold of its own teacher. It is a region to ignore if a member reaches only the low one,
        and is dropped otherwise. The thresholds do not change which boxes are fused, but box, score
        and votes are computed from the members that reach their low threshold. Raising a threshold
        therefore never adds a label, with one exception: it can remove the winner of a conflict.
     3. *Conflicts* (ours). Two objects of different classes are in conflict if they overlap by more
        than `conflict_iou` and no teacher found both, unless the two classes may co-occur. The
-       object of higher score stays, the other one becomes an ignore region. Conflicts are resolved
-       by descending score, and an object that has lost does not win against a third one.
+       object of higher score stays, the other one becomes a region to ignore. Conflicts are
+       resolved by descending score, and an object that has lost does not win against a third one.
 
     The result does not depend on the order of teachers or of equal scores. Among equal scores, the
     lower class index comes first, then the lower x1, y1, x2, y2, and for equal boxes the lower

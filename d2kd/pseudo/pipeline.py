@@ -177,7 +177,7 @@ def write_results(
         logger.warning("report: %s", warning)
     counts = provenance["counts"]
     logger.info(
-        "%s: %d images, %d boxes, %d ignore regions; see report.md next to it",
+        "%s: %d images, %d boxes, %d regions to ignore; see report.md next to it",
         output / "labels.json",
         *(counts[name] for name in ("images", "boxes", "ignore_regions")),
     )

@@ -1,8 +1,8 @@
 """Measure how good labels are, before a student trains on them.
 
 Precision and recall are given at two thresholds. At the high one, the labels are the boxes alone.
-At the low one, ignore regions count as boxes too. This shows what you would get if you lowered the
-high threshold to the low one.
+At the low one, regions to ignore count as boxes too. This shows what you would get if you lowered
+the high threshold to the low one.
 
 Shapes: K classes of the student, T teachers, R labels of all images.
 """

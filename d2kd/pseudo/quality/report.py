@@ -89,7 +89,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{images['labeled']} of {images['asked']} images are labeled, {images['empty']} of them "
         f"as empty. {images['unsure']} images are left out, because all of their boxes are between "
         f"the low and the high threshold. {report['boxes']} boxes and {report['ignore_regions']} "
-        f"ignore regions; {_number(report['boxes_per_image'], 2)} boxes per image.\n"
+        f"regions to ignore; {_number(report['boxes_per_image'], 2)} boxes per image.\n"
     )
     if reference:
         parts.append(
@@ -115,7 +115,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         parts.append("Only boxes of classes that both teachers know are counted.\n")
     bins = [f"{low:.1f} to {high:.1f}" for low, high in itertools.pairwise(BINS)]
     scores = [report["score_histogram"], report["ignore_score_histogram"]]
-    parts += ["## Scores\n", _histogram(["score", "boxes", "ignore regions"], bins, scores)]
+    parts += ["## Scores\n", _histogram(["score", "boxes", "regions to ignore"], bins, scores)]
     counts = report["boxes_per_image_histogram"]
     shown = [*counts[:20], sum(counts[20:])] if len(counts) > 20 else counts
     names = [*map(str, range(min(len(counts), 20))), "20 or more"][: len(shown)]
@@ -148,7 +148,7 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
         f"label of higher score has taken the object. The first of these that holds names the "
         f"error of another label: duplicate, IoU {IOU:g} with an object of its class; class, IoU "
         f"{IOU:g} with an object of another class; localization, IoU {NEAR:g} with an object of "
-        f"its class; background. At the low threshold, ignore regions count as boxes.\n"
+        f"its class; background. At the low threshold, regions to ignore count as boxes.\n"
     )
     rows = [
         [
@@ -162,7 +162,7 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
 
 
 def _classes(report: Mapping[str, Any]) -> str:
-    head, truth = ["class", "boxes", "ignore regions", "mean score"], report.get("truth")
+    head, truth = ["class", "boxes", "regions to ignore", "mean score"], report.get("truth")
     if truth:
         head += ["AP", "precision, high", "recall, high", "precision, low", "recall, low"]
     rows = []
@@ -186,7 +186,7 @@ def draw_samples(
     columns: int = 4,
     side: int = 420,
 ) -> None:
-    """Draw images with their boxes, ignore regions (dashed) and true boxes (dotted), as a PNG.
+    """Draw images with their boxes, regions to ignore (dashed) and true boxes (dotted), as a PNG.
 
     Args:
         path: the PNG file.
@@ -238,7 +238,7 @@ def draw_samples(
             ax.text(x, y, text, size=7, va=over, bbox=back, clip_on=True)
     kinds: list[tuple[str, Any, str]] = [
         (BOX, "-", "box"),
-        (REGION, (0, (4, 2)), "ignore region"),
+        (REGION, (0, (4, 2)), "region to ignore"),
     ]
     kinds += [(TRUTH, (0, (1, 2)), "true box")] if truths else []
     handles = [
