@@ -7,6 +7,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["d2kd", "d2kd.*"]),
+    # d2kd/model_zoo/configs is a link to configs/. The package gets a copy of what it points to.
+    package_data={
+        "d2kd": ["py.typed"],
+        "d2kd.model_zoo": [f"configs/**/*.{suffix}" for suffix in ("py", "pth", "txt", "md")],
+    },
+    entry_points={"console_scripts": ["d2kd = d2kd.cli:main"]},
     # Not in this list:
     # - detectron2: no package index has it under its name; it is installed from its repository.
     # - OpenCV: Detectron2 works with any of opencv-python, -headless and -contrib, and two of them

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code that they carry."""
+"""Checkpoints that are complete on disk, and that are read without running code inside them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from .files import write_file
+
 __all__ = ["PREFIX", "Checkpointer", "load_strictly"]
 
 PREFIX = "distillation."
-"""What a distiller's checkpoint holds beside the student: adapters, parameters of methods."""
+"""Prefix of the tensors that a distiller adds to the student's: adapters, methods' parameters."""
 
-# What a model-zoo file needs: numpy arrays in plain containers.
+# The only names that a pickle may import: what numpy arrays in plain containers need, as in the
+# files of the model zoo.
 _PICKLE_GLOBALS = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
@@ -31,32 +34,37 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) in _PICKLE_GLOBALS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(
-            f"it asks for {module}.{name}; expected numpy arrays in plain containers only. "
-            f"A pickle can run any code: convert a file that you trust to .pth with torch.save."
+            f"expected numpy arrays in plain containers only, found that it imports "
+            f"{module}.{name}. A pickle can run any code. If you trust this file, convert it to "
+            f".pth with torch.save."
         )
 
 
 class Checkpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` whose files appear complete and whose pickles hold arrays only."""
+    """`DetectionCheckpointer` with two differences.
+
+    A file gets its name only after it is complete, so a killed run never leaves half a checkpoint
+    under a name that `--resume` trusts. A pickle (.pkl) may contain arrays only.
+    """
+
+    _saving = False
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
-        # A killed run must not leave half a checkpoint under a name that --resume trusts.
         final, partial = (os.path.join(self.save_dir, f"{n}.pth") for n in (name, f".{name}.tmp"))
-        self.tag_last_checkpoint = lambda _basename: None  # not before the file has its name
+        self._saving = True
         try:
             super().save(f".{name}.tmp", **kwargs)
         finally:
-            del self.tag_last_checkpoint
+            self._saving = False
         os.replace(partial, final)
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        final = os.path.join(self.save_dir, "last_checkpoint")
-        with open(f"{final}.tmp", "w") as f:
-            f.write(last_filename_basename)
-        os.replace(f"{final}.tmp", final)
+        # `save` of the base class calls this before the file has its final name.
+        if not self._saving:
+            write_file(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
@@ -76,40 +84,42 @@ class Checkpointer(DetectionCheckpointer):
 
 
 class _DetectorCheckpointer(Checkpointer):
-    """Reads the detector out of any checkpoint, a distiller's included."""
+    """Loads a detector from its own checkpoint, or the student from a distiller's checkpoint."""
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         weights = {k: v for k, v in checkpoint["model"].items() if not k.startswith(PREFIX)}
-        # Older files hold the pixel statistics too. Others than the config's would ruin the maps.
+        # Older files also contain the pixel statistics. If they differ from the config's, all
+        # feature maps would be wrong.
         buffers = dict(self.model.named_buffers(recurse=False))
         for name in ("pixel_mean", "pixel_std"):
-            found = torch.as_tensor(weights.pop(name, buffers.get(name, 0.0))).flatten()
-            expected = buffers.get(name, found).flatten().to(found)
-            if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3):
+            saved = torch.as_tensor(weights.pop(name, buffers.get(name, 0.0))).flatten()
+            expected = buffers.get(name, saved).flatten().to(saved)
+            if saved.shape != expected.shape or not torch.allclose(saved, expected, rtol=1e-3):
                 raise ValueError(
                     f"{name} of {type(self.model).__name__}: expected the config's "
-                    f"{expected.tolist()}, the checkpoint was trained with {found.tolist()}."
+                    f"{expected.tolist()}, found {saved.tolist()} in the checkpoint. Set the "
+                    f"statistics that the weights were trained with."
                 )
         checkpoint["model"] = weights
         return super()._load_model(checkpoint)
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        pass  # `load_strictly` raises with the same names
+        pass  # `load_strictly` raises an error with these names
 
 
 def load_strictly(model: nn.Module, path: str) -> str:
-    """Load a whole detector and accept no difference between file and model.
+    """Load all tensors of a detector, and refuse any difference between file and model.
 
     Args:
-        model: the detector that the weights must fit, tensor by tensor.
-        path: file or URL of a checkpoint that Detectron2 can read, or of a distiller's.
+        model: the detector; each of its tensors must be in the file, with the same shape.
+        path: file or URL of a checkpoint that Detectron2 can read, or of a distiller's checkpoint.
 
     Returns:
         a line with the counts, for the log.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: tensors are missing, unexpected or of another shape.
+        ValueError: tensors are missing, unexpected or of another shape; or the file cannot be read.
     """
     checkpointer = _DetectorCheckpointer(model, save_to_disk=False)
     if "://" not in path and not os.path.isfile(path):
@@ -124,15 +134,17 @@ def load_strictly(model: nn.Module, path: str) -> str:
             f"weights of {type(model).__name__}: expected a checkpoint that Detectron2 can read at "
             f"{path!r}, found one that is cut off or of another kind ({e})."
         ) from e
-    found = checkpointer.incompatible
-    # A counter that batch norm keeps for itself; old and converted files lack it.
-    missing = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in found.unexpected_keys if not k.endswith("num_batches_tracked")]
-    shapes = [f"{k} {tuple(a)} in the file, {tuple(b)} here" for k, a, b in found.incorrect_shapes]
-    # Those of another shape are among the missing, too.
-    other = {k for k, _, _ in found.incorrect_shapes}
+    incompatible = checkpointer.incompatible
+    # num_batches_tracked is a counter of BatchNorm. Old and converted files do not have it.
+    missing = [k for k in incompatible.missing_keys if not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in incompatible.unexpected_keys if not k.endswith("num_batches_tracked")]
+    shapes = [
+        f"{k} {tuple(a)} in the file, {tuple(b)} here" for k, a, b in incompatible.incorrect_shapes
+    ]
+    # Detectron2 lists tensors of another shape as missing, too.
+    other = {k for k, _, _ in incompatible.incorrect_shapes}
     missing = sorted(set(missing) - other)
-    matched = len(set(model.state_dict()) - set(found.missing_keys) - other)
+    matched = len(set(model.state_dict()) - set(incompatible.missing_keys) - other)
     counts = (
         f"{matched} tensors matched, {len(missing)} missing, {len(unexpected)} unexpected, "
         f"{len(shapes)} of another shape"

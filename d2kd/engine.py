@@ -1,4 +1,4 @@
-"""Training steps, exact resuming and process groups, on top of Detectron2's engine."""
+"""The training loop on top of Detectron2's engine: steps, exact resume, data loader, launch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from detectron2.config import instantiate
@@ -33,14 +34,17 @@ class Trainer(SimpleTrainer):
     """`SimpleTrainer` with mixed precision on any device, accumulation and gradient clipping.
 
     Args:
-        model, optimizer: see `SimpleTrainer`. The batches come from `ExactResume`.
+        model, optimizer: see `SimpleTrainer`. The `ExactResume` hook sets the data loader.
         amp_dtype: autocast precision, torch.bfloat16 or torch.float16 (with loss scaling); None
             for fp32.
-        accumulate: batches whose mean gradient makes one step.
-        clip_grad_norm: largest L2 norm of the whole gradient; 0 for no limit.
-        gather_period: steps between two records of the losses' means since the last one; a loss
-            that became infinite or NaN is noticed then. Each step would wait for the device, and
-            for all processes, only to record it.
+        accumulate: number of batches in one step; their gradients are averaged.
+        clip_grad_norm: limit of the L2 norm of the whole gradient; 0 for no limit.
+        gather_period: the losses are averaged over this many steps and then recorded. Recording
+            in each step would make the host wait for the device, and for all other processes. A
+            loss that is infinite or NaN is therefore noticed at the next record.
+
+    Raises:
+        ValueError: `accumulate` or `clip_grad_norm` is out of its range.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class Trainer(SimpleTrainer):
         accumulate: int = 1,
         clip_grad_norm: float = 0.0,
         gather_period: int = 1,
-    ):
+    ) -> None:
         super().__init__(model, [], optimizer)
         if accumulate < 1:
             raise ValueError(f"train.accumulate: expected at least 1, found {accumulate}")
@@ -77,12 +81,12 @@ class Trainer(SimpleTrainer):
         )
 
     def set_loader(self, data_loader: Iterable) -> None:
-        """Take all further batches from this loader."""
+        """Take all following batches from this loader."""
         self.data_loader = data_loader
         self._batches = iter(data_loader)
 
     def run_step(self) -> None:
-        assert self.model.training, "the model was left in evaluation mode"
+        assert self.model.training, "expected the model in training mode, found evaluation mode"
         data_time = 0.0
         mean: dict[str, torch.Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
@@ -119,7 +123,7 @@ class Trainer(SimpleTrainer):
             self._sums, self._data_time, self._steps = {}, 0.0, 0
 
     def _gradient_sync(self, last: bool) -> contextlib.AbstractContextManager:
-        # Ranks exchange gradients once a step, with the last batch.
+        # With accumulation, processes exchange gradients only once a step, after the last batch.
         if last or not isinstance(self.model, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.model.no_sync()
@@ -138,14 +142,23 @@ class Trainer(SimpleTrainer):
             self._scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-# Detectron2's dense detectors divide their losses by a running mean of the number of positives,
-# which is a plain attribute: no checkpoint of Detectron2's holds it.
-def _detector(model: nn.Module) -> nn.Module:
-    model = model.module if isinstance(model, DistributedDataParallel) else model
+def _unwrap(model: nn.Module) -> Any:
+    """The model without DDP's wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _detector(model: nn.Module) -> Any:
+    """The detector that is trained: of a distiller, its student."""
+    model = _unwrap(model)
     return getattr(model, "student", model)
 
 
 def _normalizers(model: nn.Module) -> dict[str, float]:
+    """The running means by which Detectron2's dense detectors divide their losses.
+
+    They are means of the number of positives, and plain attributes. Detectron2 does not save them,
+    so that its resumed runs begin with other losses.
+    """
     return {
         name: float(value)
         for name, value in vars(_detector(model)).items()
@@ -159,25 +172,27 @@ def _set_normalizers(model: nn.Module, values: dict[str, float]) -> None:
 
 
 class ScheduleProgress(HookBase):
-    """Tells a distiller how much of training is done, for the schedules of its methods."""
+    """Tells a distiller which share of training is done. The methods' schedules depend on it."""
 
     def before_step(self) -> None:
-        model = self.trainer.model
-        model = model.module if isinstance(model, DistributedDataParallel) else model
+        model = _unwrap(self.trainer.model)
         model.loss_weights.progress = self.trainer.iter / self.trainer.max_iter
 
 
 class ExactResume(HookBase):
-    """Makes resuming exact, whatever loader and augmentation the config names.
+    """Makes a resumed run see the same data and random numbers as an uninterrupted run.
 
-    Training runs in segments of `period` steps, from one checkpoint to the next. Each begins with
-    random states that follow from (seed, step, rank) and with a fresh loader at its place in
-    the epoch. A run that stops and resumes at a checkpoint thus sees what it would have seen.
+    It works with any data loader and any augmentation. Training is split into segments of `period`
+    steps, from one checkpoint to the next. At the start of each segment, the hook seeds all random
+    number generators from (seed, step, rank) and makes a new data loader that starts at this step.
+    A run that resumes at a checkpoint does the same, and so gets the same batches.
 
     Args:
-        loader: step -> data loader that starts there.
+        loader: function from (step, seed) to a data loader that starts at this step, such as a
+            `TrainLoader`.
         period: steps between checkpoints.
-        seed: of the whole run; negative for a random one, which checkpoints then remember.
+        seed: of the whole run. A negative one stands for a random seed, which is saved in the
+            checkpoints.
     """
 
     def __init__(self, loader: Callable[[int, int], Iterable], period: int, seed: int = -1):
@@ -186,8 +201,9 @@ class ExactResume(HookBase):
         self.seed = seed if seed >= 0 else comm.shared_random_seed()
 
     def before_train(self) -> None:
-        # Detectron2's dense detectors compute the focal loss by TorchScript, whose first call in a
-        # process rounds otherwise than all later ones. Let neither run have that call.
+        # Detectron2's dense detectors compute the focal loss by TorchScript. Its first call in a
+        # process rounds differently from all later calls. Make that call here, so that the first
+        # step of a resumed run rounds like the same step of an uninterrupted run.
         x = torch.zeros(2, 2, requires_grad=True)
         for _ in range(3):
             sigmoid_focal_loss_jit(x, torch.ones(2, 2), 0.25, 2.0, "sum").backward()
@@ -198,7 +214,8 @@ class ExactResume(HookBase):
             return
         seed_all_rng((self.seed * 1_000_003 + step * 1_009 + comm.get_rank()) % 2**31)
         self.trainer.set_loader(self.loader(step, self.seed))
-        # A checkpoint keeps the first rank's normalisers only; so go on with these in any case.
+        # A checkpoint holds the normalizers of the first process only. All processes continue with
+        # them, whether the run was resumed or not.
         _set_normalizers(self.trainer.model, comm.all_gather(_normalizers(self.trainer.model))[0])
 
     def state_dict(self) -> dict:
@@ -209,7 +226,7 @@ class ExactResume(HookBase):
 
 
 class _Sampler(TrainingSampler):
-    """Detectron2's `TrainingSampler` from a place in its stream on."""
+    """Detectron2's `TrainingSampler`, starting at a given position of its infinite stream."""
 
     def __init__(self, size: int, seed: int, start: int):
         super().__init__(size, seed=seed)
@@ -223,22 +240,23 @@ class _Sampler(TrainingSampler):
 class TrainLoader:
     """Builds `dataloader.train` of a config so that it starts at any step.
 
-    A plain `build_detection_train_loader` gets a sampler that starts at the step's place in the
-    epoch. A loader with a sampler or target of its own is built once, as it is, and goes on over
-    all segments; a resumed run begins it again.
+    A node of `build_detection_train_loader` without a sampler gets one that starts at the right
+    position of the epoch. Any other loader is built once and continues through all segments. A
+    resumed run starts such a loader from its beginning, and a warning says so.
 
     Args:
         node: the LazyConfig node.
-        accumulate: batches in one step.
+        accumulate: number of batches in one step.
     """
 
     def __init__(self, node, accumulate: int = 1):
         self._node = node
         self._accumulate = accumulate
-        self._dataset = self._stream = None
+        self._dataset: Any = None
+        self._stream: Any = None
 
     def prepare(self) -> None:
-        """Read the data set, so that mistakes in it are found before anything else is done.
+        """Read the dataset now, so that mistakes in it are found before anything else is done.
 
         Raises:
             ValueError: there are no images, or a file is missing.
@@ -255,7 +273,10 @@ class TrainLoader:
             self._stream = iter(instantiate(node))
         except (AssertionError, FileNotFoundError) as e:
             raise ValueError(f"dataloader.train: expected images to train on, but: {e}") from e
-        logger.warning("dataloader.train has a sampler of its own: resuming will not be exact.")
+        logger.warning(
+            "dataloader.train has its own sampler or target: a resumed run starts its data from "
+            "the beginning, so that resuming is not exact."
+        )
 
     def __call__(self, step: int, seed: int) -> Iterable:
         self.prepare()
@@ -270,7 +291,10 @@ class TrainLoader:
 
 
 def launch(main: Callable, args) -> None:
-    """Run `main(args)` in each process: those that torchrun started, or Detectron2's own."""
+    """Run `main(args)` in each process.
+
+    The processes are started by torchrun, or else by Detectron2's `launch` as the flags say.
+    """
     if "RANK" not in os.environ or "LOCAL_WORLD_SIZE" not in os.environ:
         detectron2_launch(
             main,
@@ -289,6 +313,6 @@ def launch(main: Callable, args) -> None:
         comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
         comm.synchronize()
         main(args)
-        comm.synchronize()  # torchrun ends all when one leaves: let none leave before all are done
+        comm.synchronize()  # torchrun ends all processes as soon as one of them leaves
     finally:
         torch.distributed.destroy_process_group()

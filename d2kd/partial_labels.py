@@ -32,29 +32,32 @@ from torch import Tensor, nn
 
 from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
-from .targets import Targets, same_boxes
+from .targets import Targets, equal_boxes
 
 __all__ = ["covered", "mask_partial_labels"]
 
-# A logit that says "no" so surely that neither loss nor gradient is left of it: sigmoid 2e-9.
-_NO = -20.0
-# Share of an anchor or proposal inside a region to ignore from which on it is ignored (LabelMatch,
-# arXiv 2206.06608, as released). Whatever would be a positive for the region, at IoU 0.5, is.
-_COVERED = 0.5
+# A logit whose sigmoid is 2e-9: as background it has practically no loss and no gradient.
+_BACKGROUND_LOGIT = -20.0
+# An anchor or a proposal is ignored if at least this share of its area is inside a region to ignore
+# (LabelMatch, arXiv 2206.06608, released code). This includes every box that would be a positive
+# for the region at IoU 0.5.
+_COVERED_SHARE = 0.5
 
 
 @contextmanager
 def mask_partial_labels(detector: nn.Module, targets: Targets) -> Iterator[None]:
-    """Let the detector's losses heed `targets` while the block lasts.
+    """Mask the detector's losses by `targets` inside the `with` block.
+
+    Complete labels change nothing.
 
     Raises:
-        TypeError: the labels leave something open, and nobody has said how to change the losses
-            of such a detector.
+        TypeError: the labels are incomplete, and the losses of this kind of detector cannot be
+            masked.
     """
     with ExitStack() as stack:
         changes = [
             (module, "losses", functools.partial(change, module.losses, targets))
-            for module, change in ([] if targets.whole else _changes(detector, targets))
+            for module, change in ([] if targets.complete else _changes(detector, targets))
         ]
         for module, name, change in [*changes, *_instance_heads(detector)]:
             setattr(module, name, change)
@@ -64,11 +67,14 @@ def mask_partial_labels(detector: nn.Module, targets: Targets) -> Iterator[None]
 
 @singledispatch
 def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module, Callable]]:
-    """Modules and what is to be called, with the module's own `losses`, in place of it."""
+    """Pairs of a module and a function that replaces the module's `losses`.
+
+    The function is called with the module's own `losses` and the targets as first arguments.
+    """
     raise TypeError(
         f"d2kd cannot ignore regions or classes for a {type(detector).__name__}: expected "
         f"RetinaNet, FCOS, one of d2kd.detectors or a GeneralizedRCNN. Train it on labels without "
-        f"ignored regions, of all classes."
+        f"ignored regions and with all classes annotated."
     )
 
 
@@ -94,17 +100,20 @@ def _(detector: DDOD, targets: Targets):
 
 @_changes.register
 def _(detector: GeneralizedRCNN, targets: Targets):
-    found = []
+    changes = []
     if isinstance(detector.proposal_generator, RPN):
-        found.append((detector.proposal_generator, _proposals))
+        changes.append((detector.proposal_generator, _proposals))
     predictor = detector.roi_heads.box_predictor
     stages = predictor if isinstance(predictor, nn.ModuleList) else [predictor]  # Cascade R-CNN
-    return [*found, *((stage, functools.partial(_regions, stage)) for stage in stages)]
+    return [*changes, *((stage, functools.partial(_regions, stage)) for stage in stages)]
 
 
 def _instance_heads(detector: nn.Module) -> Iterator[tuple[nn.Module, str, Callable]]:
-    """Modules, a method of each, and what is to be called in place of it: mask and keypoint heads
-    that leave out images whose boxes have no masks or keypoints."""
+    """Triples of a module, the name of one of its methods, and a function that replaces the method.
+
+    The modules are mask and keypoint heads. The functions skip images whose boxes have no masks or
+    no keypoints.
+    """
     heads = getattr(detector, "roi_heads", None)
     for kind in ("mask", "keypoint"):
         if isinstance(heads, StandardROIHeads) and getattr(heads, f"{kind}_on"):
@@ -117,10 +126,10 @@ def _instance_heads(detector: nn.Module) -> Iterator[tuple[nn.Module, str, Calla
 
 
 def _having(field: str, forward: Callable, x, instances: list[Instances]) -> dict[str, Tensor]:
-    """`forward` without the proposals of images whose boxes lack `field`.
+    """Call `forward` without the proposals of images whose boxes lack `field`.
 
     Args:
-        x: features, from which `forward` pools; or a row for each proposal.
+        x: features from which `forward` pools; or one row for each proposal.
     """
     kept = [p if p.has(field) else p[:0] for p in instances]
     if isinstance(x, Tensor) and sum(map(len, kept)) < len(x):
@@ -135,7 +144,7 @@ def _retinanet(
     labels = torch.stack(labels)
     positive = (labels >= 0) & (labels < num_classes)
     weight = _weight(targets, positive, boxes)
-    logits, deltas = _searched(logits, targets), _scale_levels(deltas, weight)
+    logits, deltas = _mask_unannotated(logits, targets), _scale_levels(deltas, weight)
     logits = _scale_levels(logits, weight)
     if targets.ignored is not None:
         ignored = covered(Boxes.cat(anchors).tensor, targets.ignored)
@@ -156,15 +165,16 @@ def _fcos(
 ) -> dict[str, Tensor]:
     background = torch.stack(labels) == num_classes
     weight = _weight(targets, ~background, boxes)
-    logits = _scale_levels(_searched(logits, targets), weight)
+    logits = _scale_levels(_mask_unannotated(logits, targets), weight)
     deltas, centerness = (_scale_levels(x, weight) for x in (deltas, centerness))
     if targets.ignored is not None:
-        # Of a point only its place counts: its anchor is as small as a cell. FCOS's losses know
-        # no label for "ignored".
+        # FCOS's anchor is as small as a cell, so that only the location matters, not an overlap.
+        # Its losses know no label for "ignored", hence the background logit.
         ignored = background & ~targets.known(Boxes.cat(anchors).get_centers())
         parts = ignored.split([x.shape[1] for x in logits], 1)
         logits = [
-            torch.where(part[..., None], _NO, x) for part, x in zip(parts, logits, strict=True)
+            torch.where(part[..., None], _BACKGROUND_LOGIT, x)
+            for part, x in zip(parts, logits, strict=True)
         ]
     return losses(anchors, logits, labels, deltas, boxes, centerness)
 
@@ -192,7 +202,7 @@ def _guided(
     truth: Targets,
     inside: Tensor,
 ) -> dict[str, Tensor]:
-    if detector.guide is None:  # what it assigns by must not change
+    if detector.guide is None:  # keep assigning by the unmasked predictions
         boxes = detector.decode(locations, predictions.regression).detach()
         detector.guide = predictions.logits.detach(), boxes
     matched = detector.match(locations, *detector.guide, truth, inside, detector.cls_alpha)
@@ -203,8 +213,12 @@ def _guided(
 def _changed(
     matched: Tensor, targets: Targets, locations: Locations, predictions: Predictions
 ) -> Predictions:
-    """Predictions without a gradient where nothing is known; `matched` is an assignment (N, R)."""
-    (logits,) = _searched([predictions.logits], targets)
+    """Predictions without a gradient where the labels say nothing.
+
+    Args:
+        matched: (N, R), a label assignment: index of the box, or -1.
+    """
+    (logits,) = _mask_unannotated([predictions.logits], targets)
     regression, quality = predictions.regression, predictions.quality
     if targets.weights is not None:
         weight = torch.where(matched < 0, 1.0, _gather(targets.weights, matched))
@@ -212,7 +226,7 @@ def _changed(
         quality = None if quality is None else _scale(quality, weight)
     if targets.ignored is not None:
         ignored = (matched < 0) & ~targets.known(locations.centers)
-        logits = torch.where(ignored[..., None], _NO, logits)
+        logits = torch.where(ignored[..., None], _BACKGROUND_LOGIT, logits)
     return Predictions(logits, regression, quality)
 
 
@@ -225,11 +239,14 @@ def _proposals(
         ignored = covered(Boxes.cat(anchors).tensor, targets.ignored)
         labels = torch.where(negative & ignored, -1, labels)
     if targets.annotated is not None:
-        # A proposal is of any class. In an image that was not searched for all of them, what looks
-        # like an object may be one of the others (ours); without any, nothing is known at all.
+        # Objectness covers all classes. If some classes were not annotated in an image, a negative
+        # anchor that looks like an object may be one of them, and is ignored (ours). If no class
+        # was annotated, all negatives are ignored.
         objects = torch.cat(logits, 1) > 0
-        whole, some = (f(1, keepdim=True) for f in (targets.annotated.all, targets.annotated.any))
-        labels = torch.where(negative & (~some | (objects & ~whole)), -1, labels)
+        all_known, any_known = (
+            f(1, keepdim=True) for f in (targets.annotated.all, targets.annotated.any)
+        )
+        labels = torch.where(negative & (~any_known | (objects & ~all_known)), -1, labels)
     weight = _weight(targets, labels == 1, boxes)
     logits, deltas = (_scale_levels(x, weight) for x in (logits, deltas))
     return losses(anchors, logits, list(labels), deltas, boxes)
@@ -240,16 +257,16 @@ def _regions(
 ) -> dict[str, Tensor]:
     scores, deltas = predictions
     if targets.annotated is not None:
-        searched = torch.cat(
+        annotated = torch.cat(
             [row.expand(len(p), -1) for row, p in zip(targets.annotated, proposals, strict=True)]
         )
-        scores = _only_searched(scores, searched, predictor.use_sigmoid_ce)
+        scores = _mask_scores(scores, annotated, bool(predictor.use_sigmoid_ce))
     weights = []
     for i, p in enumerate(proposals):
         background = p.gt_classes == predictor.num_classes
         weight = torch.ones_like(background, dtype=scores.dtype)
         if targets.weights is not None and p.has("gt_boxes"):
-            of_box = _of_same(p.gt_boxes.tensor, targets.boxes[i], targets.weights[i])
+            of_box = _weight_of_equal(p.gt_boxes.tensor, targets.boxes[i], targets.weights[i])
             weight = torch.where(background, weight, of_box)
         if targets.ignored is not None:
             ignored = covered(p.proposal_boxes.tensor, targets.ignored[i : i + 1])[0]
@@ -259,69 +276,80 @@ def _regions(
     return losses((_scale(scores, weight), _scale(deltas, weight)), proposals)
 
 
-def _only_searched(scores: Tensor, searched: Tensor, sigmoid: bool) -> Tensor:
-    """Class scores (P, K + 1) of proposals in images that were searched for some classes only.
+def _mask_scores(scores: Tensor, annotated: Tensor, sigmoid: bool) -> Tensor:
+    """Mask the scores of classes that were not annotated in the proposal's image.
 
-    With sigmoids the scores of the others say "no", and get no gradient. In a softmax "background"
-    then stands for all that is unknown, as in MiB (arXiv 2002.00718): its logit becomes the
-    log-sum-exp of its own and of those of the classes not searched for.
-    """
-    searched = F.pad(searched, (0, 1), value=True)  # and the background
-    if sigmoid:
-        return torch.where(searched, scores, _NO)
-    low = torch.finfo(scores.dtype).min / 2
-    unknown = torch.where(searched, low, scores)
-    unknown = torch.cat([unknown[:, :-1], scores[:, -1:]], 1).logsumexp(1, keepdim=True)
-    return torch.cat([torch.where(searched, scores, low)[:, :-1], unknown], 1)
-
-
-def covered(boxes: Tensor, regions: Tensor, share: float = _COVERED, chunk: int = 32) -> Tensor:
-    """Which boxes lie in a region with at least a share of their area.
+    With sigmoids, their scores become the background logit and get no gradient. In a softmax,
+    "background" then means "background or a class that was not annotated", as in MiB (arXiv
+    2002.00718): its logit becomes the log-sum-exp of its own logit and theirs.
 
     Args:
-        boxes: (R, 4).
-        regions: (N, I, 4); rows without one are zero.
-        chunk: regions that meet all boxes at once, which bounds memory.
+        scores: (P, K + 1), class logits of P proposals; the last one is the background's.
+        annotated: (P, K) bool.
+        sigmoid: whether the losses are sigmoids.
+    """
+    annotated = F.pad(annotated, (0, 1), value=True)  # the background is always known
+    if sigmoid:
+        return torch.where(annotated, scores, _BACKGROUND_LOGIT)
+    low = torch.finfo(scores.dtype).min / 2
+    unknown = torch.where(annotated, low, scores)
+    unknown = torch.cat([unknown[:, :-1], scores[:, -1:]], 1).logsumexp(1, keepdim=True)
+    return torch.cat([torch.where(annotated, scores, low)[:, :-1], unknown], 1)
+
+
+def covered(
+    boxes: Tensor, regions: Tensor, share: float = _COVERED_SHARE, chunk: int = 32
+) -> Tensor:
+    """Which boxes have at least a share of their area inside one region.
+
+    Args:
+        boxes: (R, 4) x1y1x2y2.
+        regions: (N, I, 4); rows without a region are zero.
+        share: in (0, 1].
+        chunk: number of regions that are compared with all boxes at once, which bounds memory.
 
     Returns:
         (N, R) bool.
     """
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
-    found = boxes.new_zeros(len(regions), len(boxes), dtype=torch.bool)
+    is_covered = boxes.new_zeros(len(regions), len(boxes), dtype=torch.bool)
     for i in range(0, regions.shape[1], chunk):
         region = regions[:, i : i + chunk, None]
         low = torch.maximum(region[..., :2], boxes[:, :2])
         high = torch.minimum(region[..., 2:], boxes[:, 2:])
         inside = (high - low).clamp(min=0).prod(-1)  # (N, chunk, R)
-        found |= ((inside >= share * area) & (inside > 0)).any(1)
-    return found
+        is_covered |= ((inside >= share * area) & (inside > 0)).any(1)
+    return is_covered
 
 
-def _searched(logits: Sequence[Tensor], targets: Targets) -> list[Tensor]:
-    """Logits (N, R_l, K) that say "no" for classes that an image was not searched for."""
+def _mask_unannotated(logits: Sequence[Tensor], targets: Targets) -> list[Tensor]:
+    """Replace logits (N, R_l, K) of classes that were not annotated by the background logit."""
     if targets.annotated is None:
         return list(logits)
-    return [torch.where(targets.annotated[:, None], x, _NO) for x in logits]
+    return [torch.where(targets.annotated[:, None], x, _BACKGROUND_LOGIT) for x in logits]
 
 
 def _weight(targets: Targets, positive: Tensor, boxes: Sequence[Tensor]) -> Tensor | None:
-    """(N, R) weight of the box that a positive anchor got, 1 elsewhere; None where all are 1.
+    """(N, R) weight of the box that a positive anchor is assigned to, 1 elsewhere.
 
     Args:
-        boxes: of each image the (R, 4) that its anchors got.
+        boxes: for each image, the boxes (R, 4) that its anchors are assigned to.
+
+    Returns:
+        None if all weights are 1.
     """
     if targets.weights is None:
         return None
-    weight = [_of_same(*x) for x in zip(boxes, targets.boxes, targets.weights, strict=True)]
+    weight = [_weight_of_equal(*x) for x in zip(boxes, targets.boxes, targets.weights, strict=True)]
     return torch.where(positive, torch.stack(weight), 1.0)
 
 
-def _of_same(boxes: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
-    """(R,) of the weights (G,), that of the first of the boxes `truth` (G, 4) that is the same."""
+def _weight_of_equal(boxes: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """For each box (R, 4), the weight (G,) of the first equal box in `truth` (G, 4), else 1."""
     if not len(truth):
         return boxes.new_ones(len(boxes))
-    same = same_boxes(boxes, truth)
-    return torch.where(same.any(1), weights[same.to(torch.uint8).argmax(1)], 1.0)
+    equal = equal_boxes(boxes, truth)
+    return torch.where(equal.any(1), weights[equal.to(torch.uint8).argmax(1)], 1.0)
 
 
 def _gather(weights: Tensor, index: Tensor) -> Tensor:
@@ -329,13 +357,13 @@ def _gather(weights: Tensor, index: Tensor) -> Tensor:
 
 
 def _scale(x: Tensor, weight: Tensor) -> Tensor:
-    """The same values, with the gradient times `weight`."""
+    """The same values, but with the gradient multiplied by `weight`."""
     fixed = x.detach()
     return fixed + weight * (x - fixed)
 
 
 def _scale_levels(maps: Sequence[Tensor], weight: Tensor | None) -> list[Tensor]:
-    """`_scale` of (N, R_l) or (N, R_l, ...) of each level by (N, R)."""
+    """`_scale` for a list of levels, (N, R_l) or (N, R_l, ...) each, by a weight (N, R)."""
     if weight is None:
         return list(maps)
     parts = weight.split([x.shape[1] for x in maps], 1)

@@ -1,4 +1,4 @@
-"""Ground truth of a batch as dense tensors."""
+"""The ground truth of a batch as dense tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-__all__ = ["Targets", "same_boxes"]
+__all__ = ["Targets", "equal_boxes"]
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Targets:
         valid: (N, G) bool, True where there is a box.
         sizes: (N, 2) height and width of each image before padding, in pixels.
         counts: number of boxes of each image.
-        ignored: (N, I, 4), regions that are neither object nor background; rows without one are
-            zero. None where no image has any.
-        annotated: (N, K) bool, the classes that an image was searched for; of the others nothing
-            is known. None where all images were searched for all.
-        weights: (N, G) in [0, 1], how much a box counts. None where all count fully.
+        ignored: (N, I, 4) x1y1x2y2, regions that are neither object nor background; rows without a
+            region are zero. None if no image has such a region.
+        annotated: (N, K) bool, the classes that were annotated in an image. Nothing is known about
+            the other classes. None if all classes were annotated in all images.
+        weights: (N, G) in [0, 1], the weight of a box in the losses. None if all weights are 1.
     """
 
     boxes: Tensor
@@ -41,8 +41,8 @@ class Targets:
     weights: Tensor | None = None
 
     @property
-    def whole(self) -> bool:
-        """Whether the labels leave nothing open: what is not a box is background."""
+    def complete(self) -> bool:
+        """Whether every place without a box is background, and all boxes count fully."""
         return self.ignored is None and self.annotated is None and self.weights is None
 
     @classmethod
@@ -51,11 +51,11 @@ class Targets:
     ) -> Targets:
         """Collect the ground truth of Detectron2's `batched_inputs`.
 
-        Beside Detectron2's own fields, what `d2kd.data.PartialMapper` adds: "ignore_boxes", (I, 4)
-        in pixels; "annotated_classes", a list of class indices; and `gt_weights` of the instances.
+        This also reads the fields that `d2kd.data.PartialMapper` adds: "ignore_boxes", (I, 4) in
+        pixels; "annotated_classes", a list of class indices; and `gt_weights` of the instances.
 
         Args:
-            num_classes: K; needed only where an input has "annotated_classes".
+            num_classes: K; needed only if an input has "annotated_classes".
 
         Raises:
             ValueError: an input has no "instances".
@@ -69,41 +69,41 @@ class Targets:
         targets = cls.from_instances([x["instances"] for x in batched_inputs], device)
         n, g = targets.valid.shape
         regions = [x.get("ignore_boxes", ()) for x in batched_inputs]
-        searched = [x.get("annotated_classes") for x in batched_inputs]
+        annotated_classes = [x.get("annotated_classes") for x in batched_inputs]
         weights = [x["instances"].get_fields().get("gt_weights") for x in batched_inputs]
-        ignored = annotated = counted = None
+        ignored = annotated = padded_weights = None
         if any(len(r) for r in regions):
             ignored = torch.zeros(n, max(len(r) for r in regions), 4)
             for row, r in zip(ignored, regions, strict=True):
                 row[: len(r)] = torch.as_tensor(r, dtype=row.dtype).reshape(-1, 4)
-        if any(classes is not None for classes in searched):
+        if any(classes is not None for classes in annotated_classes):
             annotated = torch.ones(n, num_classes, dtype=torch.bool)
-            for row, classes in zip(annotated, searched, strict=True):
+            for row, classes in zip(annotated, annotated_classes, strict=True):
                 if classes is not None:
                     row.fill_(False)[list(classes)] = True
         if any(w is not None for w in weights):
-            counted = torch.ones(n, g)
-            for row, w in zip(counted, weights, strict=True):
+            padded_weights = torch.ones(n, g)
+            for row, w in zip(padded_weights, weights, strict=True):
                 if w is not None:
                     row[: len(w)] = w
-        open_ = {
-            name: value if value is None else value.to(device, non_blocking=True)
-            for name, value in dict(ignored=ignored, annotated=annotated, weights=counted).items()
-        }
-        return replace(targets, **open_)
+        ignored, annotated, padded_weights = (
+            x if x is None else x.to(device, non_blocking=True)
+            for x in (ignored, annotated, padded_weights)
+        )
+        return replace(targets, ignored=ignored, annotated=annotated, weights=padded_weights)
 
     @classmethod
     def from_instances(cls, instances: Sequence[Instances], device: torch.device | str) -> Targets:
         """Collect `gt_boxes` and `gt_classes`.
 
-        They are padded where they are (on the CPU, where the mapper left them) and copied once,
-        so that a training step on a GPU does not wait for them.
+        They are padded on the device where they are, usually the CPU, and then copied once, so that
+        a training step on a GPU does not wait for many small copies.
         """
-        where = instances[0].gt_boxes.device
+        source = instances[0].gt_boxes.device
         counts = tuple(len(x) for x in instances)
         shape = (len(instances), max(counts))
-        boxes = torch.zeros(*shape, 4, device=where)
-        classes = torch.full(shape, -1, dtype=torch.long, device=where)
+        boxes = torch.zeros(*shape, 4, device=source)
+        classes = torch.full(shape, -1, dtype=torch.long, device=source)
         for i, x in enumerate(instances):
             boxes[i, : len(x)] = x.gt_boxes.tensor
             classes[i, : len(x)] = x.gt_classes
@@ -112,8 +112,10 @@ class Targets:
         return cls(boxes, classes, classes >= 0, sizes, counts)
 
     def known(self, points: Tensor) -> Tensor:
-        """Where it is known what is there: outside of regions to ignore, in images that were
-        searched for anything at all.
+        """Which points the labels say something about.
+
+        Nothing is known inside a region to ignore, and in an image for which no class was
+        annotated.
 
         Args:
             points: (R, 2) x, y in pixels.
@@ -131,15 +133,17 @@ class Targets:
         return known
 
     def instances(self) -> list[Instances]:
-        """The same ground truth as Detectron2 gives it to its detectors."""
+        """The same ground truth in Detectron2's format."""
         return [
             Instances((0, 0), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n])
             for boxes, classes, n in zip(self.boxes, self.classes, self.counts, strict=True)
         ]
 
 
-def same_boxes(boxes: Tensor, truth: Tensor) -> Tensor:
-    """Which of the true boxes each box is a copy of, as Detectron2 hands them out to anchors.
+def equal_boxes(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Compare each box with each true box, coordinate by coordinate.
+
+    Detectron2's label assignment gives each anchor a copy of its box. This finds the box's index.
 
     Args:
         boxes: (..., R, 4).
@@ -148,7 +152,7 @@ def same_boxes(boxes: Tensor, truth: Tensor) -> Tensor:
     Returns:
         (..., R, G) bool.
     """
-    same = boxes.new_ones(*boxes.shape[:-1], truth.shape[-2], dtype=torch.bool)
-    for side in range(4):  # (..., R, G) bool is the largest tensor
-        same &= boxes[..., side, None] == truth[..., None, :, side]
-    return same
+    equal = boxes.new_ones(*boxes.shape[:-1], truth.shape[-2], dtype=torch.bool)
+    for side in range(4):  # one side at a time, so that (..., R, G) bool is the largest tensor
+        equal &= boxes[..., side, None] == truth[..., None, :, side]
+    return equal

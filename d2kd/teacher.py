@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .knowledge import Knowledge
 from .loading import FrozenDetector, fuse_norms
-from .readers import Reader, read
+from .readers import Reader, get_reader
 
 __all__ = ["Teacher", "pad_to"]
 
@@ -44,7 +44,7 @@ class Teacher(FrozenDetector):
         fast: bool = False,
     ):
         super().__init__(model, weights, input_format=input_format, dtype=dtype)
-        self.reader: Reader = read(self.model)
+        self.reader: Reader = get_reader(self.model)
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
         if fast:
             # The norms of neck and head stay, because a student may inherit them.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .matching import Detections, GroundTruth, match
 from .methods import MCDropout
 from .methods.fgd import attention, box_masks
-from .readers import read
+from .readers import get_reader
 
 __all__ = [
     "Column",
@@ -42,7 +42,7 @@ _INK, _FAINT = "#1a1a1a", "#5f6368"
 @torch.no_grad()
 def _level(model: nn.Module, inputs: Mapping[str, Any], level: str | None) -> tuple[Tensor, int]:
     """A detector's pyramid map (1, C, H, W) of one image, and its stride in pixels."""
-    reader = read(model)
+    reader = get_reader(model)
     level = level or next(iter(reader.shapes))
     mode = model.training
     model.eval()
@@ -302,7 +302,7 @@ def distillation_columns(
     key regions.
 
     Args:
-        teacher: a detector that `d2kd.readers.read` knows.
+        teacher: a detector that `d2kd.readers.get_reader` knows.
         inputs: image id -> one of Detectron2's input dicts, with an RGB image; a row each.
         truths: image id -> true boxes.
         names: of the classes.

@@ -1,4 +1,7 @@
-"""A distilled run of three steps, under torchrun or alone; writes the losses to a JSON file."""
+"""Train with distillation for three steps and write the losses to a JSON file.
+
+The script runs with torchrun or as a single process.
+"""
 
 import json
 import os
@@ -19,8 +22,9 @@ def main(args) -> None:
     torch.manual_seed(0)
     inputs = [toys.image(seed=0), toys.image(seed=1)]
     inputs = inputs[comm.get_rank() :: comm.get_world_size()]
-    # No batch norm and equal boxes: what Detectron2 computes for each rank is then comparable.
-    # RetinaNet divides by a running mean of the positives in its own batch.
+    # Without batch norm and with equal boxes, one process with both images computes the same losses
+    # as two processes with one image each. RetinaNet divides by a running mean of the positives in
+    # each process's own batch.
     student = toys.retinanet(norm="")
     student.loss_normalizer = 100.0 * len(inputs)
     teacher = Teacher(toys.retinanet(width=6, channels=12, norm=""), None)
@@ -43,10 +47,10 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:  # torchrun's processes
+    if len(sys.argv) == 3:  # a process of torchrun
         launch(main, sys.argv[1])
-        # Torch 2.15's gloo aborted once in about thirty runs while the interpreter shut down, with
-        # everything done and written. That is not what is tested here.
+        # In about one of thirty runs, gloo in torch 2.15 aborted while the interpreter shut down,
+        # after all results were written. This test is not about that.
         os._exit(0)
     else:
         main(sys.argv[1])

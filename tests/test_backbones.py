@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision, against the same networks called part by part."""
+"""Compare the backbones of timm and torchvision with the same networks, called part by part."""
 
 import copy
 import re
@@ -32,7 +32,7 @@ def images():
 
 @pytest.fixture
 def small_swin(monkeypatch):
-    """Stands in for torchvision's smallest Swin, which has 28 million parameters."""
+    """Replace torchvision's smallest Swin, which has 28 million parameters, by a smaller one."""
     fields = dict(patch_size=[4, 4], window_size=[7, 7], embed_dim=12)
     network = torchvision.models.SwinTransformer(
         depths=[2, 2, 2, 2], num_heads=[1, 1, 2, 2], **fields
@@ -77,7 +77,7 @@ def test_resnet_of_torchvision(tmp_path, images, resnet):
 
 def test_mobilenet_of_torchvision(tmp_path, images):
     network = torchvision.models.mobilenet_v2().eval()
-    # The blocks before a stride, and not the widened map with which the next block begins.
+    # A level is the last block before a strided one, not the widened map at the next block's start.
     expected = [network.features[:end](images) for end in (4, 7, 14, 19)]
     check_maps(in_library(MOBILENET, tmp_path, network), images, expected)
 
@@ -117,13 +117,13 @@ def detectron2s_resnet(freeze_at=0):
         return ResNet(BasicStem(norm="BN"), stages, out_features=ALL, freeze_at=freeze_at)
 
 
-def test_levels_have_detectron2s_names_and_shapes():
+def test_levels_have_names_and_shapes_of_detectron2():
     own = detectron2s_resnet().output_shape()
     assert LibraryBackbone(RESNET, out_features=ALL[::-1]).output_shape() == own
 
 
 @pytest.mark.parametrize("name", [RESNET, MOBILENET, "timm/mobilenetv2_050"])
-def test_every_parameter_serves_a_level(name, images):
+def test_every_parameter_is_used_by_a_level(name, images):
     if name.startswith("timm"):
         pytest.importorskip("timm")
     backbone = LibraryBackbone(name, out_features=["res3", "res4"])
@@ -146,7 +146,7 @@ def test_as_many_parameters_train_as_in_detectron2(freeze_at):
     "name, stem",
     [(MOBILENET, r"features\.[01]\."), (SWIN, r"features\.0\."), ("timm/convnext_atto", r"stem\.")],
 )
-def test_stem_is_what_comes_before_the_first_stage(name, stem, request):
+def test_frozen_stem_ends_before_the_first_stage(name, stem, request):
     if name == SWIN:
         request.getfixturevalue("small_swin")
     if name.startswith("timm"):
@@ -166,12 +166,12 @@ def test_frozen_batch_norms_keep_their_statistics(images):
 
 @pytest.mark.parametrize("name", [RESNET, "timm/mobilenetv2_050"])
 @pytest.mark.parametrize("norm", ["FrozenBN", "SyncBN"])
-def test_norms_change_their_kind_and_nothing_else(name, norm, images):
+def test_converted_norms_compute_the_same(name, norm, images):
     if name.startswith("timm"):
-        pytest.importorskip("timm")  # its batch norms contain the activation
+        pytest.importorskip("timm")  # timm's batch norms contain the activation
     torch.manual_seed(2)
     plain = LibraryBackbone(name)
-    plain(images)  # statistics that differ from those at first
+    plain(images)  # the statistics now differ from the initial ones
     torch.manual_seed(2)
     other = LibraryBackbone(name, norm=norm)
     other.load_state_dict(plain.state_dict(), strict=False)
@@ -192,7 +192,7 @@ def test_frozen_norms_keep_half_precision(name, images):
     assert {x.dtype for x in maps.values()} == {torch.bfloat16}
 
 
-def test_file_without_the_classifier_or_with_another_fits(tmp_path, resnet):
+def test_classifier_in_the_file_may_be_missing_or_different(tmp_path, resnet):
     for weight in (None, torch.zeros(7, 512)):
         path = saved(resnet, tmp_path, **{"fc.weight": weight, "fc.bias": None})
         backbone = LibraryBackbone(RESNET, pretrained=path)
@@ -223,7 +223,7 @@ def test_counts_are_logged(tmp_path, resnet, caplog):
     ],
     ids=["missing", "unexpected", "another shape"],
 )
-def test_any_other_mismatch_stops_and_is_named(tmp_path, resnet, changes, message):
+def test_any_other_mismatch_is_an_error_that_names_it(tmp_path, resnet, changes, message):
     path = saved(resnet, tmp_path, **changes)
     with pytest.raises(ValueError, match=rf"weights.pth does not fit {RESNET}(.|\n)*{message}"):
         LibraryBackbone(RESNET, pretrained=path)
@@ -246,7 +246,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
             LibraryBackbone(RESNET, pretrained=str(tmp_path / name))
 
 
-def test_weights_that_the_library_cannot_fetch_are_named(monkeypatch):
+def test_weights_that_the_library_cannot_download_are_an_error(monkeypatch):
     def offline(*_args, **_kwargs):
         raise OSError("no route to host")
 
@@ -256,16 +256,16 @@ def test_weights_that_the_library_cannot_fetch_are_named(monkeypatch):
 
 
 @pytest.mark.parametrize("pretrained, weights", [(True, "DEFAULT"), (False, None)])
-def test_library_is_asked_for_its_own_weights(monkeypatch, resnet, pretrained, weights):
-    asked = []
+def test_pretrained_true_requests_the_librarys_weights(monkeypatch, resnet, pretrained, weights):
+    requests = []
 
     def get_model(name, **fields):
-        asked.append((name, fields))
+        requests.append((name, fields))
         return copy.deepcopy(resnet)
 
     monkeypatch.setattr(torchvision.models, "get_model", get_model)
     body = LibraryBackbone(RESNET, pretrained=pretrained, options={"width_per_group": 64}).body
-    assert asked == [("resnet18", {"weights": weights, "width_per_group": 64})]
+    assert requests == [("resnet18", {"weights": weights, "width_per_group": 64})]
     assert torch.equal(body.conv1.weight, resnet.conv1.weight)
 
 
@@ -283,17 +283,17 @@ def test_library_is_asked_for_its_own_weights(monkeypatch, resnet, pretrained, w
         ("torchvision/squeezenet1_1", {"freeze_at": 2}, r"freeze_at=2: expected a map of stride 4"),
     ],
 )
-def test_impossible_fields_are_refused(name, fields, message):
+def test_impossible_fields_are_errors(name, fields, message):
     with pytest.raises(ValueError, match=message):
         LibraryBackbone(name, **fields)
 
 
-def test_norm_of_a_network_without_batch_norms_is_refused(small_swin):
+def test_norm_of_a_network_without_batch_norms_is_an_error(small_swin):
     with pytest.raises(ValueError, match=r"swin_t.norm: it has no batch norm, expected '', found"):
         LibraryBackbone(SWIN, norm="FrozenBN")
 
 
-def test_networks_of_one_image_size_are_refused():
+def test_networks_of_one_image_size_are_errors():
     pytest.importorskip("timm")
     with pytest.raises(ValueError, match=r"timm/levit_128s: expected a network for images of any"):
         LibraryBackbone("timm/levit_128s")
@@ -301,7 +301,7 @@ def test_networks_of_one_image_size_are_refused():
         LibraryBackbone("timm/vit_tiny_patch16_224")
 
 
-def test_timm_is_asked_for_where_it_is_missing(monkeypatch):
+def test_missing_timm_is_an_error_that_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match="pip install timm"):
         LibraryBackbone("timm/mobilenetv2_050")
@@ -346,7 +346,7 @@ def test_student_inherits_all_but_its_backbone(distiller):
         assert torch.equal(tensor, own[name]), name
 
 
-def test_checkpoint_is_the_plain_students(distiller, tmp_path):
+def test_checkpoint_loads_into_the_plain_student(distiller, tmp_path):
     Checkpointer(distiller, str(tmp_path)).save("model")
     weights = torch.load(tmp_path / "model.pth", weights_only=True)["model"]
     key = "backbone.bottom_up.body.features.18.0.weight"

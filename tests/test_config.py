@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+from detectron2 import model_zoo as detectron2_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from d2kd import model_zoo
 from d2kd.config import check_config, load_config
 from d2kd.pseudo import load_pseudo_labels
 
@@ -14,8 +16,8 @@ HERE = ["train.device=cpu"]
 
 @pytest.fixture
 def dataset():
-    """A registered data set with one image, under the name 'toy_images'; one that is empty; one
-    whose file is gone."""
+    """Registered data sets: 'toy_images' has one image, another is empty, the file of a third is
+    missing."""
     DatasetCatalog.register("toy_images", lambda: [{"image_id": 0}])
     DatasetCatalog.register("toy_nothing", lambda: [])
     DatasetCatalog.register("toy_gone", lambda: Path("nowhere.json").read_text())
@@ -35,6 +37,29 @@ def test_defaults_of_the_fields_that_d2kd_adds(dataset):
     assert cfg.train.amp.dtype == "float16" and not cfg.train.amp.enabled
     assert cfg.train.teacher_check.images == 0
     check_config(cfg)
+
+
+def test_train_has_detectron2s_fields_with_its_defaults_and_ours():
+    ours = model_zoo.get_config("common/train.py").train
+    added = dict(
+        seed=-1, accumulate=1, clip_grad_norm=0.0, teacher_check=dict(images=0, min_ap=0.0)
+    )
+    expected = detectron2_zoo.get_config("common/train.py").train
+    expected.update(added)
+    expected.amp.dtype = "float16"
+    assert ours == expected
+
+
+def test_only_missing_fields_of_train_are_filled_in(tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "model, dataloader = {}, {}\n"
+        "train = dict(max_iter=7, teacher_check=dict(images=4), own=1, amp=dict(enabled=True))\n"
+    )
+    train = load_config(str(config), ["train.teacher_check.min_ap=30"]).train
+    assert (train.max_iter, train.own, train.log_period) == (7, 1, 20)
+    assert train.teacher_check == dict(images=4, min_ap=30)
+    assert train.amp == dict(enabled=True, dtype="float16")
 
 
 def test_overrides_reach_fields_and_unset_arguments(dataset):
@@ -72,7 +97,7 @@ def test_unknown_field_in_a_config_is_named(dataset):
         (dict(test="toy_nothing"), r"expected images, 'toy_nothing' has none"),
     ],
 )
-def test_misspelt_and_empty_datasets_are_named(dataset, names, message):
+def test_misspelled_and_empty_datasets_are_named(dataset, names, message):
     with pytest.raises(ValueError, match=message):
         check_config(config(**names))
 
@@ -106,7 +131,7 @@ def test_data_that_number_the_classes_differently_are_named(other_order):
         check_config(config(test=other_order))
 
 
-def test_other_names_and_fewer_classes_may_stand_beside_each_other(other_order):
+def test_other_names_and_fewer_classes_may_be_used_together(other_order):
     MetadataCatalog.remove(other_order)
     MetadataCatalog.get(other_order).thing_classes = ["A", "bee"]
     check_config(config(test=other_order))
@@ -126,7 +151,7 @@ def test_labels_number_the_classes_as_the_test_set_does(other_order, tmp_path, c
 
 
 def test_fields_of_a_detectors_base_are_checked_too(dataset):
-    atss = "configs/demo/dense/atss.py"
+    atss = "configs/experiments/dense/atss.py"
     names = [f"dataloader.{k}.dataset.names=toy_images" for k in ("train", "test")]
     check_config(load_config(atss, [*HERE, *names, "model.test_nms_thresh=0.5"]))
     with pytest.raises(ValueError, match=r"'test_nms_tresh'. Did you mean test_nms_thresh"):

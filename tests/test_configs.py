@@ -1,10 +1,12 @@
-"""Every config loads, passes its checks and builds; those for COCO say what was published."""
+"""Every config loads, passes its checks and builds. The COCO recipes have the published values."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import functools
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,24 +25,28 @@ from d2kd.data import register_all
 from d2kd.methods import CWD, LD, MGD, PKD, MCDropout
 
 ROOT = Path(__file__).parents[1]
-# configs/pseudo has a test of its own.
+# Configs with pseudo labels have a test file of their own, test_pseudo_configs.py.
 FILES = sorted(
     str(p.relative_to(ROOT / "configs"))
     for p in (ROOT / "configs").rglob("*.py")
-    if p.relative_to(ROOT / "configs").parts[0] != "pseudo"
+    if "pseudo" not in p.relative_to(ROOT / "configs").parts
 )
-# What train_net.py can run; other configs import the rest.
+DEMO = ("demo/", "experiments/")
+# Configs that train_net.py can run. Other files are only imported.
 RUNS = [name for name in FILES if "common" not in name]
-COCO_RUNS = [name for name in RUNS if not name.startswith("demo/")]
+COCO_RUNS = [name for name in RUNS if not name.startswith(DEMO)]
 METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "pgd", "rm_pfi"]
-METHODS = [f"common/{method}.py" for method in [*METHOD_NAMES, "uet"]]
 METHOD = re.compile(rf"(_cascade|_swin|_uet)?_({'|'.join(METHOD_NAMES)})\.py$")
 DISTILLED = [name for name in COCO_RUNS if METHOD.search(name)]
+PSEUDO_COCO = ["share", "pseudo", "finetune", "labels"]
+# Students that are Detectron2's own detectors, and their schedules.
+PLAIN = [(d, "2x") for d in ("retinanet", "fcos", "faster_rcnn", "mask_rcnn", "cascade_rcnn")]
+PLAIN += [("fcos", "1x")]
 UET_RUNS = [name for name in DISTILLED if "_uet_" in name]
-# R50 from R101 of the same detector.
+# Recipes in which R50 learns from R101 of the same detector.
 FGD_RUNS = [name for name in DISTILLED if re.search(r"_R_50_FPN_\dx(_bs16)?_fgd\.py$", name)]
 SMALL_RUNS = [name for name in DISTILLED if re.search(r"(_R_18|_R_34|mobilenet).*x.*_fgd", name)]
-ALONE = [n for n in FILES if n not in (*METHODS, *DISTILLED) and not n.startswith("demo/")]
+ALONE = [n for n in FILES if n not in DISTILLED and not n.startswith(DEMO)]
 
 # FGD's released settings: tau, alpha, beta, gamma, lambda, strides by level, learning rate.
 ONE_STAGE = {"p3": 8, "p4": 16, "p5": 32, "p6": 64, "p7": 128}
@@ -51,10 +57,10 @@ RELEASED = {
     "fcos": (0.8, 0.0016, 0.0008, 0.0008, 0.000008, ONE_STAGE, 0.01),
     "faster_rcnn": (0.5, 0.00005, 0.000025, 0.00005, 0.0000005, TWO_STAGE, 0.02),
     "mask_rcnn": (0.5, 0.00005, 0.000025, 0.00005, 0.0000005, TWO_STAGE, 0.02),
-    # Not published: those of Faster R-CNN.
+    # No values are published for it. The recipes use those of Faster R-CNN.
     "cascade_rcnn": (0.5, 0.00005, 0.000025, 0.00005, 0.0000005, TWO_STAGE, 0.02),
 }
-# Tensors outside the bottom-up backbone: the student inherits all of them.
+# Numbers of tensors outside the bottom-up network. The student inherits all of them.
 INHERITED = {
     "retinanet": 36,
     "fcos": 54,
@@ -64,13 +70,13 @@ INHERITED = {
     "cascade_rcnn": 46,  # two stages more, with two fully connected layers and two outputs each
 }
 
-# Of small students: channels of res3 to res5, and blocks of a ResNet's stages.
+# Small students: channels of res3 to res5, and numbers of blocks in a ResNet's stages.
 SMALL = {
     "R_18": ([128, 256, 512], [2, 2, 2, 2]),
     "R_34": ([128, 256, 512], [3, 4, 6, 3]),
     "mobilenet_v2": ([32, 96, 1280], None),
 }
-# The usual teachers.
+# The R101 that teaches most students of a detector.
 R101 = {
     "retinanet": "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
     "faster_rcnn": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
@@ -99,12 +105,16 @@ OTHERS = {
 }
 
 
+def docs(name: str) -> str:
+    return ast.get_docstring(ast.parse((ROOT / "configs" / name).read_text())) or ""
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _as_train_net():
     register_all()
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # paths in configs are relative to the checkout
-        patch.setattr(DatasetCatalog, "get", lambda name: [{}])  # COCO need not lie here
+        patch.chdir(ROOT)  # the names of configs below are relative to the checkout
+        patch.setattr(DatasetCatalog, "get", lambda name: [{}])  # the tests do not need COCO
         patch.setattr("d2kd.loading.instantiate", hollow)
         patch.setattr("d2kd.loading.build_model", hollow_zoo)
         resnet = fpn.build_resnet_backbone
@@ -122,12 +132,12 @@ def _load(name: str, *overrides: str) -> DictConfig:
 
 
 def alone(name: str) -> str:
-    """The student's own config beside a distilled one."""
+    """The config of the student alone that belongs to a distilled recipe."""
     return METHOD.sub(".py", name)
 
 
 def hollow(node: DictConfig) -> torch.nn.Module:
-    """Instantiate, but the bottom-up network without numbers, for which most of the time goes."""
+    """Instantiate with a empty bottom-up network: its values would take most of the time."""
     node = node.copy()
     OmegaConf.resolve(node)  # other fields may refer to those of the bottom-up network
     bottom_up = OmegaConf.select(node, "backbone.bottom_up")
@@ -139,8 +149,8 @@ def hollow(node: DictConfig) -> torch.nn.Module:
 
 
 def hollow_zoo(cfg) -> torch.nn.Module:
-    """The same for yacs: Detectron2's build_model, which would also move it to a device."""
-    # Deformable convolutions need Detectron2's compiled operators, which need not be here.
+    """Detectron2's build_model for a yacs config, without moving the model to a device."""
+    # Deformable convolutions need Detectron2's compiled operators. The tests do not need them.
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
     return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
@@ -154,7 +164,7 @@ _built: dict[str, torch.nn.Module] = {}
 
 
 def _once(key: str, make) -> torch.nn.Module:
-    """Configs beside each other share detectors, each of which takes seconds to build."""
+    """Build a detector once for successive configs that share it: building takes seconds."""
     if key not in _built:
         while len(_built) > 2:
             _built.pop(next(iter(_built)))
@@ -163,7 +173,7 @@ def _once(key: str, make) -> torch.nn.Module:
 
 
 def build(cfg: DictConfig) -> torch.nn.Module:
-    """The config's model, without weights."""
+    """The model of a config, without loading weights."""
     node = cfg.model.copy()
     if "student" not in node:
         return _once(repr(node), lambda: hollow(node))
@@ -223,8 +233,8 @@ def test_student_learns_from_r101_and_inherits_neck_and_head(distilled):
 
 
 def test_student_and_teacher_see_the_pixels_they_were_made_for(distilled):
-    # GFL's weights are torchvision's. The others, Caffe's for ImageNet, take BGR in [0, 255]; FCOS
-    # has no `input_format` to say so.
+    # GFL starts from torchvision's weights. The others start from Caffe's ImageNet weights, which
+    # take BGR in [0, 255]. FCOS has no field `input_format`.
     detector, model = distilled
     order = "RGB" if detector == "gfl" else "BGR"
     assert (model.input_format, model.teacher.input_format) == (order, order)
@@ -299,7 +309,7 @@ def test_small_students_learn_from_r101(name):
     own, given = student.state_dict(), teacher.state_dict()
     names = {k for k in given if not k.startswith("backbone.bottom_up.")}
     other = {k for k in names if own[k].shape != given[k].shape}
-    # Whose input is the bottom-up network's.
+    # P6 of RetinaNet is made from the bottom-up network's maps.
     top = {"backbone.top_block.p6.weight"} if "retinanet" in name else set()
     assert other == {f"backbone.fpn_lateral{i}.weight" for i in (3, 4, 5)} | top
     assert all(torch.equal(own[k], given[k]) for k in names - other)
@@ -332,6 +342,7 @@ def test_schedule_is_24_epochs_with_drops_after_16_and_22(name):
 
 @pytest.mark.parametrize("name", DISTILLED)
 def test_only_the_distiller_is_added_to_the_student(name):
+    """The recipes repeat their settings: data, schedule and optimizer agree field for field."""
     distilled, student = load(name), load(alone(name))
     assert next(iter(distilled.model)) == "student"  # before anything else draws random numbers
     distilled.model = distilled.model.student
@@ -401,11 +412,39 @@ def test_overrides_reach_the_methods():
 def test_students_and_teachers_alone_need_no_distillation(name):
     text = (ROOT / "configs" / name).read_text()
     others = r"^\s*(from|import) d2kd(?!\.(backbones|detectors|evaluation\.crowdhuman)\b)"
-    methods = rf"|common\.({'|'.join(METHOD_NAMES)}|uet)\b"
-    assert not re.search(others + methods, text, re.MULTILINE)
+    assert not re.search(others, text, re.MULTILINE)
+    assert not re.search(rf"^from .*_({'|'.join(METHOD_NAMES)})\b", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("demo/")])
+def imported(file: Path) -> set[Path]:
+    """A config and all config files that it imports, directly or through others."""
+    files = {file}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            files |= imported(file.parents[node.level - 1] / f"{node.module.replace('.', '/')}.py")
+    return files
+
+
+@pytest.mark.parametrize("name", [*COCO_RUNS, *(f"pseudo/coco/{x}.py" for x in PSEUDO_COCO)])
+def test_a_recipe_is_read_in_three_files(name):
+    files = imported(ROOT / "configs" / name)
+    assert len(files) <= 3, sorted(str(x.relative_to(ROOT)) for x in files)
+
+
+@pytest.mark.parametrize("name", [n for n in COCO_RUNS if "needs no d2kd" in docs(n).lower()])
+def test_a_plain_recipe_loads_where_d2kd_is_not_installed(name, monkeypatch):
+    for module in list(sys.modules):
+        if module == "d2kd" or module.startswith("d2kd."):
+            monkeypatch.setitem(sys.modules, module, None)
+    assert LazyConfig.load(f"configs/{name}").model
+
+
+def test_all_students_of_detectron2_need_no_d2kd():
+    plain = {n for n in COCO_RUNS if "needs no d2kd" in docs(n).lower()}
+    assert plain == {f"{d}/{d}_R_50_FPN_{x}.py" for d, x in PLAIN}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith(DEMO)])
 def test_configs_stay_short(name):
     assert len((ROOT / "configs" / name).read_text().splitlines()) <= 40
 
@@ -413,16 +452,16 @@ def test_configs_stay_short(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISTILLED)
 def test_takes_a_step(name, monkeypatch):
-    """With random weights, so that numbers mean nothing."""
+    """The weights are random: this tests that a step works, not its values."""
     monkeypatch.setitem(globals(), "on_meta", lambda make, *args: make(*args))
     node = load(name, "model.teacher.weights=null").model
     node.student = hollow(node.student)
     model = instantiate(node).train()
     for net in (model.student, model.teacher.model):
-        net.pixel_std.mul_(1000)  # without their own statistics, a hundred layers amplify
+        net.pixel_std.mul_(1000)  # a hundred layers with random weights amplify their input
     truth = Instances((96, 128))
     truth.gt_boxes = Boxes(torch.tensor([[8.0, 8.0, 60.0, 72.0], [70.0, 20.0, 120.0, 90.0]]))
-    truth.gt_classes = torch.zeros(2, dtype=torch.long)  # which any data set has
+    truth.gt_classes = torch.zeros(2, dtype=torch.long)  # class 0, which every data set has
     if "mask" in name.split("/")[0]:
         truth.gt_masks = BitMasks(torch.ones(2, 96, 128, dtype=torch.bool))
     image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8)

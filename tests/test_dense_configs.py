@@ -1,5 +1,7 @@
-"""The configs of ATSS, GFL, DDOD, AutoAssign and FCOS with PGD's recipe, and those with RM + PFI,
-say what was published. The tables here are written apart from the configs."""
+"""The recipes with PGD and with RM + PFI have the published values.
+
+These are configs of ATSS, GFL, DDOD, AutoAssign and FCOS. The tables below do not use the configs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from .test_configs import _as_train_net, hollow, load  # noqa: F401
 DETECTORS = ["fcos", "autoassign", "atss", "gfl", "ddod"]
 CROWDS = "ddod_crowdhuman"
 
-# PGD's released settings: temperature, alpha, beta, gamma, locations a box chooses.
+# PGD's released settings: temperature, alpha, beta, gamma, number of locations per box.
 PGD_WEIGHTS = {
     "fcos": (0.8, 0.04, 0.02, 0.064, 30),
     "autoassign": (0.4, 0.08, 0.04, 0.128, 30),
@@ -30,11 +32,12 @@ PGD_WEIGHTS = {
     "ddod": (0.8, 0.08, 0.04, 0.128, 30),
     CROWDS: (0.8, 0.001, 0.0005, 0.0016, 30),
 }
-# Tensors outside the bottom-up backbone, all of which a student inherits. Six convolutions of the
-# neck, P6 and P7 have 16. Each convolution of a tower has 3 with GroupNorm, 4 with a bias, too.
+# Numbers of tensors outside the bottom-up network. The student inherits all of them. The six
+# convolutions of the neck, P6 and P7 have 16 tensors. Each convolution of a tower has 3 tensors
+# with GroupNorm, and 4 if it also has a bias.
 INHERITED = {
     "fcos": 16 + 8 * 4 + 3 * 2,
-    "autoassign": 16 + 8 * 4 + 3 * 2 + 1 + 2,  # scales; centre prior
+    "autoassign": 16 + 8 * 4 + 3 * 2 + 1 + 2,  # scales; center prior
     "atss": 16 + 8 * 3 + 3 * 2 + 1,
     "gfl": 16 + 8 * 3 + 2 * 2 + 1,
     "ddod": 16 + 8 * 3 + 3 * 2 + 1 + 2 * 2,  # offsets
@@ -48,7 +51,7 @@ def conv(i: int, o: int, k: int = 3, bias: bool = True) -> int:
 
 NECK = conv(512, 256, 1) + conv(1024, 256, 1) + conv(2048, 256, 1) + 3 * conv(256, 256)
 TOWERS = 8 * (conv(256, 256, bias=False) + 2 * 256)
-# Parameters of the head and those that belong to the detector itself.
+# Numbers of parameters of the head and of the detector itself.
 HEAD = {
     "fcos": TOWERS + 8 * 256 + conv(256, 80) + conv(256, 4) + conv(256, 1),
     "autoassign": TOWERS + 8 * 256 + conv(256, 80) + conv(256, 4) + conv(256, 1) + 5 + 4 * 80,
@@ -57,10 +60,10 @@ HEAD = {
     "ddod": TOWERS + conv(256, 80) + conv(256, 4) + conv(256, 1) + 5 + 2 * conv(256, 18),
 }
 HEAD[CROWDS] = HEAD["ddod"] - conv(256, 80) + conv(256, 1)
-# Of a ResNet without the classifier: convolutions, no BatchNorm, which is frozen.
+# Numbers of parameters of a ResNet: its convolutions, without the classifier and frozen BatchNorm.
 BOTTOM_UP = {50: 23_454_912, 101: 42_394_816}
 
-# Learning rate, images in a batch, steps in an epoch, epochs, drops after, limit of the gradient.
+# Learning rate, images per batch, steps per epoch, epochs, epochs of the drops, gradient limit.
 STUDENT = (0.02, 32, 3665, 12, (8, 11), 35)
 TEACHER = (0.02, 32, 3665, 36, (24, 33), 0)
 CROWD_STUDENT = (0.01, 16, 938, 12, (8, 11), 35)
@@ -109,7 +112,7 @@ def test_weights_of_pgd_are_the_released_ones(distilled):
     tau, *weights, k = PGD_WEIGHTS[detector]
     assert [method.alpha, method.beta, method.gamma] == pytest.approx(weights, rel=1e-12)
     assert (method.tau, method.delta, method.weight, method.on) == (tau, 0.0008, 1, "towers")
-    # The intended form, where the release chooses from the whole image.
+    # The paper's form. The release chooses from the whole image.
     expected = dict(k=k, xis=(0.8, 0.6), candidates="box", weighting="gaussian")
     assert {key: method.choice[key] for key in expected} == expected
     levels = [1 + method.level_step * i for i in range(len(method.pairs))]
@@ -120,7 +123,7 @@ def test_weights_of_pgd_are_the_released_ones(distilled):
 def test_student_inherits_all_but_the_bottom_up_network(distilled):
     detector, model = distilled
     own, given = (net.state_dict() for net in both(model))
-    names = {  # DDOD's counters of positives stay the student's own
+    names = {  # the student keeps its own counters of positives (DDOD)
         k for k in given if not k.startswith("backbone.bottom_up.") and "balance" not in k
     }
     assert len(names) == INHERITED[detector]
@@ -195,7 +198,7 @@ def test_detections_are_chosen_as_published(distilled):
         assert net.test_topk_candidates == 1000
         assert net.max_detections_per_image == (500 if detector == CROWDS else 100)
         assert net.test_nms_thresh == 0.6
-        # FCOS is Detectron2's, whose scores are square roots.
+        # The FCOS is Detectron2's, which takes the square root of scores.
         assert net.test_score_thresh == (0.2 if detector == "fcos" else 0.05)
         assert net.num_classes == (1 if detector == CROWDS else 80)
 
@@ -230,7 +233,7 @@ def test_schedule_is_the_released_one(name):
 
 
 @pytest.mark.parametrize("name", [*STUDENTS, *TEACHERS])
-def test_images_have_the_released_size_and_colours(name):
+def test_images_have_the_released_size_and_colors(name):
     cfg = load(name)
     longest = 1400 if "crowdhuman" in name else 1333
     train, test = cfg.dataloader.train.mapper, cfg.dataloader.test.mapper
@@ -251,7 +254,7 @@ def test_images_have_the_released_size_and_colours(name):
 def test_students_start_from_the_weights_of_torchvision(name):
     cfg = load(name)
     assert cfg.model.backbone.bottom_up.stages.depth == 50
-    # MSRA's take BGR.
+    # MSRA's weights would take BGR.
     assert cfg.train.init_checkpoint == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
 
 

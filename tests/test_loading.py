@@ -10,7 +10,7 @@ from d2kd.loading import fuse_norms
 @pytest.mark.parametrize(
     "norm", [FrozenBatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4, affine=False)]
 )
-def test_a_folded_convolution_gives_the_normalised_output(norm, bias):
+def test_a_fused_convolution_gives_the_normalized_output(norm, bias):
     conv = Conv2d(3, 4, 3, bias=bias, norm=norm, activation=torch.relu)
     for name, x in [*norm.named_parameters(), *norm.named_buffers()]:
         if name != "num_batches_tracked":
@@ -24,11 +24,11 @@ def test_a_folded_convolution_gives_the_normalised_output(norm, bias):
 
 
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)])
-def test_norms_that_look_at_their_input_stay(norm):
+def test_norms_that_depend_on_their_input_stay(norm):
     conv = Conv2d(3, 4, 3, norm=norm)
     assert fuse_norms(conv.eval()) == 0 and conv.norm is norm
 
 
-def test_a_norm_that_is_a_module_of_its_own_stays():
+def test_a_norm_outside_the_convolution_stays():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     assert fuse_norms(model) == 0

@@ -29,7 +29,7 @@ def distiller(student=toys.retinanet, balance_period: int = 20, **methods) -> Di
 # ---- the factor
 
 
-def test_the_first_measurement_decides_at_once():
+def test_the_first_measurement_sets_the_factor():
     balance = GradientBalance(0.5)
     assert balance() == 0
     balance.update(*tensors(6.0, 2.0))
@@ -45,7 +45,7 @@ def test_later_measurements_are_averaged():
 
 
 @pytest.mark.parametrize("bad", [(float("inf"), 1.0), (1.0, float("nan"))])
-def test_an_overflow_is_not_a_measurement(bad):
+def test_an_overflow_is_skipped(bad):
     balance = GradientBalance(1.0)
     balance.update(*tensors(3.0, 2.0))
     balance.update(*tensors(*bad))
@@ -53,7 +53,7 @@ def test_an_overflow_is_not_a_measurement(bad):
 
 
 @pytest.mark.parametrize("nothing", [(3.0, 0.0), (3.0, 1e-7), (0.0, 2.0), (0.0, 0.0)])
-def test_without_a_gradient_of_both_nothing_is_measured(nothing):
+def test_without_both_gradients_nothing_is_measured(nothing):
     balance = GradientBalance(1.0)
     balance.update(*tensors(*nothing))
     assert balance() == 0
@@ -62,7 +62,7 @@ def test_without_a_gradient_of_both_nothing_is_measured(nothing):
     torch.testing.assert_close(balance(), torch.tensor(1.5))
 
 
-def test_a_student_that_is_its_teacher_at_first_is_not_torn_off():
+def test_a_student_that_equals_its_teacher_is_not_pushed_away():
     torch.manual_seed(0)
     student = toys.retinanet(norm="")
     model = Distiller(
@@ -90,7 +90,7 @@ def test_the_averages_are_saved():
 # ---- norms
 
 
-def test_norms_are_those_of_the_gradient_over_all_maps():
+def test_norms_are_of_the_gradient_over_all_maps():
     maps = [torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 2, 2).requires_grad_()]
     losses = [(maps[0] ** 3).sum() + maps[1].sin().sum(), maps[1].square().mean(), torch.zeros(())]
     found = gradient_norms(losses, [*maps, torch.zeros(1)])
@@ -100,19 +100,19 @@ def test_norms_are_those_of_the_gradient_over_all_maps():
         torch.zeros(()),
     ]
     torch.testing.assert_close(found, torch.stack(expected))
-    sum(losses).backward()  # the graphs are still there
+    sum(losses).backward()  # the graphs are kept
     assert all(x.grad is not None for x in maps)
 
 
 def test_norms_of_gradients_below_half_precision():
     x = torch.ones(4, dtype=torch.half, requires_grad=True)
-    loss = ((x * 1e-3).float() * 1e-5).sum()  # 1e-8 of each: no half-precision number
+    loss = ((x * 1e-3).float() * 1e-5).sum()  # 1e-8 each, too small for half precision
     torch.testing.assert_close(
         gradient_norms([loss], [x])[0], torch.tensor(2e-8), rtol=1e-2, atol=0
     )
 
 
-def test_a_neck_that_does_not_train_is_named():
+def test_a_neck_that_is_not_trained_is_an_error():
     with pytest.raises(ValueError, match="expected a neck that trains"):
         gradient_norms([torch.zeros(())], [torch.zeros(1, 3, 4, 4)])
 
@@ -121,7 +121,7 @@ def test_a_neck_that_does_not_train_is_named():
 
 
 def gradients_at_the_neck(model: Distiller, inputs) -> dict[str, float]:
-    """Norms by autograd's own bookkeeping: each loss's backward pass alone, up to the maps."""
+    """Norms of gradients at the maps, from a separate backward pass of each loss."""
     kept = {}
     handle = model.backbone.register_forward_hook(lambda _m, _a, out: kept.update(out))
     losses = model(inputs)
@@ -149,7 +149,7 @@ def test_the_gradient_is_held_at_the_fraction(student):
 
 
 def measured(model: Distiller, steps: int, storage) -> list[bool]:
-    """In which steps the balance of "m" took a measurement."""
+    """Return for each step whether the balance of "m" took a measurement."""
     found = []
     update = model.distillation.m.balance.update
     model.distillation.m.balance.update = lambda *norms: found.append(True) or update(*norms)
@@ -162,7 +162,7 @@ def measured(model: Distiller, steps: int, storage) -> list[bool]:
     return changed
 
 
-def test_it_is_measured_at_the_beginning_and_then_now_and_then(storage):
+def test_it_is_measured_at_first_and_then_once_a_period(storage):
     model = distiller(m=Mimic(balance=0.5), balance_period=3)
     model.distillation.m.balance = GradientBalance(0.5, warmup=2)
     assert measured(model, 8, storage) == [True, True, False, True, False, False, True, False]
@@ -177,7 +177,7 @@ def test_it_is_measured_once_in_a_step_of_several_batches(storage):
     assert len(calls) == 1
 
 
-def test_a_method_that_wakes_is_measured_anew(storage):
+def test_a_method_whose_schedule_starts_is_measured_again(storage):
     late = LinearParamScheduler(0.0, 1.0)
     model = distiller(m=Mimic(balance=0.5, schedule=lambda x: float(x >= 0.5) * late(x)))
     for i, progress in enumerate([0.0, 0.25, 0.5, 0.75, 0.25, 0.5]):
@@ -189,7 +189,7 @@ def test_a_method_that_wakes_is_measured_anew(storage):
     assert model.distillation.m.balance.warmup - model.distillation.m.balance._warmup_left == 1
 
 
-def test_how_often_it_was_measured_is_saved():
+def test_number_of_measurements_is_saved():
     first, second = GradientBalance(1.0, warmup=2), GradientBalance(1.0, warmup=2)
     first.update(*tensors(3.0, 2.0))
     first.update(*tensors(3.0, 2.0))
@@ -231,8 +231,8 @@ def test_the_logged_ratio_is_the_one_that_was_trained_with(storage):
     assert storage.latest()["distill/m/gradient_ratio"][0] == pytest.approx(expected, rel=1e-3)
 
 
-def test_gradients_decide_what_drowns_the_task_where_they_are_known(caplog, storage):
-    # Held at a tenth of the task's gradient, however large the losses are.
+def test_warning_of_a_large_method_uses_gradients_if_they_are_known(caplog, storage):
+    # The gradient is kept at a tenth of the task's, and the size of the losses does not matter.
     model = distiller(held=Mimic(balance=0.1), loose=Mimic(weight=1e4))
     for _ in range(10):
         model(toys.batch())
@@ -263,7 +263,7 @@ def test_a_schedule_multiplies_the_balance():
     assert norms["loss_distill_m"] == pytest.approx(0.1 * norms["task"], rel=1e-4)
 
 
-def test_a_method_at_rest_costs_nothing_and_keeps_its_parameters_in_the_graph():
+def test_a_method_with_weight_zero_costs_nothing_and_keeps_its_parameters_in_the_graph():
     stop = MultiStepParamScheduler([1.0, 0.0], num_updates=2, milestones=[1])
     model = distiller(m=FGD(schedule=stop))
     model.loss_weights.progress = 0.0
@@ -276,13 +276,13 @@ def test_a_method_at_rest_costs_nothing_and_keeps_its_parameters_in_the_graph():
     assert all(p.grad is not None for p in model.distillation.parameters())
 
 
-def test_a_schedule_needs_to_know_the_progress():
+def test_a_schedule_needs_the_progress():
     model = distiller(m=Mimic(schedule=LinearParamScheduler(1.0, 0.5)))
     with pytest.raises(RuntimeError, match=r"methods.m.schedule: .*d2kd.engine.ScheduleProgress"):
         model(toys.batch())
 
 
-def test_the_trainer_tells_the_progress():
+def test_the_trainer_sets_the_progress():
     seen = []
     model = distiller(m=Mimic(schedule=lambda where: seen.append(where) or 1.0))
     trainer = SimpleTrainer(model, [toys.batch()] * 4, torch.optim.SGD(model.parameters(), lr=1e-3))
@@ -303,26 +303,26 @@ def test_the_trainer_tells_the_progress():
         (dict(schedule=0.5), TypeError, "Mimic.schedule: expected a scheduler .*, found 0.5"),
     ],
 )
-def test_mistakes_are_named(fields, error, message):
+def test_mistakes_are_errors_that_name_them(fields, error, message):
     with pytest.raises(error, match=message):
         Mimic(**fields)
 
 
 @pytest.mark.parametrize("period", [0, -1, 2.5])
-def test_impossible_periods_are_named(period):
+def test_impossible_periods_are_errors(period):
     with pytest.raises(ValueError, match=f"balance_period: expected .*, found {period}"):
         distiller(balance_period=period)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), None])
-def test_impossible_factors_of_a_schedule_are_named(value):
+def test_impossible_factors_of_a_schedule_are_errors(value):
     model = distiller(m=Mimic(schedule=lambda where: value))
     model.loss_weights.progress = 0.5
     with pytest.raises(ValueError, match=r"methods.m.schedule: expected .* at 0.500"):
         model(toys.batch())
 
 
-def test_records_in_a_row_decide_what_drowns_the_task(caplog, storage):
+def test_warning_of_a_large_method_needs_several_records_in_a_row(caplog, storage):
     model = distiller(m=Mimic(weight=1e4))
     for i in range(25):
         model.distillation.m.weight = 1e-9 if i in (9, 19) else 1e4

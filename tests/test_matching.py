@@ -8,13 +8,13 @@ from d2kd.matching import Detections, GroundTruth, match
 
 
 def found(*rows):
-    """Rows of x1, y1, x2, y2, class, score."""
+    """Detections from rows of x1, y1, x2, y2, class, score."""
     table = np.array(rows, dtype=float).reshape(-1, 6)
     return Detections(boxes=table[:, :4], classes=table[:, 4].astype(int), scores=table[:, 5])
 
 
 def truth(*rows):
-    """Rows of x1, y1, x2, y2, class."""
+    """Ground truth from rows of x1, y1, x2, y2, class."""
     table = np.array(rows, dtype=float).reshape(-1, 5)
     return GroundTruth(table[:, :4], table[:, 4].astype(int))
 
@@ -29,7 +29,7 @@ def test_correct_wrong_class_and_missed():
     assert result.errors == 2
 
 
-def test_of_two_on_one_object_the_surer_counts():
+def test_of_two_detections_of_an_object_the_more_confident_counts():
     result = match(found((0, 0, 10, 9, 3, 0.5), (0, 0, 10, 8, 3, 0.6)), TWO)
     assert result.correct.tolist() == [False, True]
     assert result.errors == 2  # the duplicate, and the object that nobody found
@@ -39,19 +39,20 @@ def test_of_two_on_one_object_the_surer_counts():
     "right, correct",
     [(15, True), (14.9, True), (5, True), (4.9, False), (20, True), (20.1, False)],
 )
-def test_overlap_counts_from_one_half(right, correct):
-    # IoU with a box of width 10: right / 10 where narrower, 10 / right where wider.
+def test_overlap_counts_from_an_iou_of_one_half(right, correct):
+    # The true box has width 10. The IoU is right / 10 for a narrower box and 10 / right for a wider
+    # one.
     result = match(found((0, 0, right, 10, 3, 0.9)), truth((0, 0, 10, 10, 3)))
     assert result.correct.tolist() == [correct]
 
 
-def test_each_takes_the_object_that_it_overlaps_most():
+def test_each_detection_matches_the_object_with_the_largest_overlap():
     close = truth((0, 0, 10, 10, 3), (2, 0, 12, 10, 3))
     result = match(found((2, 0, 12, 10, 3, 0.9), (0, 0, 10, 10, 3, 0.8)), close)
     assert result.correct.all() and result.found.all()
 
 
-def test_nothing_found_and_nothing_there():
+def test_no_detections_and_no_objects():
     assert match(found(), TWO).errors == 2
     assert match(found((0, 0, 9, 9, 3, 0.9)), truth()).errors == 1
     assert match(found(), truth()).errors == 0
@@ -72,7 +73,7 @@ def test_from_detectron2():
     assert got.classes.tolist() == [4]
 
 
-def test_the_surest_of_a_place():
+def test_the_most_confident_of_overlapping_detections():
     # The second overlaps the first by 9/10, the third by 1/3; the fourth is elsewhere.
     boxes = found(
         (0, 0, 10, 10, 3, 0.5),
@@ -85,7 +86,7 @@ def test_the_surest_of_a_place():
 
 
 def test_best_threshold():
-    # From the surest on: right, right, wrong, wrong. F1 of 2 objects: 2/3, 1, 4/5, 2/3.
+    # In the order of scores: right, right, wrong, wrong. F1 with 2 objects: 2/3, 1, 4/5, 2/3.
     first = found((0, 0, 10, 10, 3, 0.9), (20, 0, 30, 10, 7, 0.6), (50, 0, 60, 10, 7, 0.5))
     second = found((0, 0, 10, 10, 3, 0.4))
     assert matching.best_threshold([first, second], [TWO, truth()]) == 0.6
@@ -100,6 +101,7 @@ def test_choice_of_images():
     alone = dict(a=good, b=none, c=good, d=none, e=half, f=none)
     distilled = dict(a=good, b=good, c=none, d=none, e=half, f=none)
     chosen, rule = matching.choose_images(truths, alone, distilled, differ=2, fail=1, least=2)
-    # b and c differ most, one either way; of the rest d is the worst; f has too few objects.
+    # b and c differ most, in opposite directions. Of the others, d is the worst. f has too few
+    # objects.
     assert chosen == ["b", "c", "d"]
     assert "at least 2 objects" in rule and "whichever is better" in rule

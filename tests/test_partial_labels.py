@@ -1,4 +1,7 @@
-"""Ignored regions, classes not searched for, boxes that count less: in every detector's losses."""
+"""Test partial labels in the losses of every detector.
+
+Partial labels have ignored regions, classes that were not searched for, or weights of boxes.
+"""
 
 import copy
 
@@ -12,8 +15,8 @@ from torch import nn
 
 from d2kd import Distiller, Targets, Teacher
 from d2kd.methods import FGD, PGD, Methods, Mimic
-from d2kd.partial_labels import _only_searched, covered, mask_partial_labels
-from d2kd.readers import read
+from d2kd.partial_labels import _mask_scores, covered, mask_partial_labels
+from d2kd.readers import get_reader
 from tests import toys
 
 DENSE = {
@@ -28,7 +31,7 @@ REGION = [36.0, 32.0, 64.0, 60.0]
 
 
 def inputs(**second) -> list[dict]:
-    """Two images with one box of class 0 each; the second's labels leave something open."""
+    """Two images with one box of class 0 each; the labels of the second are partial."""
     batch = [toys.image([BOX], seed=0), toys.image([BOX], seed=1)]
     weights = second.pop("gt_weights", None)
     if weights is not None:
@@ -38,11 +41,11 @@ def inputs(**second) -> list[dict]:
 
 
 def gradients(detector: nn.Module, batch: list[dict]) -> list[torch.Tensor]:
-    """Of the losses with respect to class logits, (N, R, K), box regression and quality."""
+    """Gradients of the losses with respect to class logits, (N, R, K), boxes and quality."""
     detector = copy.deepcopy(detector).train()
-    reader = read(detector)
+    reader = get_reader(detector)
     targets = Targets.from_inputs(batch, "cpu", reader.num_classes)
-    with reader.listen({"logits"}) as seen, mask_partial_labels(detector, targets):
+    with reader.capture({"logits"}) as seen, mask_partial_labels(detector, targets):
         losses = detector(batch)
     found = [maps for maps in (seen.logits, seen.deltas, seen.quality) if maps]
     maps = [x for level in found for x in level.values()]
@@ -58,7 +61,7 @@ def gradients(detector: nn.Module, batch: list[dict]) -> list[torch.Tensor]:
 
 
 def centers(detector: nn.Module, batch: list[dict]) -> torch.Tensor:
-    reader = read(detector)
+    reader = get_reader(detector)
     images = detector.preprocess_image(batch).tensor
     return reader.run(images, {"logits", "boxes"}).centers.detach()
 
@@ -91,7 +94,7 @@ def test_anchors_mostly_in_a_region_have_no_gradient_and_all_others_the_same():
     model = detector("RetinaNet")
     plain = gradients(model, inputs())
     found = gradients(model, inputs(ignore_boxes=[REGION]))
-    reader = read(model)
+    reader = get_reader(model)
     images = model.preprocess_image(inputs()).tensor
     anchors = reader.run(images, {"logits", "boxes"}).anchors
     share = pairwise_ioa(Boxes(torch.tensor([REGION])), Boxes(anchors))[0]
@@ -102,11 +105,11 @@ def test_anchors_mostly_in_a_region_have_no_gradient_and_all_others_the_same():
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_positives_in_a_region_stay(name):
+def test_positives_in_a_region_keep_their_gradient(name):
     model = detector(name)
     batch = inputs(ignore_boxes=[[-999.0, -999.0, 999.0, 999.0]])
     targets = Targets.from_inputs(batch, "cpu", 3)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(model.preprocess_image(batch).tensor, {"logits", "boxes"})
     positive = reader.assign(seen, targets)[1] >= 0
     assert positive.any()
@@ -149,13 +152,13 @@ def test_classes_not_searched_for_have_no_gradient_and_the_others_the_same(name)
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_an_image_that_was_not_searched_at_all_teaches_nothing(name):
+def test_an_image_searched_for_no_class_has_no_gradient(name):
     batch = [toys.image([BOX], seed=0), toys.image([], seed=1)]
     plain = gradients(detector(name), batch)
     batch[1]["annotated_classes"] = []
     found = gradients(detector(name), batch)
     assert plain[0][1].abs().sum() > 0
-    # AutoAssign multiplies by an objectness, whose gradient is as small as the scores.
+    # AutoAssign multiplies scores by an objectness, whose gradient is then as small as the scores.
     assert max(x[1].abs().max() for x in found) <= 1e-9 * plain[0][1].abs().max()
     torch.testing.assert_close(found[0][0], plain[0][0])
 
@@ -168,13 +171,13 @@ def test_the_gradient_of_a_box_is_scaled_by_its_weight(name):
     model = detector(name)
     plain, found = gradients(model, inputs()), gradients(model, inputs(gt_weights=[0.25]))
     targets = Targets.from_inputs(inputs(), "cpu", 3)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(model.preprocess_image(inputs()).tensor, {"logits", "boxes"})
     positive = reader.assign(seen, targets)[1] >= 0
     assert plain[1][1, positive].abs().sum() > 0
     for a, b in zip(found, plain, strict=True):
         if name == "DDOD" and a is not found[0]:
-            continue  # its positives for boxes are others than those for classes
+            continue  # DDOD has different positives for boxes and for classes
         torch.testing.assert_close(a[1, positive], 0.25 * b[1, positive])
         if name != "DDOD":
             torch.testing.assert_close(a[1, ~positive], b[1, ~positive])
@@ -185,8 +188,11 @@ def test_the_gradient_of_a_box_is_scaled_by_its_weight(name):
 
 
 def rcnn_gradients(build, batch: list[dict]) -> dict[str, torch.Tensor]:
-    """Of the losses with respect to objectness and deltas of each level, "rpn" and "anchors", and
-    to class scores and deltas of each stage, "roi" and "boxes". Also the objectness, "logits"."""
+    """Gradients of the losses of a two-stage detector.
+
+    They are with respect to the objectness and deltas of each level, "rpn" and "anchors", and to
+    the class scores and deltas of each stage, "roi" and "boxes". "logits" is the objectness itself.
+    """
     torch.manual_seed(0)
     model = build().train()
     kept: dict[str, torch.Tensor] = {}
@@ -230,7 +236,7 @@ def wide(batch: list[dict]) -> list[dict]:
 
 
 @pytest.mark.parametrize("build", [toys.rcnn, toys.cascade], ids=["Faster", "Cascade"])
-def test_proposals_in_a_region_teach_nothing(build):
+def test_proposals_in_a_region_have_no_gradient(build):
     region = [30.0, 0.0, 128.0, 128.0]
     plain = rcnn_gradients(build, wide(inputs()))
     found = rcnn_gradients(build, wide(inputs(ignore_boxes=[region])))
@@ -255,7 +261,7 @@ def test_proposals_in_a_region_teach_nothing(build):
 
 
 @pytest.mark.parametrize("build", [toys.rcnn, toys.cascade], ids=["Faster", "Cascade"])
-def test_an_image_that_was_not_searched_teaches_a_two_stage_detector_nothing(build):
+def test_an_image_searched_for_no_class_has_no_gradient_in_a_two_stage_detector(build):
     batch = [toys.image([BOX], seed=0), toys.image([], seed=1, size=(64, 64))]
     batch[1]["annotated_classes"] = []
     found = rcnn_gradients(build, wide(batch))
@@ -272,13 +278,13 @@ def test_an_image_that_was_not_searched_teaches_a_two_stage_detector_nothing(bui
 def test_background_stands_for_classes_not_searched_for():
     scores = torch.tensor([[1.0, 2.0, 0.5, -1.0]], dtype=torch.float64, requires_grad=True)
     searched = torch.tensor([[True, False, False]])
-    merged = _only_searched(scores, searched, sigmoid=False)
+    merged = _mask_scores(scores, searched, sigmoid=False)
     p = scores.detach().softmax(1)[0]
     torch.testing.assert_close(merged.softmax(1)[0, [0, 3]], torch.stack([p[0], 1 - p[0]]))
     loss = nn.functional.cross_entropy(merged, torch.tensor([3]))
     torch.testing.assert_close(loss, -torch.log(p[1:].sum()))
     loss.backward()
-    # Nothing pushes the unknown classes down: they go up as the background does.
+    # Nothing pushes the unknown classes down. Their scores grow together with the background.
     assert (scores.grad[0, 1:] < 0).all() and scores.grad[0, 0] > 0
 
 
@@ -286,7 +292,7 @@ def test_sigmoid_scores_of_classes_not_searched_for_have_no_gradient():
     scores = torch.randn(4, 3, requires_grad=True)
     searched = torch.tensor([[True, False, True]]).expand(4, 3)
     loss = nn.functional.binary_cross_entropy_with_logits(
-        _only_searched(torch.cat([scores, scores[:, :1]], 1), searched, sigmoid=True)[:, :3],
+        _mask_scores(torch.cat([scores, scores[:, :1]], 1), searched, sigmoid=True)[:, :3],
         torch.zeros(4, 3),
         reduction="sum",
     )
@@ -294,7 +300,7 @@ def test_sigmoid_scores_of_classes_not_searched_for_have_no_gradient():
     assert not scores.grad[:, 1].any() and (scores.grad[:, ::2] > 0).all()
 
 
-def test_weights_reach_the_boxes_of_a_two_stage_detector():
+def test_weights_scale_the_boxes_of_a_two_stage_detector():
     plain = rcnn_gradients(toys.rcnn, wide(inputs()))
     found = rcnn_gradients(toys.rcnn, wide(inputs(gt_weights=[0.25])))
     first = len(found["sampled"][0][0])
@@ -307,11 +313,11 @@ def test_weights_reach_the_boxes_of_a_two_stage_detector():
         torch.testing.assert_close(found[name][:first], plain[name][:first])
 
 
-def test_weights_reach_the_proposal_network():
+def test_weights_scale_the_proposal_network():
     plain = rcnn_gradients(toys.rcnn, wide(inputs()))
     found = rcnn_gradients(toys.rcnn, wide(inputs(gt_weights=[0.25])))
     logits, deltas = ([n for n in plain if n.startswith(key)] for key in ("rpn", "anchors"))
-    # Only positives push their objectness up, and only they have deltas.
+    # Only the objectness of positives is pushed up, and only positives have deltas.
     assert any((plain[n][1] < 0).any() for n in logits)
     assert any((plain[n][1] > 0).any() for n in logits)
     assert any(plain[n][1].any() for n in deltas)
@@ -321,13 +327,13 @@ def test_weights_reach_the_proposal_network():
         torch.testing.assert_close(found[name][0], plain[name][0])
 
 
-def test_negatives_believed_to_be_objects_teach_proposals_nothing_where_a_class_is_unknown():
+def test_likely_objects_are_no_negatives_of_the_proposals_if_a_class_is_unknown():
     plain = rcnn_gradients(toys.rcnn, wide(inputs()))
     found = rcnn_gradients(toys.rcnn, wide(inputs(annotated_classes=[0, 2])))
     left_out = kept = 0
     for name, logits in found["logits"].items():
         before, after = plain[name], found[name]
-        unknown = (before[1] > 0) & (logits[1] > 0)  # negatives push their objectness down
+        unknown = (before[1] > 0) & (logits[1] > 0)  # the objectness of negatives is pushed down
         assert not after[1][unknown].any()
         torch.testing.assert_close(after[1][~unknown], before[1][~unknown])
         torch.testing.assert_close(after[0], before[0])
@@ -337,7 +343,7 @@ def test_negatives_believed_to_be_objects_teach_proposals_nothing_where_a_class_
 
 
 @pytest.mark.parametrize("build", [toys.rcnn, toys.cascade], ids=["Faster", "Cascade"])
-def test_positive_proposals_in_a_region_stay(build):
+def test_positive_proposals_in_a_region_keep_their_gradient(build):
     plain = rcnn_gradients(build, wide(inputs()))
     found = rcnn_gradients(build, wide(inputs(ignore_boxes=[[-999.0, -999.0, 999.0, 999.0]])))
     for k, proposals in enumerate(found["sampled"]):
@@ -376,7 +382,7 @@ def with_keypoints() -> nn.Module:
 
 
 def on_one_level() -> nn.Module:
-    """Mask R-CNN as Detectron2's C4: its mask head gets the features that its box head made."""
+    """A Mask R-CNN like Detectron2's C4, whose mask head uses the features of the box head."""
     model = toys.rcnn(mask=True)
     old = model.roi_heads
     old.box_predictor.cls_score = nn.Linear(8, 4)
@@ -409,7 +415,7 @@ def model(request) -> nn.Module:
     torch.manual_seed(0)
     made = build(*of).train()
     if hasattr(made.roi_heads, "mask_head"):
-        nn.init.normal_(made.roi_heads.mask_head.predictor.weight)  # masks that differ
+        nn.init.normal_(made.roi_heads.mask_head.predictor.weight)  # so that masks differ
     return made
 
 
@@ -435,7 +441,7 @@ def distilled(model: nn.Module, batch: list[dict]) -> dict[str, torch.Tensor]:
     return Distiller(student=model).train()(batch)
 
 
-def test_images_without_masks_take_no_part_in_the_loss_of_masks(model):
+def test_images_without_masks_are_left_out_of_the_mask_loss(model):
     head, name = instance_head(model)
     given = []
     handle = head.register_forward_pre_hook(lambda _m, args: given.append(args))
@@ -460,9 +466,9 @@ def test_without_any_masks_every_parameter_has_a_gradient(model):
     assert not any(p.grad.any() for p in head.parameters())
 
 
-def test_with_all_masks_the_losses_are_detectron2s(model):
+def test_with_all_masks_the_losses_equal_detectron2s(model):
     batch = wide([toys.image([BOX], seed=0), toys.image([], seed=1)])
-    with_fields(batch, 0)  # nor does Detectron2 ask for the masks of an image without boxes
+    with_fields(batch, 0)  # Detectron2 needs no masks for an image without boxes either
     torch.manual_seed(1)
     expected = model(batch)
     found = distilled(model, batch)
@@ -472,10 +478,10 @@ def test_with_all_masks_the_losses_are_detectron2s(model):
     assert "forward" not in vars(instance_head(model)[0])
 
 
-# ---- around it
+# ---- the context manager and its users
 
 
-def test_whole_labels_change_nothing_and_the_losses_are_given_back():
+def test_complete_labels_change_nothing_and_the_losses_are_restored():
     model = toys.retinanet()
     batch = inputs(ignore_boxes=[REGION])
     with mask_partial_labels(model, Targets.from_inputs(batch, "cpu", 3)):
@@ -485,7 +491,7 @@ def test_whole_labels_change_nothing_and_the_losses_are_given_back():
         assert "losses" not in vars(model)
 
 
-def test_an_unknown_detector_is_named():
+def test_an_unknown_detector_is_an_error():
     targets = Targets.from_inputs(inputs(ignore_boxes=[REGION]), "cpu", 3)
     with (
         pytest.raises(TypeError, match="cannot ignore regions or classes for a Linear"),
@@ -495,7 +501,7 @@ def test_an_unknown_detector_is_named():
 
 
 @pytest.mark.parametrize("methods", [{}, {"m": Mimic()}], ids=["alone", "distilled"])
-def test_the_distiller_heeds_the_labels(methods):
+def test_the_distiller_masks_partial_labels(methods):
     torch.manual_seed(0)
     student = detector("FCOS")
     teacher = Teacher(toys.retinanet(), None) if methods else None
@@ -507,11 +513,11 @@ def test_the_distiller_heeds_the_labels(methods):
     losses = model(batch)
     assert 0 <= losses["loss_fcos_cls"] < 1e-6 * before
     if methods:
-        assert losses["loss_distill_m"] > 0  # what the teacher shows needs no labels
+        assert losses["loss_distill_m"] > 0  # the teacher's maps need no labels
 
 
 @pytest.mark.parametrize("method", [lambda: FGD(), lambda: PGD(on="neck")], ids=["FGD", "PGD"])
-def test_what_is_unknown_is_no_background_for_a_method(method, storage):
+def test_unknown_regions_are_no_background_for_a_method(method, storage):
     model = Distiller(
         student=toys.retinanet(),
         teacher=Teacher(toys.retinanet(), None),
@@ -523,7 +529,7 @@ def test_what_is_unknown_is_no_background_for_a_method(method, storage):
         batch[0].update(fields)
         model(batch)
         latest = {k: v[0] for k, v in storage.latest().items() if "/m/" in k}
-        storage._iter += 20  # the next step that is recorded
+        storage._iter += 20  # go to the next step that is recorded
         return {k.split("/")[-1]: v for k, v in latest.items()}
 
     known = terms()
@@ -534,10 +540,10 @@ def test_what_is_unknown_is_no_background_for_a_method(method, storage):
     assert unknown["attention"] == known["attention"] > 0
 
 
-def test_targets_collect_what_is_open():
+def test_targets_collect_regions_classes_and_weights():
     batch = inputs(ignore_boxes=[REGION, BOX], annotated_classes=[2], gt_weights=[0.5])
     targets = Targets.from_inputs(batch, "cpu", 3)
-    assert not targets.whole and Targets.from_inputs(inputs(), "cpu").whole
+    assert not targets.complete and Targets.from_inputs(inputs(), "cpu").complete
     assert targets.ignored.tolist() == [[[0.0] * 4] * 2, [REGION, BOX]]
     assert targets.annotated.tolist() == [[True] * 3, [False, False, True]]
     assert targets.weights.tolist() == [[1.0], [0.5]]

@@ -1,11 +1,14 @@
-"""Every recipe with pseudo labels loads, passes its checks, builds, and fits what it needs: its
-data, the labels that it trains on, the checkpoints that it starts from."""
+"""Every recipe with pseudo labels loads, passes its checks and builds.
+
+It also fits its data, the labels that it trains on, and the checkpoints that it starts from.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ from d2kd.data import register_all
 from d2kd.data.demo import SPLITS, make_demo, register_demo
 from d2kd.data.folders import register_folders
 from d2kd.data.manifest import Image
-from d2kd.data.partial import PartialMapper, share
+from d2kd.data.partial import PartialMapper, random_subset
 from d2kd.loading import build_detector
 from d2kd.pseudo.categories import CategoryMap
 from d2kd.pseudo.coco import load_pseudo_labels, write_labels
@@ -37,12 +40,16 @@ from d2kd.pseudo.thresholds import FixedThresholds
 from .test_configs import _as_train_net, build, load  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted(p.relative_to(ROOT / "configs") for p in (ROOT / "configs/pseudo").rglob("*.py"))
+FILES = sorted(
+    p.relative_to(ROOT / "configs")
+    for folder in ("pseudo", "experiments/pseudo")
+    for p in (ROOT / "configs" / folder).rglob("*.py")
+)
 LABELS = [str(p) for p in FILES if p.name.startswith("labels")]
 RUNS = [str(p) for p in FILES if "common" not in p.name and str(p) not in LABELS]
 
 CITYSCAPES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
-# Data sets as datasets/README.md lays them out: splits with labels, without, classes.
+# Data sets of datasets/README.md: splits with labels, splits without labels, classes.
 FOLDERS = {
     "cityscapes": (["train", "val"], [], CITYSCAPES),
     "cityscapes_foggy": (["val"], ["train"], CITYSCAPES),
@@ -54,10 +61,10 @@ DEMO = 20  # training images, of which a fifth is four
 
 @pytest.fixture(autouse=True, scope="module")
 def _data(_as_train_net, tmp_path_factory):  # noqa: F811
-    """The demo set, small, and one image for each other split; COCO and VOC need not be there."""
+    """A small demo set, and one image for each other split. COCO and VOC are not needed."""
     root, before = tmp_path_factory.mktemp("datasets"), set(DatasetCatalog.list())
-    for name, (labelled, others, classes) in FOLDERS.items():
-        for split in (*labelled, *others):
+    for name, (labeled, others, classes) in FOLDERS.items():
+        for split in (*labeled, *others):
             (root / name / split).mkdir(parents=True)
             Picture.new("RGB", (40, 20)).save(root / name / split / "1.png")
         (root / name / "annotations").mkdir()
@@ -70,12 +77,12 @@ def _data(_as_train_net, tmp_path_factory):  # noqa: F811
                 for i in range(1, len(classes) + 1)
             ],
         }
-        for split in labelled:
+        for split in labeled:
             (root / name / "annotations" / f"{split}.json").write_text(json.dumps(coco))
     make_demo(root, {split: DEMO if split == "demo_train" else 2 for split in SPLITS})
     register_demo(root)
     for name in before:
-        if name.startswith(tuple(f"{folder}_" for folder in FOLDERS)):  # of whoever runs the tests
+        if name.startswith(tuple(f"{folder}_" for folder in FOLDERS)):  # the user's data
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
     register_folders(root)
@@ -101,7 +108,7 @@ def load_labels(name: str) -> DictConfig:
 
 
 def nodes(cfg, target) -> list[DictConfig]:
-    """All nodes of a function or class, wherever they stand."""
+    """All nodes with this function or class as their target, at any depth."""
     if OmegaConf.is_list(cfg):
         return [node for item in cfg for node in nodes(item, target)]
     if not isinstance(cfg, DictConfig):
@@ -140,18 +147,18 @@ def test_evaluates_as_many_classes_as_the_student_has(name):
     cfg = load(name)
     names = cfg.dataloader.test.dataset.names
     assert cfg.dataloader.evaluator.dataset_name == names
-    DatasetCatalog.get(names)  # some data sets know their classes only then
+    DatasetCatalog.get(names)  # some data sets know their classes only after loading
     assert len(MetadataCatalog.get(names).thing_classes) == num_classes(cfg.model)
     own_json = hasattr(MetadataCatalog.get(names), "json_file")
     assert own_json or cfg.dataloader.evaluator.output_dir == cfg.train.output_dir
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_what_labels_leave_open_is_heeded(name):
+def test_incomplete_labels_mask_the_losses(name):
     cfg = load(name)
     data = cfg.dataloader.train.dataset
     partial = nodes(data, load_pseudo_labels) or any(
-        node.get("rest") == "unlabelled" for node in nodes(data, share)
+        node.get("rest") == "unlabeled" for node in nodes(data, random_subset)
     )
     if partial:
         assert cfg.model._target_ is Distiller
@@ -170,10 +177,10 @@ def test_trains_on_labels_and_from_checkpoints_that_others_make():
             assert start in {f"{place}/model_final.pth" for place in places}, name
 
 
-def test_what_an_adapted_student_is_compared_with_differs_in_its_data_alone():
+def test_bounds_of_an_adapted_student_differ_in_their_data_only():
     for domain in ("fog", "night"):
         adapted, *others = (
-            load(f"pseudo/demo/{domain}_{x}.py") for x in ("adapted", "oracle", "source")
+            load(f"experiments/pseudo/{domain}_{x}.py") for x in ("adapted", "oracle", "source")
         )
         for other in others:
             assert other.dataloader.train.dataset != adapted.dataloader.train.dataset
@@ -183,7 +190,7 @@ def test_what_an_adapted_student_is_compared_with_differs_in_its_data_alone():
 
 
 @pytest.mark.parametrize("pair", ["cityscapes_foggy", "sim10k_cityscapes", "voc_clipart"])
-def test_adaptation_goes_on_from_the_source(pair):
+def test_adaptation_continues_from_the_source(pair):
     source, adapted = (load(f"pseudo/{pair}/{x}.py") for x in ("source", "adapted"))
     assert student(adapted.model) == source.model
     assert adapted.dataloader.test == source.dataloader.test
@@ -198,7 +205,7 @@ def test_cocos_share_is_a_fifth_and_stage_1_has_the_usual_steps():
     usual = load("retinanet/retinanet_R_50_FPN_2x.py")
     fifth = alone.dataloader.train.dataset
     assert (fifth.share, fifth.seed) == (0.2, 0)
-    assert pseudo.dataloader.train.dataset.labelled == fifth
+    assert pseudo.dataloader.train.dataset.labeled == fifth
     assert pseudo.dataloader.train.dataset.rest.images == fifth
     assert tuned.dataloader.train.dataset == fifth
     for cfg in (alone, pseudo, tuned):
@@ -212,20 +219,20 @@ def test_a_next_round_needs_no_other_file():
     docs = (ROOT / "docs/pseudo.md").read_text()
     shown = [
         "dataloader.train.dataset.target.path=output/pseudo/demo_fog_2/labels.json",
-        "labels.teachers.large.model=configs/pseudo/demo/fog_adapted.py",
+        "labels.teachers.large.model=configs/experiments/pseudo/fog_adapted.py",
         "labels.teachers.large.weights=output/pseudo/fog_adapted/model_final.pth",
         "labels.output=output/pseudo/demo_fog_2",
     ]
     assert all(x in docs for x in shown)
-    node = load("pseudo/demo/fog_adapted.py", shown[0]).dataloader.train.dataset
+    node = load("experiments/pseudo/fog_adapted.py", shown[0]).dataloader.train.dataset
     assert node.target.path == "output/pseudo/demo_fog_2/labels.json"
-    labels = LazyConfig.load("configs/pseudo/demo/labels_fog.py")
+    labels = LazyConfig.load("configs/experiments/pseudo/labels_fog.py")
     teacher = LazyConfig.apply_overrides(labels, shown[1:]).labels.teachers.large
     detector, image_format, _ = build_detector(teacher.model)
     assert (type(detector), detector.num_classes, image_format) == (RetinaNet, 10, "RGB")
 
 
-# ---- labelling
+# ---- labeling
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -251,11 +258,11 @@ def test_teachers_know_the_classes_that_they_were_trained_on(name):
             zoo = model_zoo.get_config(teacher.model)
             assert len(classes) == zoo.MODEL.RETINANET.NUM_CLASSES
             continue
-        cfg = load(teacher.model.removeprefix("configs/"))
+        cfg = load(os.path.relpath(teacher.model, "configs"))
         assert num_classes(cfg.model) == len(classes)
-        shipped = teacher.weights == "configs/demo/teacher.pth"
+        shipped = os.path.normpath(teacher.weights) == "configs/demo/teacher.pth"
         assert shipped or teacher.weights == f"{cfg.train.output_dir}/model_final.pth"
-        # They label at the size that they are validated at.
+        # Teachers label images of the size that they are validated on.
         sizes = nodes(cfg.dataloader.test.mapper.augmentations, ResizeShortestEdge)
         found = [(x.short_edge_length, x.max_size) for x in sizes]
         size = teacher.get("min_size_test", 800), teacher.get("max_size_test", 1333)
@@ -274,7 +281,7 @@ def test_students_classes_are_those_of_their_labels():
 def test_two_teachers_own_the_halves():
     owned = {}
     for which in ("halves", "low", "high"):
-        node = load_labels(f"pseudo/demo/labels_{which}.py")
+        node = load_labels(f"experiments/pseudo/labels_{which}.py")
         classes = class_names(node.classes)
         owned[which] = {
             name: CategoryMap(classes, t.categories, list(t.classes)).owned.tolist()
@@ -284,15 +291,15 @@ def test_two_teachers_own_the_halves():
     assert owned["halves"] == dict(low=low, high=high)
     assert (owned["low"], owned["high"]) == (dict(low=low), dict(high=high))
     for name, kind in (("retinanet_low", RetinaNet), ("fcos_high", FCOS)):
-        assert load(f"pseudo/demo/{name}.py").model._target_ is kind
+        assert load(f"experiments/pseudo/{name}.py").model._target_ is kind
 
 
 # ---- data of the demo
 
 
 @pytest.fixture
-def labelled(tmp_path):
-    """A box of a teacher that knows 0 to 4 in each of the training images, as labels.json."""
+def labeled(tmp_path):
+    """A labels.json with a box in each training image, by a teacher of the digits 0 to 4."""
     records = DatasetCatalog.get("demo_train")
     found = Labels(
         boxes=np.array([[10, 10, 30, 40]], np.float32),
@@ -316,10 +323,10 @@ def labelled(tmp_path):
     return path
 
 
-def data(name: str, labelled: Path | None = None) -> list[dict]:
-    node = load(f"pseudo/demo/{name}.py").dataloader.train.dataset
+def data(name: str, labeled: Path | None = None) -> list[dict]:
+    node = load(f"experiments/pseudo/{name}.py").dataloader.train.dataset
     for labels in nodes(node, load_pseudo_labels):
-        labels.path = str(labelled)
+        labels.path = str(labeled)
     return instantiate(node)
 
 
@@ -335,8 +342,8 @@ def test_a_half_is_all_images_with_the_boxes_of_its_classes(name, first):
     assert boxes(half, 0) == rest and any(rest)
 
 
-def test_a_fifth_and_the_rest(labelled):
-    fifth, both = data("share"), data("share_pseudo", labelled)
+def test_a_fifth_and_the_rest(labeled):
+    fifth, both = data("share"), data("share_pseudo", labeled)
     ids = {x["image_id"] for x in fifth}
     assert len(fifth) == DEMO / 5 and len(both) == DEMO
     for image in both:
@@ -344,18 +351,18 @@ def test_a_fifth_and_the_rest(labelled):
         assert teachers and set(teachers) == {image["image_id"] not in ids}
     distilled = data("share_distilled")
     assert {x["image_id"] for x in distilled if x.get("annotated_classes") != []} == ids
-    assert len(distilled) == 2 * DEMO  # the fifth, repeated, and all without labels
+    assert len(distilled) == 2 * DEMO  # the repeated fifth, and all images without labels
 
 
-def test_adaptation_sees_as_many_images_of_both_domains(labelled):
-    mixed = data("fog_adapted", labelled)
+def test_adaptation_sees_as_many_images_of_both_domains(labeled):
+    mixed = data("fog_adapted", labeled)
     assert sum("annotated_classes" in x for x in mixed) == len(mixed) / 2 == DEMO
 
 
-def test_labels_of_one_half_say_what_was_searched_for(labelled):
-    images = data("halves_low_student", labelled)
+def test_labels_of_one_half_say_what_was_searched_for(labeled):
+    images = data("halves_low_student", labeled)
     assert all(x["annotated_classes"] == [0, 1, 2, 3, 4] for x in images)
-    mapper = instantiate(load("pseudo/demo/halves_low_student.py").dataloader.train.mapper)
+    mapper = instantiate(load("experiments/pseudo/halves_low_student.py").dataloader.train.mapper)
     assert mapper(images[0])["annotated_classes"] == [0, 1, 2, 3, 4]
 
 

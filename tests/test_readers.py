@@ -3,12 +3,17 @@ import dataclasses
 import pytest
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.meta_arch.fcos import FCOSHead
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.utils.events import EventStorage
 from torch import nn
 
 from d2kd import Targets
-from d2kd.readers import check_same_anchors, read
+from d2kd.detectors import PointHead
+from d2kd.readers import check_same_anchors, get_reader
 from tests import toys
+
+TOWERS = CLS, BOX = "cls_tower.1", "box_tower.1"
 
 
 def hooks(model: nn.Module) -> int:
@@ -18,7 +23,7 @@ def hooks(model: nn.Module) -> int:
 @pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
 def test_dense_detectors_show_pyramid_and_logits(build):
     model = build().eval()
-    reader = read(model)
+    reader = get_reader(model)
     images = torch.randn(2, 3, 64, 96)
     seen = reader.run(images, {"features", "logits"})
     features = model.backbone(images)
@@ -32,8 +37,8 @@ def test_dense_detectors_show_pyramid_and_logits(build):
 
 @pytest.mark.parametrize("mask", [False, True], ids=["Faster", "Mask"])
 def test_two_stage_detectors_show_their_pyramid(mask):
-    reader = read(toys.rcnn(mask=mask, num_classes=5).eval())
-    assert reader.num_classes == 5 and "towers" not in reader.offers
+    reader = get_reader(toys.rcnn(mask=mask, num_classes=5).eval())
+    assert reader.num_classes == 5 and "cls_tower.1" not in reader.provides
     assert [(k, v.stride) for k, v in reader.shapes.items()] == [
         (f"p{i}", 2**i) for i in range(2, 7)
     ]
@@ -44,12 +49,12 @@ def test_two_stage_detectors_show_their_pyramid(mask):
 def test_towers_are_the_first_block_after_its_activation(build):
     model = build().eval()
     images = torch.randn(2, 3, 64, 96)
-    seen = read(model).run(images, {"towers"})
+    seen = get_reader(model).run(images, TOWERS)
     features = model.backbone(images)
     for level in model.head_in_features:
         for shown, tower in (
-            (seen.cls_tower, model.head.cls_subnet),
-            (seen.box_tower, model.head.bbox_subnet),
+            (seen.taps[CLS], model.head.cls_subnet),
+            (seen.taps[BOX], model.head.bbox_subnet),
         ):
             assert torch.equal(shown[level], tower[0](features[level]).relu())
 
@@ -58,7 +63,7 @@ def test_boxes_are_those_that_retinanet_decodes():
     model = toys.retinanet(test_score_thresh=0.0, test_nms_thresh=1.0).eval()
     torch.nn.init.normal_(model.head.bbox_pred.weight, std=0.3)
     images = torch.randn(1, 3, 64, 64)
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(images, {"boxes"})
     scores = reader.flatten(seen.logits, 3).sigmoid()[0]
     features = [model.backbone(images)[f] for f in model.head_in_features]
@@ -76,7 +81,7 @@ def test_boxes_are_those_that_retinanet_decodes():
 
 def test_boxes_of_fcos_are_distances_in_strides():
     model = toys.fcos().eval()
-    seen = read(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
+    seen = get_reader(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
     ltrb = seen.deltas["p4"][0, :, 1, 2].relu() * 16  # cell (1, 2) of p4
     x, y = 2.5 * 16, 1.5 * 16
     expected = torch.stack([x - ltrb[0], y - ltrb[1], x + ltrb[2], y + ltrb[3]])
@@ -87,7 +92,7 @@ def test_boxes_of_fcos_are_distances_in_strides():
 
 def test_boxes_of_two_stage_detectors_are_the_proposals():
     model = toys.rcnn().eval()
-    seen = read(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
+    seen = get_reader(model).run(torch.randn(1, 3, 64, 64), {"boxes"})
     rpn = model.proposal_generator
     with torch.no_grad():
         anchors = rpn.anchor_generator(list(seen.features.values()))
@@ -107,7 +112,7 @@ def test_boxes_of_two_stage_detectors_are_the_proposals():
 @pytest.mark.parametrize("build", [toys.retinanet, toys.fcos], ids=["RetinaNet", "FCOS"])
 def test_assignment_is_the_detectors_own(build):
     model = build().eval()
-    reader = read(model)
+    reader = get_reader(model)
     seen = reader.run(torch.randn(3, 3, 128, 128), {"boxes"})
     boxes = [[8.0, 8, 60, 50], [30, 20, 100, 110], [8, 8, 60, 50]], [], [[3.0, 3, 40, 30]]
     targets = toys.targets(*boxes, classes=[[0, 1, 2], [], [1]], size=(128, 128))
@@ -127,14 +132,14 @@ def test_assignment_of_a_training_step_is_the_one_that_its_losses_used(build, mo
     calls, model = [], build().train()
     own = type(model).label_anchors
     monkeypatch.setattr(type(model), "label_anchors", lambda *args: calls.append(1) or own(*args))
-    reader, inputs = read(model), toys.batch()
+    reader, inputs = get_reader(model), toys.batch()
     targets = Targets.from_inputs(inputs, "cpu", reader.num_classes)
-    with EventStorage(), reader.listen({"boxes"}) as seen:
+    with EventStorage(), reader.capture({"boxes"}) as seen:
         model(inputs)
-    seen = reader.complete(seen, {"boxes"})
+    seen = reader.finalize(seen, {"boxes"})
     matched = reader.assign(seen, targets)
     assert len(calls) == 1 and "label_anchors" not in vars(model)
-    seen.labelled = None
+    seen.anchor_labels = None
     assert torch.equal(reader.assign(seen, targets), matched)
     assert len(calls) == 2 and (matched >= 0).any()
 
@@ -145,10 +150,13 @@ POINTS = ["ATSS", "GFL", "DDOD", "AutoAssign"]
 @pytest.mark.parametrize("name", POINTS)
 def test_point_detectors_show_all(name):
     model = toys.point(name).eval()
-    reader = read(model)
-    assert reader.offers == {"features", "logits", "towers", "boxes"}
+    reader = get_reader(model)
+    assert reader.provides == {
+        *("features", "logits", "boxes"),
+        *("cls_tower.1", "cls_tower.2", "box_tower.1", "box_tower.2"),
+    }
     images = torch.randn(2, 3, 64, 96)
-    seen = reader.run(images, reader.offers)
+    seen = reader.run(images, reader.provides)
     output = model.head([seen.features[f] for f in model.head_in_features])
     for maps, expected in zip((seen.logits, seen.deltas, seen.quality), output, strict=False):
         assert all(torch.equal(a, b) for a, b in zip(maps.values(), expected, strict=True))
@@ -158,11 +166,11 @@ def test_point_detectors_show_all(name):
     assert torch.equal(seen.boxes, boxes) and torch.equal(seen.anchors, locations.anchors)
     p3 = seen.features["p3"]
     for shown, tower in (
-        (seen.cls_tower, model.head.cls_subnet),
-        (seen.box_tower, model.head.bbox_subnet),
+        (seen.taps[CLS], model.head.cls_subnet),
+        (seen.taps[BOX], model.head.bbox_subnet),
     ):
         assert torch.equal(shown["p3"], tower[1](tower[0](p3)).relu())
-        assert shown["p3"].shape[1] == reader.tower_channels[0]
+        assert shown["p3"].shape[1] == reader.taps[CLS].channels
 
 
 @pytest.mark.parametrize("name", POINTS)
@@ -172,11 +180,11 @@ def test_assignment_of_point_detectors_is_that_of_their_losses(name):
     match = "match" if name == "DDOD" else "assign"
     own = getattr(model, match)
     inputs = toys.batch(2, size=(64, 96))
-    with read(model).listen({"boxes"}) as seen:
+    with get_reader(model).capture({"boxes"}) as seen:
         setattr(model, match, lambda *args: calls.append(own(*args)) or calls[-1])
         model(inputs)
-    reader = read(model)
-    seen = reader.complete(seen, {"boxes"})
+    reader = get_reader(model)
+    seen = reader.finalize(seen, {"boxes"})
     assigned = reader.assign(seen, Targets.from_inputs(inputs, "cpu"))
     assert assigned.shape == seen.boxes.shape[:2] and (assigned >= 0).any()
     if name == "AutoAssign":  # whose losses know no positives
@@ -186,7 +194,7 @@ def test_assignment_of_point_detectors_is_that_of_their_losses(name):
 
 
 def test_assignment_leaves_out_the_padding_of_another_image():
-    reader = read(toys.point("ATSS"))
+    reader = get_reader(toys.point("ATSS"))
     boxes = [[50.0, 4, 64, 60], [30.0, 20, 64, 44], [40.0, 40, 63, 63]]
     targets = toys.targets(boxes)
     alone = reader.run(torch.zeros(1, 3, 64, 64), {"boxes"})
@@ -207,7 +215,7 @@ def test_ddod_assigns_by_the_boxes_of_any_detector():
     )
     torch.nn.init.normal_(teacher.head.bbox_pred.weight, std=0.3)
     torch.nn.init.normal_(teacher.head.cls_score.weight, std=0.3)
-    shown = read(teacher).run(torch.randn(1, 3, 64, 64), {"logits", "boxes"})
+    shown = get_reader(teacher).run(torch.randn(1, 3, 64, 64), {"logits", "boxes"})
     targets = toys.targets([[8.0, 8, 40, 40], [20.0, 10, 60, 50]])
     maps = list(shown.logits.values())
     locations = student.locations(maps)
@@ -215,17 +223,17 @@ def test_ddod_assigns_by_the_boxes_of_any_detector():
     inside = torch.ones(1, len(locations.anchors), dtype=torch.bool)
     expected = student.match(locations, logits, shown.boxes, targets, inside, student.cls_alpha)
     assert (expected >= 0).any()
-    assert torch.equal(read(student).assign(shown, targets), expected)
+    assert torch.equal(get_reader(student).assign(shown, targets), expected)
 
 
 def test_padding_of_another_image_is_nobodys():
-    reader = read(toys.point("ATSS"))
-    assert reader.padding == 32 and read(toys.point("AutoAssign")).padding == 0
-    assert read(toys.retinanet()).padding == read(toys.fcos()).padding == 0
+    reader = get_reader(toys.point("ATSS"))
+    assert reader.padding == 32 and get_reader(toys.point("AutoAssign")).padding == 0
+    assert get_reader(toys.retinanet()).padding == get_reader(toys.fcos()).padding == 0
 
 
 def test_assignment_without_any_box():
-    reader = read(toys.retinanet().eval())
+    reader = get_reader(toys.retinanet().eval())
     seen = reader.run(torch.randn(2, 3, 64, 64), {"boxes"})
     assert (reader.assign(seen, toys.targets([], [])) == -1).all()
 
@@ -233,24 +241,24 @@ def test_assignment_without_any_box():
 def test_cells_beyond_the_frame_are_cut_off():
     model = toys.retinanet().eval()
     images = torch.randn(1, 3, 128, 160)
-    needs = {"features", "logits", "towers", "boxes"}
-    whole = read(model).run(images, needs)
-    cut = read(model).run(images, needs, frame=(72, 96))
+    needs = {"features", "logits", "boxes", *TOWERS}
+    whole = get_reader(model).run(images, needs)
+    cut = get_reader(model).run(images, needs, crop_size=(72, 96))
     assert cut.padded_size == (72, 96)
-    for name in ("features", "logits", "deltas", "cls_tower", "box_tower"):
-        assert torch.equal(getattr(cut, name)["p3"], getattr(whole, name)["p3"][..., :9, :12])
+    for name in ("features", "logits", "deltas", *TOWERS):
+        assert torch.equal(cut.maps(name)["p3"], whole.maps(name)["p3"][..., :9, :12])
     assert cut.boxes.shape[1] == cut.anchors.shape[0] == 9 * 12 + 5 * 6 + 3 * 3 + 2 * 2 + 1
     # Row 1, cell 0 of p3: the second row of a grid of 12 columns, or of one of 20.
     assert torch.equal(cut.boxes[0, 12], whole.boxes[0, 20])
 
 
 def test_different_anchors_are_named():
-    reader = read(toys.retinanet())
-    check_same_anchors(reader, read(toys.retinanet()), "RM")
+    reader = get_reader(toys.retinanet())
+    check_same_anchors(reader, get_reader(toys.retinanet()), "RM")
     # One anchor in a cell predicts for its centre, however large it is.
-    check_same_anchors(reader, read(toys.fcos()), "RM")
+    check_same_anchors(reader, get_reader(toys.fcos()), "RM")
     with pytest.raises(ValueError, match=r"RM: expected.*same offset of the anchors"):
-        check_same_anchors(reader, read(toys.point("ATSS")), "RM")
+        check_same_anchors(reader, get_reader(toys.point("ATSS")), "RM")
     two = DefaultAnchorGenerator(
         sizes=[[32, 48]] * 5, aspect_ratios=[1.0], strides=toys.STRIDES, offset=0.5
     )
@@ -258,26 +266,130 @@ def test_different_anchors_are_named():
     with pytest.raises(ValueError, match=r"RM: expected.*same anchors in a cell"):
         check_same_anchors(reader, several, "RM")
     with pytest.raises(ValueError, match=r"RM: expected.*same strides of the head"):
-        check_same_anchors(reader, read(toys.rcnn()), "RM")
+        check_same_anchors(reader, get_reader(toys.rcnn()), "RM")
 
 
 def test_what_is_seen_is_what_the_detector_computed():
     model = toys.retinanet()
-    with read(model).listen({"features"}) as seen:
+    with get_reader(model).capture({"features"}) as seen:
         sum(model(toys.batch()).values()).backward()
     assert seen.features["p3"].requires_grad and not seen.logits
 
 
 def test_hooks_live_in_the_block_only():
     model = toys.retinanet()
-    with read(model).listen({"features", "logits", "towers"}):
+    with get_reader(model).capture({"features", "logits", *TOWERS}):
         assert hooks(model) == 6
     assert hooks(model) == 0
-    with pytest.raises(RuntimeError), read(model).listen({"features"}):
+    with pytest.raises(RuntimeError), get_reader(model).capture({"features"}):
         raise RuntimeError
     assert hooks(model) == 0
 
 
 def test_unknown_detector_is_named_with_the_fix():
-    with pytest.raises(TypeError, match=r"cannot read a Linear.*DenseDetector.*read.register"):
-        read(nn.Linear(1, 1))
+    with pytest.raises(
+        TypeError, match=r"cannot read a Linear.*DenseDetector.*get_reader.register"
+    ):
+        get_reader(nn.Linear(1, 1))
+
+
+# ---- towers at any block, and the rest of the head
+
+
+def deep(build: str, **fields):
+    """A detector with towers of three blocks."""
+    if build == "GFL":
+        head = dict(box_channels=68, quality=False)
+        return toys.point("GFL", head=PointHead(**DEEP, norm="LN", **head), **fields)
+    if build == "ATSS":
+        return toys.point("ATSS", head=PointHead(**DEEP, norm="LN"), **fields)
+    if build == "FCOS":
+        model = toys.fcos()
+        model.head = FCOSHead(**DEEP)
+        return model
+    # Its norms are lists with one norm for each level, of which each call takes the next one.
+    model = toys.retinanet(head=RetinaNetHead(**DEEP, num_anchors=1, norm="BN"), **fields)
+    for module in model.head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+    return model
+
+
+DEEP = dict(input_shape=[toys.ShapeSpec(channels=8)] * 5, num_classes=3, conv_dims=[8] * 3)
+
+
+@pytest.mark.parametrize("build", ["RetinaNet", "FCOS", "ATSS", "GFL"])
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_a_tap_is_the_output_of_that_block(build, block):
+    model = deep(build).eval()
+    names = f"cls_tower.{block}", f"box_tower.{block}"
+    knowledge = get_reader(model).run(torch.randn(2, 3, 64, 96), {"features", *names})
+    for name, tower in zip(names, (model.head.cls_subnet, model.head.bbox_subnet), strict=True):
+        assert list(knowledge.taps[name]) == model.head_in_features
+        for level, shown in knowledge.taps[name].items():
+            x, outputs = knowledge.features[level], []
+            for layer in tower:
+                x = layer(x)
+                if isinstance(layer, nn.ReLU):
+                    outputs.append(x)
+            assert torch.equal(shown, outputs[block - 1])
+    assert get_reader(model).taps[names[0]].channels == 8
+
+
+@pytest.mark.parametrize("build", ["RetinaNet", "FCOS", "ATSS", "GFL"])
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_the_rest_of_the_head_on_its_own_maps_gives_its_own_outputs(build, block):
+    model = deep(build).eval()
+    reader = get_reader(model)
+    needs = {"logits", "boxes", f"cls_tower.{block}", f"box_tower.{block}"}
+    knowledge = reader.run(torch.randn(2, 3, 64, 96), needs)
+    maps = [knowledge.taps[f"{name}.{block}"] for name in ("cls_tower", "box_tower")]
+    again = knowledge.run_head_from(block, *maps, needs=("logits", "boxes"))
+    for name in ("logits", "deltas", "quality"):
+        assert list(again.maps(name)) == list(knowledge.maps(name))
+        for level, x in knowledge.maps(name).items():
+            assert torch.equal(again.maps(name)[level], x)
+    assert torch.equal(again.boxes, knowledge.boxes) and hooks(model) == 0
+
+
+def test_the_rest_of_the_head_depends_on_both_maps_and_trains_neither_its_weights():
+    model = deep("ATSS").eval()
+    reader = get_reader(model)
+    maps = [
+        {f"p{3 + i}": torch.rand(1, 8, 8 >> i, 8 >> i, requires_grad=True) for i in range(4)}
+        for _ in range(2)
+    ]
+    for tower in maps:
+        tower["p7"] = torch.rand(1, 8, 1, 1, requires_grad=True)
+    cls_maps, box_maps = maps
+    outputs = reader.run_head_from(2, cls_maps, box_maps)
+    sum(x.square().sum() for x in outputs.logits.values()).backward()
+    assert all(x.grad.any() for x in cls_maps.values())
+    assert all(x.grad is None for x in box_maps.values())
+    outputs = reader.run_head_from(2, cls_maps, box_maps)
+    sum(x.square().sum() for x in (*outputs.deltas.values(), *outputs.quality.values())).backward()
+    assert all(x.grad.any() for x in box_maps.values())
+    # The weights were trainable before and are so again, but got no gradient.
+    assert all(p.requires_grad and p.grad is None for p in model.head.parameters())
+    # Only the last block and the predictors ran on the maps.
+    expected = model.head.cls_score(model.head.cls_subnet[6:](cls_maps["p4"]))
+    torch.testing.assert_close(outputs.logits["p4"], expected)
+
+
+def test_names_that_a_detector_lacks_are_refused():
+    reader = get_reader(toys.rcnn())
+    with pytest.raises(ValueError, match=r"needs of GeneralizedRCNN: expected .*found cls_tower.1"):
+        reader.run(torch.zeros(1, 3, 64, 64), {"features", "cls_tower.1"})
+    assert reader.run(torch.zeros(1, 3, 64, 64), {"features"}).run_head_from is None
+    with pytest.raises(ValueError, match=r"RetinaNet with cls_tower.2, box_tower.2, found cls_t"):
+        get_reader(toys.retinanet()).run_head_from(2, {}, {})
+    with pytest.raises(ValueError, match=r"GeneralizedRCNN with .*, found no towers"):
+        reader.run_head_from(1, {}, {})
+
+
+def test_hooks_of_the_rest_of_the_head_are_gone_after_an_error():
+    model = deep("FCOS")
+    maps = {level: torch.rand(1, 5, 4, 4) for level in model.head_in_features}  # 8 channels
+    with pytest.raises(RuntimeError):
+        get_reader(model).run_head_from(1, maps, maps)
+    assert hooks(model) == 0 and all(p.requires_grad for p in model.parameters())

@@ -1,4 +1,4 @@
-"""What the README shows works as it stands there."""
+"""The examples of the README work as they are shown."""
 
 import glob
 import re
@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_ten_lines_distil_ones_own_detector(folder):
+def test_ten_lines_distill_the_users_detector(folder):
     lines = (folder / "my_distilled.py").read_text().strip().splitlines()
     assert len(lines) <= 10
     configs = [load_config(f"my_{who}.py") for who in ("student", "distilled")]

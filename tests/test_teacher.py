@@ -12,14 +12,14 @@ AS_IT_IS = dict(input_format="BGR", padded_size=(64, 64))
 
 
 def with_statistics(model):
-    """Give its batch norms, frozen or not, something to do."""
+    """Give the batch norms of a model, frozen or not, random weights and statistics."""
     for norm in model.modules():
         if isinstance(norm, (FrozenBatchNorm2d, torch.nn.BatchNorm2d)):
             for name in ("weight", "bias", "running_mean", "running_var"):
                 getattr(norm, name).data.uniform_(0.5, 1.5)
 
 
-def test_features_are_the_detectors_own():
+def test_features_equal_the_detectors():
     model = toys.retinanet().eval()
     inputs = toys.batch()
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_it_is_frozen_and_in_evaluation_mode():
     assert not any(m.training for m in teacher.model.modules())
 
 
-def test_other_channel_order_is_turned():
+def test_images_in_the_other_channel_order_are_converted():
     model = toys.retinanet(input_format="RGB")
     inputs = toys.batch()
     turned = [{**x, "image": x["image"].flip(0)} for x in inputs]
@@ -47,7 +47,7 @@ def test_other_channel_order_is_turned():
     assert not torch.equal(untouched.features["p3"], from_bgr.features["p3"])
 
 
-def test_it_normalises_with_its_own_statistics():
+def test_it_normalizes_with_its_own_statistics():
     model = toys.retinanet(pixel_mean=[1.0, 2.0, 3.0], pixel_std=[4.0, 5.0, 6.0]).eval()
     inputs = [toys.image()]
     pixels = (inputs[0]["image"] - torch.tensor([1.0, 2, 3]).view(3, 1, 1)) / torch.tensor(
@@ -59,28 +59,30 @@ def test_it_normalises_with_its_own_statistics():
 
 
 @pytest.mark.parametrize("size, padded", [((64, 64), (64, 64)), ((65, 130), (96, 160))])
-def test_it_pads_to_the_students_size_in_its_own_multiples(size, padded):
-    # The toy's neck asks for multiples of 32.
+def test_it_pads_the_students_size_to_its_own_multiples(size, padded):
+    # The neck of the toy detector needs multiples of 32.
     teacher = Teacher(toys.retinanet(), None)
     seen = []
     teacher.model.backbone.register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape))
     shown = teacher(toys.batch(size=(40, 50)), input_format="BGR", padded_size=size)
     assert seen == [(2, 3, *padded)]
-    # What lies beyond the student's frame is not shown.
+    # Parts of the maps outside the student's frame are cut off.
     assert shown.padded_size == size
     assert shown.features["p3"].shape[-2:] == tuple(-(-side // 8) for side in size)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", None])
-def test_its_precision_is_its_own(dtype):
+def test_it_has_its_own_precision(dtype):
     teacher = Teacher(toys.retinanet(), None, dtype=dtype)
     shown = teacher(toys.batch(), **AS_IT_IS).features["p3"]
     assert shown.dtype == torch.float32
     assert torch.equal(shown, shown.bfloat16().float()) == (dtype == "bfloat16")
 
 
-@pytest.mark.parametrize("needs", [["features"], ["features", "towers", "logits", "boxes"]])
-def test_a_fast_one_says_the_same(needs):
+@pytest.mark.parametrize(
+    "needs", [["features"], ["features", "cls_tower.1", "box_tower.1", "logits", "boxes"]]
+)
+def test_a_fast_teacher_gives_the_same_output(needs):
     model = toys.retinanet(norm="BN")
     model.backbone.fpn_lateral3.norm = torch.nn.BatchNorm2d(8)
     with_statistics(model)
@@ -88,13 +90,14 @@ def test_a_fast_one_says_the_same(needs):
     fast = Teacher(model, None, fast=True)(toys.batch(), **AS_IT_IS, needs=needs)
     assert model.backbone.bottom_up.stem.conv1.norm is None
     assert model.backbone.fpn_lateral3.norm is not None  # a student may inherit the neck
-    for name in ("features", "cls_tower", "box_tower", "logits", "deltas"):
-        for level, x in getattr(slow, name).items():
-            assert getattr(fast, name)[level].is_contiguous()
-            assert torch.allclose(getattr(fast, name)[level], x, rtol=0, atol=1e-5 * x.abs().max())
+    for name in ("features", "cls_tower.1", "box_tower.1", "logits", "deltas"):
+        for level, x in slow.maps(name).items():
+            other = fast.maps(name)[level]
+            assert other.is_contiguous()
+            assert torch.allclose(other, x, rtol=0, atol=1e-5 * x.abs().max())
 
 
-def test_building_it_does_not_move_the_random_state():
+def test_building_it_keeps_the_random_state():
     state = torch.get_rng_state()
     Teacher("configs/demo/student.py", None)
     assert torch.equal(torch.get_rng_state(), state)
@@ -117,8 +120,8 @@ def test_it_builds_from_a_zoo_name_and_a_yaml_file(tmp_path):
     assert zoo.reader.num_classes == 80 and zoo.input_format == "BGR"
 
 
-def test_channel_order_is_that_of_the_images_that_its_config_loads(tmp_path):
-    # An FCOS says nothing of its channel order.
+def test_channel_order_follows_the_images_that_its_config_loads(tmp_path):
+    # Detectron2's FCOS has no field for the channel order.
     (tmp_path / "teacher.py").write_text(
         "from detectron2.config import LazyCall as L\n"
         "from tests import toys\n"
@@ -129,7 +132,7 @@ def test_channel_order_is_that_of_the_images_that_its_config_loads(tmp_path):
     assert Teacher(str(tmp_path / "teacher.py"), None, input_format="BGR").input_format == "BGR"
 
 
-def test_it_builds_from_the_config_that_a_run_leaves(tmp_path):
+def test_it_builds_from_the_config_that_a_run_saved(tmp_path):
     LazyConfig.save(LazyConfig.load("configs/demo/student.py"), str(tmp_path / "config.yaml"))
     assert Teacher(str(tmp_path / "config.yaml"), None).input_format == "RGB"
 
@@ -144,6 +147,6 @@ def test_it_builds_from_the_config_that_a_run_leaves(tmp_path):
         (lambda: Teacher(toys.fcos(), "gone.pth"), FileNotFoundError, r"'gone.pth', found no file"),
     ],
 )
-def test_bad_input_is_named(make, error, message):
+def test_bad_input_is_an_error_that_names_it(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -1,4 +1,4 @@
-"""The training script as a user runs it, on a data set of six images."""
+"""Run the training script as a user does, on a dataset of six images."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ def config(tmp_path_factory) -> Path:
     register_coco_instances("toy_boxes", {}, *map(str, toys.coco_dataset(folder / "images")))
     torch.manual_seed(5)
     teacher = train_net.instantiate(train_net.load_config("configs/demo/student.py").model)
-    torch.nn.init.zeros_(teacher.head.cls_score.bias)  # else no score passes the threshold
+    torch.nn.init.zeros_(teacher.head.cls_score.bias)  # otherwise no score exceeds the threshold
     Checkpointer(teacher, str(folder)).save("teacher")
     path = folder / "config.py"
     path.write_text(CONFIG.format(weights=folder / "teacher.pth"))
@@ -89,7 +89,7 @@ def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
 def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):
     run(config, tmp_path, eval_teacher=True)
     run(config, tmp_path, f"train.init_checkpoint={config.parent / 'teacher.pth'}", eval_only=True)
-    # The same weights as teacher and as student: the same figures.
+    # Teacher and student have the same weights, and thus the same results.
     rows = re.findall(r"copypaste: ([\d.]+,[\d.]+,.*)", (tmp_path / "log.txt").read_text())
     assert len(rows) == 2 and rows[0] == rows[1] and float(rows[0].split(",")[0]) > 0
 
@@ -107,7 +107,7 @@ def test_teacher_that_fails_its_proof_stops_the_run(config, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_accumulation_and_clipping_run(config, tmp_path, dtype):
+def test_mixed_precision_accumulation_and_clipping_work(config, tmp_path, dtype):
     weights = run(
         config,
         tmp_path,

@@ -1,4 +1,4 @@
-"""Small detectors and batches that run in milliseconds."""
+"""Small detectors and batches for tests; a step takes milliseconds."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ STRIDES = (8, 16, 32, 64, 128)
 
 
 def pyramid(width: int = 4, channels: int = 8, norm: str = "BN") -> FPN:
-    """p3 to p7 over a ResNet of four basic blocks."""
-    # A block without a change of width has no projection, and so cannot change the stride.
+    """A pyramid of p3 to p7 on a ResNet with four basic blocks."""
+    # Each block changes the width. A block that does not has no projection and cannot change the
+    # stride.
     outs = (width, 2 * width, 4 * width, 8 * width)
     stages = [
         ResNet.make_stage(
@@ -92,7 +93,7 @@ def fcos(width: int = 4, channels: int = 8, num_classes: int = 3) -> FCOS:
 
 
 def point(name: str, width: int = 4, channels: int = 8, num_classes: int = 3, **fields):
-    """One of `d2kd.detectors` by its class name."""
+    """Build a detector of `d2kd.detectors` by its class name."""
     from d2kd import detectors
 
     head = dict(
@@ -119,7 +120,7 @@ def point(name: str, width: int = 4, channels: int = 8, num_classes: int = 3, **
 
 
 def rcnn(mask: bool = False, num_classes: int = 3, channels: int = 8):
-    """Faster or Mask R-CNN from Detectron2's own config: ResNet-18, narrow neck, p2 to p6."""
+    """Faster or Mask R-CNN by Detectron2's config, with ResNet-18 and a narrow neck, p2 to p6."""
     model = model_zoo.get_config("common/models/mask_rcnn_fpn.py").model
     bottom_up = model.backbone.bottom_up
     bottom_up.stages.depth = 18
@@ -143,7 +144,7 @@ def rcnn(mask: bool = False, num_classes: int = 3, channels: int = 8):
 
 
 def cascade():
-    """Cascade R-CNN: Detectron2's three stages on the pyramid of `rcnn`."""
+    """Cascade R-CNN: the three stages of Detectron2's config on the pyramid of `rcnn`."""
     heads = model_zoo.get_config("common/models/cascade_rcnn.py").model.roi_heads
     heads.num_classes = 3
     for head in heads.box_heads:
@@ -163,7 +164,7 @@ def image(
     classes: Sequence[int] | None = None,
     seed: int = 0,
 ) -> dict:
-    """One input as Detectron2's DatasetMapper gives it; `size` is height and width."""
+    """An input in the format of Detectron2's DatasetMapper; `size` is height and width."""
     pixels = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(seed))
     truth = Instances(size)
     truth.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
@@ -187,8 +188,8 @@ def targets(
     classes: Sequence[Sequence[int]] | None = None,
     size: tuple[int, int] = (64, 64),
 ) -> Targets:
-    """Ground truth of one image for each list of boxes, as the distiller collects it."""
-    from d2kd import Targets  # the toys themselves serve tests that run without d2kd
+    """Ground truth of a batch, one image per list of boxes, as the distiller collects it."""
+    from d2kd import Targets  # some tests use this module without d2kd
 
     of = classes or [None] * len(boxes)
     inputs = [image(boxes=b, classes=c, size=size) for b, c in zip(boxes, of, strict=True)]
@@ -196,7 +197,11 @@ def targets(
 
 
 def coco_dataset(folder: Path, n: int = 6, size: int = 64, classes: int = 10) -> tuple[Path, Path]:
-    """A COCO-style data set of noise with a bright box in each image: its JSON and its folder."""
+    """Write a COCO-style dataset of noise images, each with a bright box.
+
+    Returns:
+        the path of its JSON file, and the folder of its images.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for i in range(n):

@@ -1,10 +1,13 @@
-"""Watching for operations for which a GPU's host would wait."""
+"""Find operations that make the host wait for a GPU."""
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Waits(TorchDispatchMode):
-    """`found` holds the operations that read a value or whose result's shape depends on one."""
+    """Record operations that read a value, or whose result has a shape that depends on a value.
+
+    They are listed in `found`.
+    """
 
     def __init__(self):
         super().__init__()

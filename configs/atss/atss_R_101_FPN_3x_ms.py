@@ -1,13 +1,13 @@
-"""ATSS R101, the teacher: train it before the distilled configs.
+"""ATSS R101, a teacher: train it before the distilled recipes in this folder.
 
     python train_net.py --config-file configs/atss/atss_R_101_FPN_3x_ms.py --num-gpus 8
 
-The schedule is that of PGD's release. ../common/coco_pgd_3x_ms.py says where R-101.pkl comes from.
+The schedule is that of PGD's release.
 """
 
-from ..common.coco_pgd_3x_ms import dataloader, lr_multiplier, optimizer, train
-from .atss_R_50_FPN_1x import model
+from ..common.coco_3x_ms import dataloader, lr_multiplier, optimizer, train
+from ..common.models.atss import atss
 
-model.backbone.bottom_up.stages.depth = 101
+model = atss(depth=101)
 
 train.output_dir = "output/atss_R_101_FPN_3x_ms"

@@ -1,16 +1,13 @@
-"""ATSS R50 alone: the student of the configs beside it. Needs `d2kd.detectors`, no distillation.
+"""ATSS R50 alone: the student of the distilled recipes in this folder. Needs `d2kd.detectors`.
 
-The recipe is that of PGD's release, and so is the quality branch: it learns the IoU. The paper's
-learns centerness (`model.quality=centerness`); upstream trains it at batch 16 with learning rate
-0.01 and no clipping.
+The recipe is that of PGD's release, and so is the quality branch, which learns the IoU. In the
+paper it learns centerness (`model.quality=centerness`). Upstream trains at batch 16 with learning
+rate 0.01 and without clipping.
 """
 
-from d2kd.detectors import ATSS
+from ..common.coco_1x_bs32 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.atss import atss
 
-from ..common.coco_pgd import dataloader, lr_multiplier, optimizer, train
-from ..common.dense import dense
-
-model = dense(ATSS)
-model.quality = "iou"
+model = atss(depth=50)
 
 train.output_dir = "output/atss_R_50_FPN_1x"

@@ -1,13 +1,14 @@
-"""Cascade R-CNN R101, the teacher: train it before the distilled configs.
+"""Cascade R-CNN R101, a teacher: train it before the distilled recipes in this folder.
 
     python train_net.py --config-file configs/cascade_rcnn/cascade_rcnn_R_101_FPN_2x.py --num-gpus 8
 
-Detectron2's zoo has none.
+Detectron2's model zoo has none.
 """
 
-from .cascade_rcnn_R_50_FPN_2x import dataloader, lr_multiplier, model, optimizer, train
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.cascade_rcnn import cascade_rcnn
 
-model.backbone.bottom_up.stages.depth = 101
+model = cascade_rcnn(depth=101)
 
 train.init_checkpoint = "detectron2://ImageNetPretrained/MSRA/R-101.pkl"
 train.output_dir = "output/cascade_rcnn_R_101_FPN_2x"

@@ -1,13 +1,13 @@
-"""DDOD R101, the teacher: train it before the distilled configs.
+"""DDOD R101, a teacher: train it before ddod_R_50_FPN_1x_pgd.py.
 
     python train_net.py --config-file configs/ddod/ddod_R_101_FPN_3x_ms.py --num-gpus 8
 
-The schedule is that of PGD's release. ../common/coco_pgd_3x_ms.py says where R-101.pkl comes from.
+The schedule is that of PGD's release.
 """
 
-from ..common.coco_pgd_3x_ms import dataloader, lr_multiplier, optimizer, train
-from .ddod_R_50_FPN_1x import model
+from ..common.coco_3x_ms import dataloader, lr_multiplier, optimizer, train
+from ..common.models.ddod import ddod
 
-model.backbone.bottom_up.stages.depth = 101
+model = ddod(depth=101)
 
 train.output_dir = "output/ddod_R_101_FPN_3x_ms"

@@ -1,15 +1,12 @@
-"""DDOD R50 alone: the student of the configs beside it. Needs `d2kd.detectors`, no distillation.
+"""DDOD R50 alone: the student of ddod_R_50_FPN_1x_pgd.py. Needs `d2kd.detectors`.
 
-The recipe and the label assignment are those of PGD's release; ddod_R_50_FPN_1x_original.py has
-those of DDOD's own authors.
+Recipe and label assignment are those of PGD's release. ddod_R_50_FPN_1x_original.py has those of
+DDOD's own authors.
 """
 
-from d2kd.detectors import DDOD, DDODHead
+from ..common.coco_1x_bs32 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.ddod import ddod
 
-from ..common.coco_pgd import dataloader, lr_multiplier, optimizer, train
-from ..common.dense import dense
-
-model = dense(DDOD, DDODHead)
-model.assigner = "topk"
+model = ddod(depth=50)
 
 train.output_dir = "output/ddod_R_50_FPN_1x"

@@ -1,12 +1,13 @@
-"""DDOD R50 as its own authors train it: candidates as in ATSS, no clipping.
+"""DDOD R50 as its own authors train it: candidates as in ATSS, and no clipping.
 
 They train in fp16, which is `train.amp.enabled=True` here.
 """
 
-from .ddod_R_50_FPN_1x import dataloader, lr_multiplier, model, optimizer, train
+from ..common.coco_1x_bs32 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.ddod import ddod
 
-model.assigner = "atss"
-model.box_alpha = 0.5
+model = ddod(depth=50)
+model.update(assigner="atss", box_alpha=0.5)
 
 train.clip_grad_norm = 0.0
 train.output_dir = "output/ddod_R_50_FPN_1x_original"

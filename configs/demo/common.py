@@ -1,4 +1,4 @@
-"""What all models of the demo share: data, optimiser, schedule. Detectron2 only, no d2kd."""
+"""What all models of the demo share: data, optimizer, schedule. Needs Detectron2 only."""
 
 import detectron2.data.transforms as T
 import torch

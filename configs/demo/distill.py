@@ -1,4 +1,4 @@
-"""The demo's student, distilled from the demo's teacher: the same data, schedule and seed."""
+"""The demo's student learns from the demo's teacher, with the same data, schedule and seed."""
 
 import os
 

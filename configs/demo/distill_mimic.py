@@ -1,4 +1,4 @@
-"""The demo's student, distilled by plain mimicking instead of FGD."""
+"""The demo's student learns by plain mimicking instead of FGD."""
 
 from detectron2.config import LazyCall as L
 

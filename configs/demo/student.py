@@ -1,4 +1,4 @@
-"""The demo's student alone. Plain Detectron2: it needs no d2kd."""
+"""The demo's student alone. It needs Detectron2 only."""
 
 from .common import dataloader, lr_multiplier, optimizer, retinanet, train
 

@@ -1,12 +1,8 @@
-"""Faster R-CNN R50 alone: the student of the configs beside it. Detectron2 only, no d2kd."""
+"""Faster R-CNN R50 alone: the student of the other recipes in this folder. Needs no d2kd."""
 
-from detectron2 import model_zoo
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.faster_rcnn import faster_rcnn
 
-from ..common.coco import dataloader, lr_multiplier, optimizer, train
+model = faster_rcnn()
 
-model = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
-for _field in ("mask_in_features", "mask_pooler", "mask_head"):
-    del model.roi_heads[_field]
-
-optimizer.lr = 0.02
 train.output_dir = "output/faster_rcnn_R_50_FPN_2x"

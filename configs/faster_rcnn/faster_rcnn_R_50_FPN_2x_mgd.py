@@ -1,17 +1,26 @@
-"""Faster R-CNN R50 <- R101 by MGD, with the release's weights and schedule, without inheritance.
+"""Faster R-CNN R50 learns from Faster R-CNN R101 by MGD. Nothing is inherited.
 
-The release's teacher is a Cascade Mask R-CNN X101 with deformable convolutions, 42.1 AP for the
-student; here it is the zoo's R101 (3x). faster_rcnn_R_50_FPN_2x_cascade_fgd.py names a Cascade.
+Values and schedule are those of MGD's release. Its teacher is a Cascade Mask R-CNN X101 with
+deformable convolutions, with which the student has 42.1 AP. Here it is Detectron2's R101 (3x).
+faster_rcnn_R_50_FPN_2x_cascade_fgd.py names a Cascade R-CNN.
 """
 
 from detectron2.config import LazyCall as L
 
-from d2kd.methods import Methods
+from d2kd import Distiller, Teacher
+from d2kd.methods import MGD, Methods
 
-from ..common.mgd import mgd
-from .faster_rcnn_R_50_FPN_2x_fgd import dataloader, lr_multiplier, model, optimizer, train
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.faster_rcnn import faster_rcnn
 
-model.methods = L(Methods)(mgd=mgd("faster_rcnn"))
-model.inherit = False
+model = L(Distiller)(
+    student=faster_rcnn(),  # built first: same initial weights as alone
+    teacher=L(Teacher)(model="COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml", weights="zoo"),
+    methods=L(Methods)(
+        # Released for two-stage detectors (yzd-v/MGD).
+        mgd=L(MGD)(weight=1.0, mask=0.45, alpha=5e-7, levels=["p2", "p3", "p4", "p5"]),
+    ),
+    inherit=False,
+)
 
 train.output_dir = "output/faster_rcnn_R_50_FPN_2x_mgd"

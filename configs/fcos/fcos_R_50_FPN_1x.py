@@ -1,16 +1,12 @@
-"""FCOS R50 with the recipe of PGD's students: the student of fcos_R_50_FPN_1x_pgd.py.
+"""FCOS R50 alone: the student of fcos_R_50_FPN_1x_pgd.py. Needs no d2kd.
 
-The recipe is the release's, the detector is Detectron2's. The release's has learned scales of the
-levels, an IoU loss weighted by centerness, scores p * centerness, thresholds on p, and NMS at 0.5;
-fcos_R_50_FPN_2x.py lists what Detectron2 does. So the release's AP need not be met.
+The schedule is that of PGD's release, the detector Detectron2's: common/models/fcos.py says how it
+differs from the release's.
 """
 
-from detectron2 import model_zoo
+from ..common.coco_1x_bs32 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.fcos import fcos_torchvision
 
-from ..common.coco_pgd import dataloader, lr_multiplier, optimizer, train
-from ..common.dense import torchvision_pixels
-
-model = model_zoo.get_config("COCO-Detection/fcos_R_50_FPN_1x.py").model
-torchvision_pixels(model)
+model = fcos_torchvision(depth=50)
 
 train.output_dir = "output/fcos_R_50_FPN_1x"

@@ -1,6 +1,7 @@
-"""FCOS R50 <- R101 by FGD, with the release's weights, schedule and inheritance.
+"""FCOS R50 learns from FCOS R101 by FGD, as in FGD's release.
 
-Train the teacher first, see fcos_R_101_FPN_2x.py; `model.teacher.weights=PATH` names another place.
+Values, schedule and inheritance are the release's. Train the teacher first with
+fcos_R_101_FPN_2x.py, or set `model.teacher.weights=PATH`.
 """
 
 import os
@@ -8,19 +9,23 @@ import os
 from detectron2.config import LazyCall as L
 
 from d2kd import Distiller, Teacher
-from d2kd.methods import Methods
+from d2kd.methods import FGD, Methods
 
-from ..common.fgd import fgd
-from .fcos_R_50_FPN_2x import dataloader, lr_multiplier, model, optimizer, train
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.fcos import fcos
 
 model = L(Distiller)(
-    student=model,  # first, so that it gets the initial weights that it gets alone
+    student=fcos(depth=50),  # built first: same initial weights as alone
     teacher=L(Teacher)(
         model=os.path.join(os.path.dirname(__file__), "fcos_R_101_FPN_2x.py"),
         weights="output/fcos_R_101_FPN_2x/model_final.pth",
     ),
-    methods=L(Methods)(fgd=fgd("fcos")),
+    methods=L(Methods)(fgd=L(FGD)(weight=1.0)),
     inherit=True,
 )
+# FGD's released values for FCOS (yzd-v/FGD @ c03a6cf).
+model.methods.fgd.update(tau=0.8, alpha=1.6e-3, beta=8e-4, gamma=8e-4, lambd=8e-6)
+model.methods.fgd.levels = ["p3", "p4", "p5", "p6", "p7"]
 
+optimizer.lr = 0.01
 train.output_dir = "output/fcos_R_50_FPN_2x_fgd"

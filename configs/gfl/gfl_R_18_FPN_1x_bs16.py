@@ -1,12 +1,14 @@
-"""GFL R18 alone: the student of the configs beside it whose names begin alike.
+"""GFL R18 alone at batch 16: the student of the recipes in this folder that name R18.
 
-The recipe is that of R50. ../common/small.py says where R-18.pkl comes from.
+No recipe is published for it. This one is that of R50.
 """
 
-from ..common.small import resnet
-from .gfl_R_50_FPN_1x_bs16 import dataloader, lr_multiplier, model, optimizer, train
+from ..common.coco_1x_bs16 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.gfl import gfl
 
-resnet(model, depth=18)
+model = gfl(depth=18)
 
+# R-18.pkl: run Detectron2's tools/convert-torchvision-to-d2.py on resnet18-f37072fd.pth from
+# download.pytorch.org/models; it is not hosted for Detectron2.
 train.init_checkpoint = "R-18.pkl"
 train.output_dir = "output/gfl_R_18_FPN_1x_bs16"

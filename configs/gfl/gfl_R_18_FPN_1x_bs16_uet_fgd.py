@@ -1,11 +1,40 @@
-"""GFL R18 <- R101 by FGD with UET. ../common/uet.py says how sure each part of it is.
+"""GFL R18 learns from GFL R101 by FGD with UET.
 
-UET's paper has students with R18 and R34 in an appendix; its settings and figures are not known.
+UET's paper has R18 in an appendix; its settings are not known. FPN's laterals are not inherited.
+Train the teacher first with gfl_R_101_FPN_2x_ms.py, or set `model.teacher.weights=PATH`.
 """
 
-from ..common.uet import uncertainty
-from .gfl_R_18_FPN_1x_bs16_fgd import dataloader, lr_multiplier, model, optimizer, train
+import os
 
-model.methods.fgd.uncertainty = uncertainty()
+from detectron2.config import LazyCall as L
 
+from d2kd import Distiller, Teacher
+from d2kd.methods import FGD, MCDropout, Methods
+
+from ..common.coco_1x_bs16 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.gfl import gfl
+
+model = L(Distiller)(
+    student=gfl(depth=18),  # built first: same initial weights as alone
+    teacher=L(Teacher)(
+        model=os.path.join(os.path.dirname(__file__), "gfl_R_101_FPN_2x_ms.py"),
+        weights="output/gfl_R_101_FPN_2x_ms/model_final.pth",
+    ),
+    methods=L(Methods)(fgd=L(FGD)(weight=1.0)),
+    inherit=True,
+)
+# FGD's released values for GFL R50 (yzd-v/FGD @ c03a6cf).
+model.methods.fgd.update(tau=0.5, alpha=1e-3, beta=5e-4, gamma=5e-4, lambd=5e-6)
+model.methods.fgd.levels = ["p3", "p4", "p5", "p6", "p7"]
+# UET has no official code. The target U + F ("sum") of five samples is well attested. The ramp of
+# rates has one source. Element-wise dropout and FGD's unchanged values are inferred. U + F is about
+# twice as large as F. If FGD's loss is far above the detector's (`distill/fgd/ratio` in the log),
+# use `model.methods.fgd.uncertainty.combine=mean`, which is ours and keeps the scale of F.
+model.methods.fgd.uncertainty = L(MCDropout)(
+    rates=[0.15, 0.20, 0.25, 0.30, 0.35], combine="sum", granularity="element"
+)
+
+# R-18.pkl: run Detectron2's tools/convert-torchvision-to-d2.py on resnet18-f37072fd.pth from
+# download.pytorch.org/models; it is not hosted for Detectron2.
+train.init_checkpoint = "R-18.pkl"
 train.output_dir = "output/gfl_R_18_FPN_1x_bs16_uet_fgd"

@@ -1,15 +1,12 @@
-"""GFL R50 alone: the student of the configs beside it. Needs `d2kd.detectors`, no distillation.
+"""GFL R50 alone at batch 32: the student for PGD and for RM + PFI. Needs `d2kd.detectors`.
 
-The recipe is that of PGD's release; upstream trains at batch 16 with learning rate 0.01 and no
-clipping.
+The recipe is that of PGD's release. Upstream trains at batch 16 with learning rate 0.01 and without
+clipping: gfl_R_50_FPN_1x_bs16.py is closer to it.
 """
 
-from d2kd.detectors import GFL
+from ..common.coco_1x_bs32 import dataloader, lr_multiplier, optimizer, train
+from ..common.models.gfl import gfl
 
-from ..common.coco_pgd import dataloader, lr_multiplier, optimizer, train
-from ..common.dense import dense
-
-model = dense(GFL, box_channels=4 * 17, quality=False)
-model.reg_max = 16
+model = gfl(depth=50)
 
 train.output_dir = "output/gfl_R_50_FPN_1x"

@@ -1,11 +1,9 @@
-"""Mask R-CNN R50 alone: the student of the config beside it. Detectron2 only, no d2kd."""
+"""Mask R-CNN R50 alone: the student of the other recipes in this folder. Needs no d2kd."""
 
-from detectron2 import model_zoo
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.mask_rcnn import mask_rcnn
 
-from ..common.coco import dataloader, lr_multiplier, optimizer, train
-
-model = model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py").model
+model = mask_rcnn()
 
 dataloader.train.mapper.use_instance_mask = True
-optimizer.lr = 0.02
 train.output_dir = "output/mask_rcnn_R_50_FPN_2x"

@@ -1,7 +1,7 @@
-"""What the recipes beside the demo share: strong augmentation, and two kinds of images in one set.
+"""What the recipes with pseudo labels share: strong augmentation, and mixtures of data sets.
 
-Thresholds, shares and schedules of these recipes are ours unless a file says otherwise. Nobody has
-run them yet.
+Thresholds, shares and schedules of these recipes are ours unless a file says otherwise. We have not
+run them.
 """
 
 import detectron2.data.transforms as T
@@ -14,12 +14,12 @@ from d2kd.pseudo.coco import read
 
 
 def images(names, filter_empty=True):
-    """A node of registered data sets; by default of their images with boxes."""
+    """A node of registered data sets, by default without their images that have no boxes."""
     return L(get_detection_dataset_dicts)(names=names, filter_empty=filter_empty)
 
 
 def strong(dataloader):
-    """Students see strongly augmented images, and heed what their labels leave open."""
+    """Augment the training images strongly, and let the labels say where they are incomplete."""
     dataloader.train.mapper = L(PartialMapper)(
         is_train=True,
         augmentations=[
@@ -34,8 +34,10 @@ def strong(dataloader):
 
 
 def add_labels(dataloader, path):
-    """Beside the images of the training set as many with a teacher's labels; those of the smaller
-    set are repeated."""
+    """Add images with a teacher's labels to the training set, in equal shares.
+
+    Images of the smaller set are repeated.
+    """
     dataloader.train.dataset = L(mix)(
         source=dataloader.train.dataset, target=L(read)(path=path), shares=[1, 1]
     )

@@ -1,16 +1,16 @@
-"""RetinaNet R34 alone: the student of the configs beside it whose names begin alike.
+"""RetinaNet R34 alone: the student of the recipes in this folder that name R34.
 
-The recipe is that of R50, for want of a published one. ../common/small.py says where R-34.pkl comes
-from.
+No recipe is published for it. This one is that of R50.
 """
 
-from ..common.coco import lr_multiplier
-from ..common.small import resnet
-from .retinanet_R_50_FPN_2x import dataloader, model, optimizer, train
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.retinanet import retinanet
 
-resnet(model, depth=34)
-model.backbone.top_block.in_channels = 512  # P6 is made from res5
+model = retinanet(depth=34)
 
 dataloader.train.mapper.image_format = "RGB"
+optimizer.lr = 0.01
+# R-34.pkl: run Detectron2's tools/convert-torchvision-to-d2.py on resnet34-b627a593.pth from
+# download.pytorch.org/models; it is not hosted for Detectron2.
 train.init_checkpoint = "R-34.pkl"
 train.output_dir = "output/retinanet_R_34_FPN_2x"

@@ -1,10 +1,9 @@
-"""RetinaNet R50 alone: the student of the configs beside it. Detectron2 only, no d2kd."""
+"""RetinaNet R50 alone: the student of the recipes in this folder that name R50. Needs no d2kd."""
 
-from detectron2 import model_zoo
+from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ..common.models.retinanet import retinanet
 
-from ..common.coco import dataloader, lr_multiplier, optimizer, train
-
-model = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py").model
+model = retinanet(depth=50)
 
 optimizer.lr = 0.01
 train.output_dir = "output/retinanet_R_50_FPN_2x"

@@ -1,4 +1,4 @@
-"""Backbones beyond Detectron2's own."""
+"""Backbones that Detectron2 does not have: networks of timm and torchvision."""
 
 from .library import LibraryBackbone
 

@@ -1,4 +1,4 @@
-"""Networks of timm and torchvision in Detectron2's form."""
+"""Wrap networks of timm and torchvision as Detectron2 backbones."""
 
 from __future__ import annotations
 
@@ -12,41 +12,43 @@ from detectron2.modeling import Backbone
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from .sources import Level, Timm, Torchvision
-from .weights import load_strictly, read_weights
+from .sources import Level, Source, Timm, Torchvision
+from .weights import load_backbone_weights, read_weights
 
 __all__ = ["LibraryBackbone"]
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = {"timm": Timm, "torchvision": Torchvision}
+_SOURCES: dict[str, type[Source]] = {"timm": Timm, "torchvision": Torchvision}
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 
 
 class LibraryBackbone(Backbone):
-    """A network of timm or torchvision that has maps of strides 4, 8, 16 and 32, or some of these.
+    """A network of timm or torchvision as a Detectron2 `Backbone`.
 
-    The last map of a stride is its level. What the levels do not need, such as the classifier, is
-    left out. Tensors keep the names that the library gives them, below `body`.
+    The network needs feature maps of strides 4, 8, 16 and 32, or of some of these. The last map of
+    a stride is the level of that stride. Parts that no level needs, such as the classifier, are
+    removed. Tensors keep the names that the library gives them, with the prefix `body.`.
 
     Args:
         name: "timm/<model>" or "torchvision/<model>", for example "timm/mobilenetv2_100" or
             "torchvision/swin_t".
-        out_features: levels to return, of "res2" (stride 4), "res3" (8), "res4" (16), "res5" (32).
-        pretrained: True for the weights that the library fetches; or a file (.pth, .safetensors)
-            that holds them under the library's names, of which no level may lack a tensor; False
-            for random weights.
-        freeze_at: as in Detectron2's `ResNet.freeze`. 1 freezes the stem (all that feeds the map of
-            stride 2, or the layer that goes from the image to stride 4), 2 also all that feeds
-            `res2`, and so on to 5. Batch norms there become frozen ones.
-        norm: "" or "BN" for batch norms that train, "SyncBN", or "FrozenBN". Layer norms and others
-            stay as they are.
+        out_features: levels to return: "res2" (stride 4), "res3" (8), "res4" (16), "res5" (32).
+        pretrained: True for the weights that the library downloads, False for random weights, or
+            the path of a file (.pth, .safetensors). The file holds weights under the library's
+            names, and must contain all tensors of the levels.
+        freeze_at: as in Detectron2's `ResNet.freeze`. 0 freezes nothing. 1 freezes the stem: all
+            layers before the map of stride 2, or the layer that goes from the image to stride 4 in
+            one step. 2 also freezes all layers up to `res2`, and so on until 5. Batch norms in the
+            frozen part become `FrozenBatchNorm2d`.
+        norm: "" or "BN" for batch norms that are trained, "SyncBN", or "FrozenBN". Layer norms and
+            other norms stay as they are.
         options: arguments of the library's constructor, such as `{"drop_path_rate": 0.2}`.
 
     Raises:
         ImportError: timm is not installed.
-        FileNotFoundError: there is no such file.
-        OSError: the library could not fetch its weights.
+        FileNotFoundError: the file of weights does not exist.
+        OSError: the library could not download its weights.
         ValueError: the network lacks a level, the weights do not fit, or a field has an impossible
             value.
     """
@@ -69,29 +71,31 @@ class LibraryBackbone(Backbone):
         self._check("freeze_at", [freeze_at], range(6))
         self._check("norm", [norm], ("", "BN", "SyncBN", "FrozenBN"))
         source = _SOURCES[prefix]
+        arguments: Any = options
         if OmegaConf.is_config(options):
-            options = OmegaConf.to_container(options)
+            arguments = OmegaConf.to_container(options)
+        # The file is read first, so that a missing file is reported before the network is built.
         weights = read_weights(pretrained, name) if isinstance(pretrained, str) else None
 
         try:
-            network = source.build(model, pretrained is True, dict(options or {})).eval()
+            network = source.build(model, pretrained is True, dict(arguments or {})).eval()
         except OSError as e:
             raise OSError(
-                f"{name}.pretrained=True: expected weights from {prefix}'s cache or the network, "
-                f"found neither ({e}). Give the path of a file."
+                f"{name}.pretrained=True: expected weights in {prefix}'s cache or on the internet, "
+                f"found neither ({e}). Download them elsewhere, and give the path of a file."
             ) from e
         except (RuntimeError, TypeError, ValueError) as e:
             raise ValueError(
-                f"{name}: expected a network that {prefix} can build with options={options}, found "
-                f"that it cannot ({e})."
+                f"{name}: expected a network that {prefix} can build with options={arguments}, "
+                f"found that it cannot ({e}). Check the name and the options."
             ) from e
         levels, frozen = self._probe(source, network, freeze_at)
-        self._out_features = sorted(set(out_features), key=_STRIDES.get)
+        self._out_features = sorted(set(out_features), key=lambda level: _STRIDES[level])
         lacking = [f for f in self._out_features if _STRIDES[f] not in levels]
         if lacking:
             raise ValueError(
                 f"{name}: expected a map of stride {_STRIDES[lacking[0]]} for {lacking[0]!r}, "
-                f"found strides {sorted(levels)}. Change out_features, or take another network."
+                f"found strides {sorted(levels)}. Change out_features, or choose another network."
             )
         chosen = [levels[_STRIDES[f]] for f in self._out_features]
         self._channels_last = [level.channels_last for level in chosen]
@@ -101,12 +105,12 @@ class LibraryBackbone(Backbone):
             for f, level in zip(self._out_features, chosen, strict=True)
         }
 
-        tensors = set(network.state_dict())
+        network_keys = set(network.state_dict())
         self.body, self._maps = source.cut(network, [level.key for level in chosen])
         if pretrained is True:
             logger.info("Backbone %s: %s's own weights", name, prefix)
-        elif weights is not None:
-            counts = load_strictly(self.body, weights, pretrained, name, tensors)
+        elif isinstance(pretrained, str) and weights is not None:
+            counts = load_backbone_weights(self.body, weights, pretrained, name, network_keys)
             logger.info("Backbone %s: %s from %s", name, counts, pretrained)
         for key, parameter in self.body.named_parameters():
             if key in frozen:
@@ -114,8 +118,9 @@ class LibraryBackbone(Backbone):
         self._convert_norms(source, norm, frozen)
         self.train()
 
-    def _check(self, field: str, found: Sequence, choices: Collection, suffix: str = "") -> None:
-        for value in found:
+    def _check(self, field: str, values: Sequence, choices: Collection, suffix: str = "") -> None:
+        """Raise a ValueError if one of the values of a field is not one of the choices."""
+        for value in values:
             if value not in choices:
                 expected = ", ".join(f"{c}{suffix}" if c != "" else "''" for c in choices)
                 raise ValueError(
@@ -125,51 +130,66 @@ class LibraryBackbone(Backbone):
 
     @torch.enable_grad()
     def _probe(
-        self, source: type, network: nn.Module, freeze_at: int
+        self, source: type[Source], network: nn.Module, freeze_at: int
     ) -> tuple[dict[int, Level], set[str]]:
-        """The level of each stride, and the names of the parameters to freeze."""
+        """Find the level of each stride, and the names of the parameters to freeze.
+
+        The parameters to freeze are those from which the last frozen map has a gradient.
+        """
         try:
             levels, stem = source.levels(network)
         except (AssertionError, RuntimeError) as e:
             raise ValueError(
                 f"{self.name}: expected a network for images of any size, found that it refuses "
-                f"some ({e}). See whether its `options` help, or take another."
+                f"some sizes ({e}). Try an option of its constructor, or choose another network."
             ) from e
         if not freeze_at:
             return levels, set()
         level = levels.get(2**freeze_at)
-        end = stem if freeze_at == 1 else level and level.map
-        if end is None:
+        last_frozen = stem if freeze_at == 1 else level.map if level else None
+        if last_frozen is None:
             raise ValueError(
                 f"{self.name}.freeze_at={freeze_at}: expected a map of stride {2**freeze_at}, "
-                f"found strides {sorted(levels)}"
+                f"found strides {sorted(levels)}. Change freeze_at, or choose another network."
             )
         parameters = {k: p for k, p in network.named_parameters() if p.requires_grad}
-        gradients = torch.autograd.grad(end.sum(), list(parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            last_frozen.sum(), list(parameters.values()), allow_unused=True
+        )
         return levels, {k for k, g in zip(parameters, gradients, strict=True) if g is not None}
 
-    def _convert_norms(self, source: type, norm: str, frozen: set[str]) -> None:
+    def _convert_norms(self, source: type[Source], norm: str, frozen: set[str]) -> None:
+        """Convert batch norms: all to the kind `norm`, but in frozen layers to frozen norms.
+
+        Raises:
+            ValueError: `norm` is given, but there are no batch norms.
+        """
         kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
         norms = {k: m for k, m in self.body.named_modules() if isinstance(m, kinds)}
         if norm and not norms:
-            raise ValueError(f"{self.name}.norm: it has no batch norm, expected '', found {norm!r}")
+            raise ValueError(
+                f"{self.name}.norm: it has no batch norm, expected '', found {norm!r}. Leave norm "
+                f"out."
+            )
         for key, module in norms.items():
+            converted: nn.Module = module
             if norm == "FrozenBN" or f"{key}.weight" in frozen:
-                module = source.freeze(module)
+                converted = source.freeze_norm(module)
             elif norm == "SyncBN":
-                module = source.synchronise(module)
+                converted = source.sync_norm(module)
             parent, _, child = key.rpartition(".")
-            setattr(self.body.get_submodule(parent), child, module)
+            setattr(self.body.get_submodule(parent), child, converted)
 
     def __deepcopy__(self, memo: dict) -> LibraryBackbone:
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(copy.deepcopy(self.__dict__, memo))
-        # torchvision's part of a copy is in training mode, whatever the original's.
+        # torchvision's feature extractor puts copies in training mode, even if the original is not.
         copied.body.train(self.body.training)
         return copied
 
     @property
     def size_divisibility(self) -> int:
+        """Height and width of the images must be multiples of this number of pixels."""
         return max(self._out_feature_strides.values())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

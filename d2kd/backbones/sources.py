@@ -1,34 +1,83 @@
-"""What differs between timm and torchvision: building, finding the levels, cutting, batch norms.
+"""The operations that timm and torchvision need different code for.
 
-A level is the last map of its stride. Both libraries are imported when a network is built.
+A source builds a network, finds the feature map of each pyramid level, removes the parts that no
+level needs, and converts batch norms. A level is the last map of its stride. The libraries are
+imported only when a network is built.
+
+Shapes: N images, C channels, H x W pixels of a map.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
-__all__ = ["Level", "Timm", "Torchvision"]
+__all__ = ["Level", "Source", "Timm", "Torchvision"]
 
-# The image that shows which strides a network has. As its sides are 3 : 5, a map of stride 2^k
-# cannot be taken for one whose channels are last: no power of two is a multiple of 3 or 5.
+# Size of the probing image, which shows the strides that a network has. The ratio of the sides is
+# 3 : 5. For a map of stride 2^k, no number of channels C gives (C, H) or (W, C) that ratio. A map
+# (N, C, H, W) is therefore never mistaken for one with the channels last, (N, H, W, C).
 _HEIGHT, _WIDTH = 96, 160
 
 
 class Level(NamedTuple):
-    """What the library calls the last map of a stride, and the map of the probing image."""
+    """The last map of a stride.
+
+    Attributes:
+        key: the library's name (torchvision) or index (timm) of the map.
+        map: the map of the probing image, with its graph.
+        channels_last: whether the map is (N, H, W, C) instead of (N, C, H, W).
+    """
 
     key: str | int
     map: Tensor
     channels_last: bool = False
 
 
+# Runs the cut network on images and returns one map per level.
+MapFunction = Callable[[nn.Module, Tensor], list[Tensor]]
+
+
+class Source(Protocol):
+    """A library of networks; `Torchvision` and `Timm` are the two sources."""
+
+    @staticmethod
+    def build(model: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+        """Build a network by its name, with the library's own weights if `pretrained`."""
+
+    @staticmethod
+    def levels(network: nn.Module) -> tuple[dict[int, Level], Tensor | None]:
+        """Find stride -> level, and the map of the stem, by running the probing image.
+
+        The maps have gradients, which show what each of them is computed from.
+        """
+
+    @staticmethod
+    def cut(network: nn.Module, keys: list[Any]) -> tuple[nn.Module, MapFunction]:
+        """Remove what the levels `keys` do not need.
+
+        Returns:
+            the remaining network, and a function of that network and images that returns the maps
+            of the levels.
+        """
+
+    @staticmethod
+    def freeze_norm(module: nn.Module) -> nn.Module:
+        """Return a `FrozenBatchNorm2d` in place of a batch norm."""
+
+    @staticmethod
+    def sync_norm(module: nn.Module) -> nn.Module:
+        """Return a `SyncBatchNorm` in place of a batch norm."""
+
+
 class Torchvision:
+    """Networks of torchvision, cut by its `create_feature_extractor`. See `Source`."""
+
     @staticmethod
     def build(model: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         from torchvision.models import get_model
@@ -37,31 +86,41 @@ class Torchvision:
 
     @staticmethod
     def levels(network: nn.Module) -> tuple[dict[int, Level], Tensor | None]:
-        """Stride -> level, and the stem's map; with gradients."""
         return _last_maps(network, network)
 
     @staticmethod
-    def cut(network: nn.Module, keys: list[str]) -> tuple[nn.Module, Callable]:
-        """What the levels need of the network, and (that, images) -> list of their maps."""
+    def cut(network: nn.Module, keys: list[Any]) -> tuple[nn.Module, MapFunction]:
         from torchvision.models.feature_extraction import create_feature_extractor
 
         return create_feature_extractor(network, keys, suppress_diff_warning=True), _graph_maps
 
-    freeze = staticmethod(FrozenBatchNorm2d.convert_frozen_batchnorm)
-    synchronise = staticmethod(nn.SyncBatchNorm.convert_sync_batchnorm)
+    @staticmethod
+    def freeze_norm(module: nn.Module) -> nn.Module:
+        return FrozenBatchNorm2d.convert_frozen_batchnorm(module)
+
+    @staticmethod
+    def sync_norm(module: nn.Module) -> nn.Module:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
 class Timm:
-    """The same four for timm, by `forward_intermediates`, whose maps are (N, C, H, W)."""
+    """Networks of timm, by their `forward_intermediates`, whose maps are (N, C, H, W).
+
+    See `Source`.
+    """
 
     @staticmethod
     def build(model: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         try:
             import timm
         except ImportError as e:
-            raise ImportError(f"timm/{model}: expected timm, found none. pip install timm") from e
-        # Transformers are built for one image size unless told otherwise, each in its own words.
-        # Swin also leaves out the shift of windows where that size is a single one.
+            raise ImportError(
+                f"timm/{model}: expected the package timm, found none. Run `pip install timm`."
+            ) from e
+        # By default, transformers are built for one image size. The option that allows any size has
+        # different names in different models. Swin also has to keep the shift of its windows, which
+        # it would drop in stages that consist of a single window at that image size.
+        any_size: dict[str, bool]
         for any_size in (
             {"strict_img_size": False, "always_partition": True},
             {"strict_img_size": False},
@@ -69,7 +128,7 @@ class Timm:
         ):
             try:
                 return timm.create_model(model, pretrained=pretrained, **{**any_size, **options})
-            except TypeError:  # not its words
+            except TypeError:  # this model does not have these options
                 continue
         return timm.create_model(model, pretrained=pretrained, **options)
 
@@ -78,20 +137,25 @@ class Timm:
         if not hasattr(network, "forward_intermediates"):
             raise ValueError(
                 f"timm: expected a network with forward_intermediates (timm >= 1.0), found "
-                f"{type(network).__name__}. Take another, or upgrade timm."
+                f"{type(network).__name__}. Choose another network, or upgrade timm."
             )
+        model: Any = network
         maps: list[Tensor] = []
-        take = functools.partial(network.forward_intermediates, intermediates_only=True)
-        _, stem = _last_maps(network, lambda image: maps.extend(take(image)))
+
+        def run(image: Tensor) -> None:
+            maps.extend(model.forward_intermediates(image, intermediates_only=True))
+
+        _, stem = _last_maps(network, run)
         return {_stride(x)[0]: Level(i, x) for i, x in enumerate(maps) if _stride(x)[0]}, stem
 
     @staticmethod
-    def cut(network: nn.Module, keys: list[int]) -> tuple[nn.Module, Callable]:
-        network.prune_intermediate_layers(keys, prune_norm=True, prune_head=True)
+    def cut(network: nn.Module, keys: list[Any]) -> tuple[nn.Module, MapFunction]:
+        model: Any = network
+        model.prune_intermediate_layers(keys, prune_norm=True, prune_head=True)
         return network, functools.partial(_intermediate_maps, indices=keys)
 
     @staticmethod
-    def freeze(module: nn.Module) -> nn.Module:
+    def freeze_norm(module: nn.Module) -> nn.Module:
         if not hasattr(module, "act"):
             return FrozenBatchNorm2d.convert_frozen_batchnorm(module)
         frozen = _FrozenBatchNormAct2d.convert_frozen_batchnorm(module)
@@ -99,31 +163,37 @@ class Timm:
         return frozen
 
     @staticmethod
-    def synchronise(module: nn.Module) -> nn.Module:
+    def sync_norm(module: nn.Module) -> nn.Module:
         from timm.layers import convert_sync_batchnorm
 
         return convert_sync_batchnorm(module)
 
 
 class _FrozenBatchNormAct2d(FrozenBatchNorm2d):
-    """With the activation that many of timm's batch norms contain."""
+    """A frozen batch norm with dropout and activation, as many of timm's batch norms have."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(x)))
 
 
 def _graph_maps(body: nn.Module, images: Tensor) -> list[Tensor]:
+    """A `MapFunction` for torchvision's feature extractors."""
     return list(body(images).values())
 
 
-def _intermediate_maps(body: nn.Module, images: Tensor, indices: list[int]) -> list[Tensor]:
+def _intermediate_maps(body: Any, images: Tensor, indices: list[int]) -> list[Tensor]:
+    """A `MapFunction` for timm's networks."""
     return body.forward_intermediates(
         images, indices=indices, stop_early=True, intermediates_only=True
     )
 
 
 def _stride(x: Any) -> tuple[int, bool]:
-    """Stride of a map of the probing image, and are its channels last; (0, False) for no map."""
+    """Find the stride of an output for the probing image.
+
+    Returns:
+        the stride, and whether the channels are last; (0, False) if `x` is not a map.
+    """
     if isinstance(x, Tensor) and x.dim() == 4 and len(x) == 1:
         for channels_last, (h, w) in ((False, x.shape[2:]), (True, x.shape[1:3])):
             if h * _WIDTH == w * _HEIGHT and _HEIGHT % h == 0:
@@ -134,18 +204,30 @@ def _stride(x: Any) -> tuple[int, bool]:
 def _last_maps(
     network: nn.Module, run: Callable[[Tensor], Any]
 ) -> tuple[dict[int, Level], Tensor | None]:
-    """The last module output of each stride, and the stem's, found by running an image through.
+    """Find the last module output of each stride, and the output of the stem.
 
-    A module that takes one stride to another is where a stage begins. Maps inside it, such as the
-    widened ones that an inverted bottleneck makes before its strided convolution, are no level.
+    A module whose input and output have different strides begins a stage. Outputs of modules inside
+    it are no levels, even if they are the last of their stride. An example is the inverted
+    bottleneck, which widens a map before its strided convolution.
+
+    Args:
+        network: its modules are observed.
+        run: runs the network on an image.
+
+    Returns:
+        stride -> level; the map of the stem, or None if there is none.
     """
+    # Name, stride of the input and output of each module, in the order of the calls.
     calls: list[tuple[str, int, Any]] = []
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, args: Any, out: Any) -> None:
+            calls.append((name, _stride(args[0])[0] if args else 0, out))
+
+        return hook
+
     handles = [
-        module.register_forward_hook(
-            lambda _m, args, out, name=name: calls.append(
-                (name, _stride(args[0])[0] if args else 0, out)
-            )
-        )
+        module.register_forward_hook(record(name))
         for name, module in network.named_modules()
         if name
     ]
@@ -154,9 +236,11 @@ def _last_maps(
     finally:
         for handle in handles:
             handle.remove()
+    # Modules that begin a stage, as the prefix of their children's names, and their input's stride.
     begins = [(f"{name}.", before) for name, before, out in calls if before != _stride(out)[0]]
     levels: dict[int, Level] = {}
-    patches = None  # of a network that goes to stride 4 at once
+    # Output of the layer that goes from the image to stride 4 in one step, as in Swin.
+    patches = None
     for name, before, out in calls:
         stride, channels_last = _stride(out)
         if before == 1 and stride == 4:

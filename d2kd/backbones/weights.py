@@ -1,85 +1,112 @@
-"""Weights that a library has saved, read and matched by name."""
+"""Read weights that timm or torchvision saved, and load them by name."""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["load_strictly", "read_weights"]
+__all__ = ["load_backbone_weights", "read_weights"]
 
-# A file may have any classifier, or none: no level needs it.
+# Prefixes of the classifier's tensors. No pyramid level needs them, so that a file may contain any
+# classifier, or none.
 _CLASSIFIERS = ("fc.", "head.", "classifier.")
 
 
 def read_weights(path: str, who: str) -> dict[str, Tensor]:
-    """The tensors of a file of weights; `who` names the network in messages."""
+    """Read the tensors of a file.
+
+    Args:
+        path: a .safetensors file or one by `torch.save`. The latter holds a state dict, or a dict
+            that has one under "state_dict" or "model".
+        who: name of the network for messages.
+
+    Returns:
+        name -> tensor.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ImportError: the file needs safetensors, which is not installed.
+        ValueError: the file is damaged or of another kind.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"{who}.pretrained: expected a file at {path!r}, found none. Give its path, or False "
-            f"where a checkpoint of the whole detector is loaded anyway."
+            f"{who}.pretrained: expected a file at {path!r}, found none. Give the path of a file, "
+            f"or False if a checkpoint of the whole detector is loaded anyway."
         )
     try:
         if path.endswith(".safetensors"):
             from safetensors.torch import load_file
 
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-        return found.get("state_dict", found.get("model", found))
+            return load_file(path)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return content.get("state_dict", content.get("model", content))
     except ImportError as e:
-        raise ImportError(f"{path}: expected safetensors, found none. pip install it.") from e
-    except Exception as e:  # each kind of broken file has an exception of its own
+        raise ImportError(
+            f"{path}: expected the package safetensors to read it, found none. Run `pip install "
+            f"safetensors`."
+        ) from e
+    except Exception as e:  # damaged files raise many kinds of exceptions
         raise ValueError(
-            f"{who}.pretrained: expected a state_dict in {path!r}, found a file that is cut off or "
-            f"of another kind ({e})."
+            f"{who}.pretrained: expected a state_dict in {path!r}, found a file that is incomplete "
+            f"or of another kind ({e})."
         ) from e
 
 
-def load_strictly(
-    body: nn.Module, found: dict[str, Tensor], path: str, who: str, tensors: set[str]
+def load_backbone_weights(
+    body: nn.Module, weights: dict[str, Tensor], path: str, who: str, network_keys: set[str]
 ) -> str:
-    """Load a library's weights and accept no difference in what the levels need.
+    """Load weights under the library's names into a backbone, and accept no mismatch.
+
+    Tensors that only the cut-off part of the network has, such as the classifier's, are ignored.
 
     Args:
-        body: the network without what the levels do not need.
-        found: what the file at `path` holds.
-        who: names the network in messages.
-        tensors: names of the whole network's tensors; those that `body` lacks are passed over.
+        body: the network without the parts that no level needs.
+        weights: name -> tensor, the content of the file at `path`.
+        path: for messages.
+        who: name of the network for messages.
+        network_keys: names of all tensors of the network before it was cut.
 
     Returns:
         a line with the counts, for the log.
+
+    Raises:
+        ValueError: a tensor of `body` is missing or has another shape, or the file contains a
+            tensor that the network does not have.
     """
     own = body.state_dict()
-    shared = [k for k in own if k in found]
-    spare = [k for k in found if k not in own]
-    wrong = {
-        # A counter that batch norm keeps for itself; old files lack it.
-        "missing": [k for k in own if k not in found and not k.endswith("num_batches_tracked")],
-        "unexpected": [k for k in spare if k not in tensors and not k.startswith(_CLASSIFIERS)],
+    shared = [k for k in own if k in weights]
+    not_in_body = [k for k in weights if k not in own]
+    mismatches = {
+        # Old files lack the counter num_batches_tracked of batch norms, and nothing here needs it.
+        "missing": [k for k in own if k not in weights and not k.endswith("num_batches_tracked")],
+        "unexpected": [
+            k for k in not_in_body if k not in network_keys and not k.startswith(_CLASSIFIERS)
+        ],
         "of another shape": [
-            f"{k} {tuple(found[k].shape)} in the file, {tuple(own[k].shape)} here"
+            f"{k} {tuple(weights[k].shape)} in the file, {tuple(own[k].shape)} here"
             for k in shared
-            if found[k].shape != own[k].shape
+            if weights[k].shape != own[k].shape
         ],
     }
     counts = ", ".join(
         [
-            f"{len(shared) - len(wrong['of another shape'])} tensors matched",
-            *(f"{len(keys)} {kind}" for kind, keys in wrong.items()),
-            f"{len(spare) - len(wrong['unexpected'])} not needed",
+            f"{len(shared) - len(mismatches['of another shape'])} tensors matched",
+            *(f"{len(keys)} {kind}" for kind, keys in mismatches.items()),
+            f"{len(not_in_body) - len(mismatches['unexpected'])} not needed",
         ]
     )
-    if any(wrong.values()):
+    if any(mismatches.values()):
         shown = "\n".join(
             f"  {kind}: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}"
-            for kind, keys in wrong.items()
+            for kind, keys in mismatches.items()
             if keys
         )
         raise ValueError(
             f"{path} does not fit {who}: expected all tensors of its levels to match, found "
-            f"{counts}.\n{shown}\nGive the library's own file for this network."
+            f"{counts}.\n{shown}\nGive the file that the library itself offers for this network."
         )
-    body.load_state_dict({k: found[k] for k in shared}, strict=False)
+    body.load_state_dict({k: weights[k] for k in shared}, strict=False)
     return counts

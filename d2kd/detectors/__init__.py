@@ -1,11 +1,16 @@
-"""Dense detectors that Detectron2 lacks: one prediction at each location of each level."""
+"""Dense detectors that Detectron2 does not have: ATSS, GFL, DDOD and AutoAssign.
+
+They make one prediction at each location of each pyramid level. They are meta-architectures like
+Detectron2's own and work without distillation.
+"""
 
 from .atss import ATSS
 from .autoassign import AutoAssign
-from .base import Locations, PointDetector, Predictions
+from .base import PointDetector
 from .ddod import DDOD, DDODHead
 from .gfl import GFL
 from .head import PointHead
+from .structures import Locations, Predictions
 from .top_block import TopBlock
 
 __all__ = [

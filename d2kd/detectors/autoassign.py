@@ -1,13 +1,19 @@
 """AutoAssign: Differentiable Label Assignment for Dense Object Detection (arXiv 2007.03496).
 
-Shapes: N images, K classes, G boxes, R = locations of all levels. Boxes are x1y1x2y2 in pixels of
-the padded input. Pairs of boxes and locations are (N, G, R), for a few boxes at a time.
+Where to find what: center weighting is `CenterPrior`, confidence weighting is
+`AutoAssign.positive_weights` and `AutoAssign.negative_weights`, and `AutoAssign.losses` combines
+them.
+
+Shapes: N images, K classes, G boxes per image, R locations of all levels. Boxes are x1y1x2y2 in
+pixels of the padded input. Tensors of pairs of boxes and locations are (N, G, R). They are computed
+for a few boxes at a time, to bound the memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,28 +22,32 @@ from torch.utils.checkpoint import checkpoint
 
 from d2kd.targets import Targets
 
-from .assigners import settle
-from .base import Locations, PointDetector, Predictions
-from .losses import giou, iou, rank_mean
+from .assigners import resolve_conflicts
+from .base import PointDetector
+from .losses import giou, iou, reduce_mean
+from .structures import Locations, Predictions
 
-__all__ = ["AutoAssign", "CenterPrior", "chunks"]
+__all__ = ["AutoAssign", "CenterPrior", "PositiveWeights", "split_boxes"]
 
 
 class CenterPrior(nn.Module):
-    """How likely a location is to be positive by its distance to a box's centre: a Gaussian for
-    each class, in strides of the location's level (AutoAssign, center weighting).
+    """Center weighting: a prior for how positive a location is, by its distance to a box's center.
 
-    `mu` and `sd`, (K, 2), x and y, are learned.
+    The prior is a Gaussian of that distance, measured in strides of the location's level. Each
+    class has its own offset `mu` and width `sd`, both (K, 2) for x and y. They are learned.
+
+    AutoAssign, arXiv 2007.03496, "Center Weighting".
     """
 
     def __init__(self, num_classes: int, force_topk: bool = False, topk: int = 9):
         """
         Args:
             num_classes: K.
-            force_topk: whether a box that contains no location takes the `topk` nearest, by the
-                prior. The released configs leave it off; such a box then adds the constant 100 to
-                its positive loss, without gradient.
-            topk: locations of such a box.
+            force_topk: a box can be so small that it contains no location. If `force_topk` is True,
+                the `topk` locations with the largest prior count as inside such a box. If it is
+                False, as in the released configs, such a box adds the constant 100 to its positive
+                loss, without a gradient.
+            topk: number of locations for such a box.
         """
         super().__init__()
         self.mu = nn.Parameter(torch.zeros(num_classes, 2))
@@ -46,71 +56,100 @@ class CenterPrior(nn.Module):
 
     def forward(self, locations: Locations, targets: Targets) -> tuple[Tensor, Tensor]:
         """
+        Args:
+            locations: points and levels.
+            targets: ground truth.
+
         Returns:
-            (N, G, R) prior in [0, 1], 0 for a location that the box does not contain; (N, G, R)
-            bool, whether it does, strictly.
+            (N, G, R) prior in [0, 1], which is 0 outside the box; (N, G, R) bool in-box mask, True
+            for locations strictly inside the box.
         """
-        boxes, kind = targets.boxes[..., None], targets.classes.clamp(min=0)
-        within, exponent = targets.valid[..., None], 0
+        boxes, classes = targets.boxes[..., None], targets.classes.clamp(min=0)
+        in_box = targets.valid[..., None]
+        exponent = boxes.new_zeros(())
         for axis, points in enumerate(locations.centers.unbind(-1)):
             low, high = boxes[:, :, axis], boxes[:, :, axis + 2]  # (N, G, 1)
-            within = within & (points > low) & (points < high)
-            away = (points - (low + high) / 2) / locations.strides - self.mu[kind, axis, None]
-            exponent = exponent - away.square() / (2 * self.sd[kind, axis, None].square())
+            in_box = in_box & (points > low) & (points < high)
+            offset = (points - (low + high) / 2) / locations.strides - self.mu[classes, axis, None]
+            exponent = exponent - offset.square() / (2 * self.sd[classes, axis, None].square())
         if self.force_topk:
             nearest = exponent.detach().topk(min(self.topk, exponent.shape[-1]))[1]
-            forced = torch.zeros_like(within).scatter(-1, nearest, True)
-            within = within | (forced & targets.valid[..., None] & ~within.any(-1, keepdim=True))
-        return torch.where(within, exponent.exp(), 0), within
+            forced = torch.zeros_like(in_box).scatter(-1, nearest, True)
+            empty = ~in_box.any(-1, keepdim=True)  # boxes that contain no location
+            in_box = in_box | (forced & targets.valid[..., None] & empty)
+        return torch.where(in_box, exponent.exp(), 0), in_box
 
 
-def chunks(targets: Targets, size: int) -> Iterator[Targets]:
-    """The same images with at most `size` of their boxes at a time.
+class PositiveWeights(NamedTuple):
+    """The quantities of all pairs of boxes and locations, (N, G, R) each.
 
-    Without boxes, one that is not valid, so that the losses keep their graph.
+    Attributes:
+        likelihood: P, the predicted confidence that the location detects the box.
+        weight: W, the positive weight; it sums to 1 over the locations of a box.
+        prior: the center prior, see `CenterPrior`.
+        in_box: bool, True for locations inside the box.
+    """
+
+    likelihood: Tensor
+    weight: Tensor
+    prior: Tensor
+    in_box: Tensor
+
+
+def split_boxes(targets: Targets, size: int) -> Iterator[Targets]:
+    """Split the boxes of all images into chunks of at most `size` boxes per image.
+
+    Without any box, one chunk with one invalid box is returned, so that the losses keep their
+    graph.
     """
     boxes, classes, valid = targets.boxes, targets.classes, targets.valid
     if not valid.shape[1]:
-        boxes, classes, valid = (
-            F.pad(boxes, (0, 0, 0, 1)),
-            F.pad(classes, (0, 1)),
-            F.pad(valid, (0, 1)),
-        )
-    for parts in zip(*(x.split(size, 1) for x in (boxes, classes, valid)), strict=True):
-        yield replace(targets, **dict(zip(("boxes", "classes", "valid"), parts, strict=True)))
+        boxes = F.pad(boxes, (0, 0, 0, 1))
+        classes = F.pad(classes, (0, 1))
+        valid = F.pad(valid, (0, 1))
+    chunks = zip(boxes.split(size, 1), classes.split(size, 1), valid.split(size, 1), strict=True)
+    for box_chunk, class_chunk, valid_chunk in chunks:
+        yield replace(targets, boxes=box_chunk, classes=class_chunk, valid=valid_chunk)
 
 
 class AutoAssign(PointDetector):
-    """A location's predictions and a learned centre prior say how positive it is for each box that
-    contains it, and how negative it is for each class.
+    """AutoAssign: every location in a box is a positive and a negative, with learned weights.
+
+    The weights follow from the location's own predictions and from a learned center prior.
 
     The head is a `PointHead` with `conv_bias=True, prior_prob=0.02, box_bias=4.0`. Its quality
-    branch is the objectness, which is trained through its product with the class probability only.
-    Its regression, after a ReLU, is the distance to left, top, right and bottom side in strides.
+    branch is the objectness. Only the product of objectness and class probability is trained. The
+    box regression, after a ReLU, is the distance to the left, top, right and bottom side, in
+    strides.
 
-    One deliberate departure from the released code: where boxes of one class overlap, a location's
-    negative weight for the class is the smallest that one of the boxes gives. The release keeps
-    that of the box written last, which depends on the order of the boxes, and on a GPU on chance.
+    There is one deliberate departure from the released code. Where boxes of one class overlap, each
+    box gives a location a negative weight for that class; we use the smallest of them. The release
+    keeps the weight of the box that was written last. This depends on the order of the boxes, and
+    on a GPU the order is not even defined.
 
-    As in the release, a batch without any box has a large negative loss: a sum over all locations
-    that nothing normalises. Detectron2's data loader leaves images without boxes out by default.
+    As in the release, a batch without any box has a large negative loss, because nothing normalizes
+    the sum over all locations. Detectron2's data loader drops images without boxes by default.
     """
 
     anchor_scale = 1
-    padding = 0
+    pad_size_divisor = 0
     rank_by_quality = True
 
     pos_weight = 0.25
+    """Weight of the positive loss."""
     neg_weight = 0.75
+    """Weight of the negative loss."""
     center_weight = 0.75
+    """Weight of the center loss."""
     box_weight = 5.0
-    """Of 1 - GIoU, in the exponent of the localisation's likelihood."""
+    """Factor of 1 - GIoU in the exponent of the localization's likelihood."""
     num_assigned = 9
-    """Locations that `assign` gives a box."""
-    chunk = 32
-    """Boxes of an image that meet all locations at once, which bounds memory."""
+    """Number of locations that `assign` gives to a box."""
+    chunk_size = 32
+    """True boxes of an image that are compared with all locations at the same time. It bounds the
+    memory and does not change the result."""
 
-    def __init__(self, *, force_topk: bool = False, **detector):
+    def __init__(self, *, force_topk: bool = False, **detector: Any):
         """
         Args:
             force_topk: see `CenterPrior`.
@@ -123,123 +162,165 @@ class AutoAssign(PointDetector):
         self.center_prior = CenterPrior(self.num_classes, force_topk)
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:
-        low, high = (regression.relu() * locations.strides[:, None]).split(2, -1)
-        return torch.cat([locations.centers - low, locations.centers + high], -1)
+        """See `PointDetector.decode`. `regression` is (N, R, 4): l, t, r, b in strides."""
+        left_top, right_bottom = (regression.relu() * locations.strides[:, None]).split(2, -1)
+        return torch.cat([locations.centers - left_top, locations.centers + right_bottom], -1)
 
     def losses(
-        self, locations: Locations, predictions: Predictions, targets: Targets, inside: Tensor
+        self, locations: Locations, predictions: Predictions, targets: Targets, in_image: Tensor
     ) -> dict[str, Tensor]:
-        """See `PointDetector.losses`. All locations take part, also those of the padding."""
+        """See `PointDetector.losses`.
+
+        There are three losses, weighted by `pos_weight`, `neg_weight` and `center_weight`:
+
+        - positive: -log(sum over locations of W * P), summed over boxes, divided by their number;
+        - negative: m^2 * -log(1 - m), where m = negative weight * class probability * objectness,
+          summed over locations and classes, divided by the sum of the center prior;
+        - center: the number of boxes of an image, divided by the sum of the image's center prior,
+          averaged over images. It is part of the released code and keeps the prior from shrinking.
+
+        All locations take part, also those in the padding; `in_image` is not used.
+        """
         boxes, joint = self.decode(locations, predictions.regression), self._joint(predictions)
-        parts = list(chunks(targets, self.chunk))
-        if len(parts) == 1:
-            bags = [self._bag(locations, boxes, joint, parts[0])]
+        chunks = list(split_boxes(targets, self.chunk_size))
+        if len(chunks) == 1:
+            parts = [self._positive_parts(locations, boxes, joint, chunks[0])]
         else:
-            # What pairs of many boxes and all locations need in the backward pass is computed
-            # again there instead of kept.
-            again = dict(use_reentrant=False, preserve_rng_state=False)
-            bags = [checkpoint(self._bag, locations, boxes, joint, x, **again) for x in parts]
-        surprise, mass, hit = (torch.cat(x, 1) for x in zip(*bags, strict=True))
-        mass, hit = mass.sum(1), hit.any(1)
-        counts = targets.valid.sum(1).float()
-        center = torch.where(hit, counts / mass.clamp(min=1e-12), 0 * mass)
+            # With many boxes, the pairs of boxes and locations would fill the memory until the
+            # backward pass. They are computed again there instead.
+            parts = [
+                checkpoint(
+                    self._positive_parts,
+                    locations,
+                    boxes,
+                    joint,
+                    chunk,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+                for chunk in chunks
+            ]
+        positive, prior_sum, covered = (torch.cat(x, 1) for x in zip(*parts, strict=True))
+        prior_sum, any_covered = prior_sum.sum(1), covered.any(1)
+        num_boxes = targets.valid.sum(1).float()
+        center = torch.where(any_covered, num_boxes / prior_sum.clamp(min=1e-12), 0 * prior_sum)
         weights = self.negative_weights(locations, boxes, targets)
-        negative = _negative(joint, weights) / rank_mean(mass.sum()).clamp(min=1)
+        negative = _negative_loss(joint, weights) / reduce_mean(prior_sum.sum()).clamp(min=1)
+        total_boxes = reduce_mean(num_boxes.sum()).clamp(min=1)
         return {
-            "loss_pos": self.pos_weight * surprise.sum() / rank_mean(counts.sum()).clamp(min=1),
+            "loss_pos": self.pos_weight * positive.sum() / total_boxes,
             "loss_neg": self.neg_weight * negative,
             "loss_center": self.center_weight * center.mean(),
         }
 
     @torch.no_grad()
     def assign(
-        self, locations: Locations, predictions: Predictions, targets: Targets, inside: Tensor
+        self, locations: Locations, predictions: Predictions, targets: Targets, in_image: Tensor
     ) -> Tensor:
-        """See `PointDetector.assign`.
+        """See `PointDetector.assign`. `in_image` is not used.
 
-        AutoAssign itself has no positives, only weights. For methods that want some: of the
-        locations that a box contains, the `num_assigned` of largest positive weight; one that
-        several boxes claim goes to the larger weight. Neither the paper nor a release says so; 9
-        is what the release's `force_topk` takes.
+        AutoAssign itself has no positives, only weights. This method exists for distillation
+        methods and other code that need positives. For each box, it takes the `num_assigned`
+        locations inside the box with the largest positive weights. If several boxes claim a
+        location, the box with the larger weight gets it. This rule is ours; neither the paper nor
+        a release defines one. The number 9 is the one that the release's `force_topk` uses.
         """
         boxes, joint = self.decode(locations, predictions.regression), self._joint(predictions)
         values, indices = [], []
-        for part in chunks(targets, self.chunk):
-            _, weight, _, within = self.positive_weights(locations, boxes, joint, part)
-            weight = torch.where(within, weight, -1)
+        for chunk in split_boxes(targets, self.chunk_size):
+            pairs = self.positive_weights(locations, boxes, joint, chunk)
+            weight = torch.where(pairs.in_box, pairs.weight, -1)
             value, index = weight.topk(min(self.num_assigned, weight.shape[-1]))
             values.append(value)
             indices.append(index)
         index, value = torch.cat(indices, 1), torch.cat(values, 1)
-        return settle(index, value, value >= 0, boxes.shape[1])
+        return resolve_conflicts(index, value, value >= 0, boxes.shape[1])
 
     def positive_weights(
         self, locations: Locations, boxes: Tensor, joint: Tensor, targets: Targets
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Likelihoods and weights of all pairs (AutoAssign, center and confidence weighting).
+    ) -> PositiveWeights:
+        """Compute how positive each location is for each box.
+
+        P = class probability * objectness * exp(-5 (1 - GIoU)) and W = prior * exp(3 P), divided by
+        its sum over the locations of a box.
+
+        AutoAssign, arXiv 2007.03496, "Confidence Weighting" and the positive weights.
 
         Args:
-            boxes: (N, R, 4), predicted.
-            joint: (N, K, R), class probability times objectness.
-
-        Returns:
-            (N, G, R) each: likelihood P, positive weight W, which sums to 1 over a box's locations,
-            centre prior, and whether the box contains the location.
+            locations: points and levels.
+            boxes: (N, R, 4) predicted boxes.
+            joint: (N, K, R) class probability times objectness.
+            targets: ground truth.
         """
-        prior, within = self.center_prior(locations, targets)
-        kind = targets.classes.clamp(min=0)[..., None].expand_as(prior)
-        distance = 1 - giou(boxes[:, None], targets.boxes[:, :, None])
-        likelihood = joint.gather(1, kind) * (-self.box_weight * distance).exp()
+        prior, in_box = self.center_prior(locations, targets)
+        classes = targets.classes.clamp(min=0)[..., None].expand_as(prior)
+        box_loss = 1 - giou(boxes[:, None], targets.boxes[:, :, None])
+        likelihood = joint.gather(1, classes) * (-self.box_weight * box_loss).exp()
         weight = prior * (3 * likelihood).exp()
         weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
-        return likelihood, weight, prior, within
+        return PositiveWeights(likelihood, weight, prior, in_box)
 
-    def _bag(
+    def _positive_parts(
         self, locations: Locations, boxes: Tensor, joint: Tensor, targets: Targets
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, G) each: a box's positive loss, mass of its prior, whether it contains a location."""
-        likelihood, weight, prior, within = self.positive_weights(locations, boxes, joint, targets)
-        mean = (weight * likelihood).sum(-1).clamp(max=1)  # of what rounding adds
-        # This cross entropy floors the log at -100, and its derivative too.
-        surprise = F.binary_cross_entropy(mean, torch.ones_like(mean), reduction="none")
-        return torch.where(targets.valid, surprise, 0), prior.sum(-1), within.any(-1)
+        """What the losses need of each box, (N, G) each.
+
+        Returns:
+            the box's positive loss, 0 for invalid boxes; the sum of its center prior; bool, whether
+            it contains any location.
+        """
+        pairs = self.positive_weights(locations, boxes, joint, targets)
+        # Rounding can make the weighted mean slightly larger than 1.
+        mean = (pairs.weight * pairs.likelihood).sum(-1).clamp(max=1)
+        # PyTorch's cross entropy limits the logarithm to -100 and keeps its gradient finite.
+        loss = F.binary_cross_entropy(mean, torch.ones_like(mean), reduction="none")
+        loss = torch.where(targets.valid, loss, 0)
+        return loss, pairs.prior.sum(-1), pairs.in_box.any(-1)
 
     @torch.no_grad()
     def negative_weights(self, locations: Locations, boxes: Tensor, targets: Targets) -> Tensor:
-        """How negative each location is for each class (AutoAssign, confidence weighting).
+        """Compute how negative each location is for each class.
 
-        1, but less in a box of the class, and 0 for the location there that localises best, by
-        the largest IoU of its prediction with any box.
+        The weight is 1 outside the boxes of the class. Inside a box it is 1 - n, where n is
+        1 / (1 - u), normalized to [0, 1] over the locations of the box, and u is the largest IoU of
+        the location's predicted box with any true box. The best localized location of a box thus
+        has weight 0.
+
+        AutoAssign, arXiv 2007.03496, "Confidence Weighting", the negative weights.
 
         Args:
-            boxes: (N, R, 4), predicted.
+            locations: points and levels.
+            boxes: (N, R, 4) predicted boxes.
+            targets: ground truth.
 
         Returns:
-            (N, K, R) in [0, 1], the smallest over the boxes of a class.
+            (N, K, R) in [0, 1]. Where boxes of one class overlap, it is the smallest weight.
         """
-        n, r, _ = boxes.shape
-        best = boxes.new_zeros(n, r)
-        for part in chunks(targets, self.chunk):
-            overlap = iou(boxes[:, None], part.boxes[:, :, None])
-            best = torch.maximum(best, torch.where(part.valid[..., None], overlap, 0).amax(1))
-        f = 1 / (1 - best).clamp(min=1e-12)[:, None]  # (N, 1, R)
-        weights = boxes.new_ones(n, self.num_classes, r)
-        for part in chunks(targets, self.chunk):
-            _, within = self.center_prior(locations, part)
-            low = torch.where(within, f, torch.inf).amin(-1, keepdim=True)
-            high = torch.where(within, f, 0).amax(-1, keepdim=True)
-            share = (f - low + 1e-12) / (high - low + 1e-12)
-            kind = part.classes.clamp(min=0)[..., None].expand_as(within)
-            weights.scatter_reduce_(1, kind, torch.where(within, 1 - share, 1), "amin")
+        num_images, num_locations, _ = boxes.shape
+        best_iou = boxes.new_zeros(num_images, num_locations)
+        for chunk in split_boxes(targets, self.chunk_size):
+            overlap = iou(boxes[:, None], chunk.boxes[:, :, None])
+            overlap = torch.where(chunk.valid[..., None], overlap, 0).amax(1)
+            best_iou = torch.maximum(best_iou, overlap)
+        f = 1 / (1 - best_iou).clamp(min=1e-12)[:, None]  # (N, 1, R)
+        weights = boxes.new_ones(num_images, self.num_classes, num_locations)
+        for chunk in split_boxes(targets, self.chunk_size):
+            _, in_box = self.center_prior(locations, chunk)
+            low = torch.where(in_box, f, torch.inf).amin(-1, keepdim=True)
+            high = torch.where(in_box, f, 0).amax(-1, keepdim=True)
+            normalized = (f - low + 1e-12) / (high - low + 1e-12)
+            classes = chunk.classes.clamp(min=0)[..., None].expand_as(in_box)
+            weights.scatter_reduce_(1, classes, torch.where(in_box, 1 - normalized, 1), "amin")
         return weights
 
     @staticmethod
     def _joint(predictions: Predictions) -> Tensor:
         """(N, K, R) class probability times objectness."""
-        return (predictions.logits.sigmoid() * predictions.quality.sigmoid()[..., None]).mT
+        objectness = predictions.require_quality().sigmoid()
+        return (predictions.logits.sigmoid() * objectness[..., None]).mT
 
 
-def _negative(joint: Tensor, weights: Tensor) -> Tensor:
+def _negative_loss(joint: Tensor, weights: Tensor) -> Tensor:
     """Sum of m^2 * -log(1 - m), m = weights * joint, over all locations and classes (N, K, R)."""
     m = weights * joint
     return (m.square() * F.binary_cross_entropy(m, torch.zeros_like(m), reduction="none")).sum()

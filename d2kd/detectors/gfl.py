@@ -1,10 +1,16 @@
-"""Generalized Focal Loss.
+"""GFL: Generalized Focal Loss (arXiv 2006.04388).
 
-Shapes: N images, R locations, G boxes, K classes; M is `reg_max`, so that a side has M + 1 bins.
-Boxes are x1y1x2y2 in pixels.
+Where to find what: `quality_focal_loss` is QFL, `distribution_focal_loss` is DFL, `integral` turns
+a distribution into a distance, and `GFL.losses` combines them. All three are in section 3 of the
+paper.
+
+Shapes: N images, R locations of all levels, G boxes per image, K classes. M is `reg_max`, so that
+each side of a box has M + 1 bins. Boxes are x1y1x2y2 in pixels of the padded input.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +18,16 @@ from torch import Tensor
 
 from d2kd.targets import Targets
 
-from .assigners import atss
-from .base import Locations, PointDetector, Predictions
-from .losses import distances, giou, iou, one_hot, positive_count, rank_mean, truth_at
+from .assigners import assign_atss
+from .base import PointDetector
+from .losses import gather_targets, giou, iou, ltrb_distances, num_positives, one_hot, reduce_mean
+from .structures import Locations, Predictions
 
 __all__ = ["GFL", "distribution_focal_loss", "integral", "quality_focal_loss"]
 
 
 def integral(logits: Tensor) -> Tensor:
-    """The expected bin, sum of k * softmax(logits)_k over k = 0 ... M.
+    """Expected bin: the sum of k * softmax(logits)_k over k = 0 ... M.
 
     Generalized Focal Loss, arXiv 2006.04388, section 3, "Distribution Focal Loss".
 
@@ -35,14 +42,16 @@ def integral(logits: Tensor) -> Tensor:
 
 
 def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0) -> Tensor:
-    """|target - p|^beta * BCE(p, target), where p = sigmoid(logits).
+    """QFL: |target - p|^beta * BCE(p, target), where p = sigmoid(logits).
 
-    Generalized Focal Loss, arXiv 2006.04388, section 3, "Quality Focal Loss". The factor has a
-    gradient, too.
+    Generalized Focal Loss, arXiv 2006.04388, section 3, "Quality Focal Loss". The factor
+    |target - p|^beta has a gradient too, as in the released code.
 
     Args:
         logits: (...) any shape.
-        target: (...) in [0, 1]: for the class of a positive the quality of its box, else 0.
+        target: (...) in [0, 1]. For the class of a positive, it is the IoU of the predicted box and
+            the true box. Everywhere else it is 0.
+        beta: exponent of the factor; the paper's value is 2.
 
     Returns:
         (...) at least 0.
@@ -52,8 +61,10 @@ def quality_focal_loss(logits: Tensor, target: Tensor, beta: float = 2.0) -> Ten
 
 
 def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """-(k + 1 - target) log P_k - (target - k) log P_(k+1), where k = floor(target) and P is the
-    softmax: the mass shall lie on the two bins around the target.
+    """DFL: -(k + 1 - target) log P_k - (target - k) log P_(k+1), where k = floor(target).
+
+    P is the softmax of the logits. The loss pulls the probability towards the two bins next to the
+    target. For example, the target 3.25 asks for 0.75 in bin 3 and 0.25 in bin 4.
 
     Generalized Focal Loss, arXiv 2006.04388, section 3, "Distribution Focal Loss".
 
@@ -65,26 +76,32 @@ def distribution_focal_loss(logits: Tensor, target: Tensor) -> Tensor:
         (...) at least 0.
     """
     bins = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    hat = (1 - (bins - target[..., None]).abs()).clamp(min=0)
-    return -(hat * logits.log_softmax(-1)).sum(-1)
+    # The weight of a bin falls linearly from 1 at the target to 0 at a distance of one bin. This
+    # gives the two factors above, and 0 for all other bins.
+    bin_weights = (1 - (bins - target[..., None]).abs()).clamp(min=0)
+    return -(bin_weights * logits.log_softmax(-1)).sum(-1)
 
 
 class GFL(PointDetector):
-    """GFL (arXiv 2006.04388): class scores that are IoUs, sides that are distributions.
+    """GFL: the class score is trained to be the IoU, and each side of a box is a distribution.
 
-    The head regresses 4 * (M + 1) logits without a quality branch: for each side (left, top,
-    right, bottom) M + 1 bins, the distance from the anchor's centre in strides. The anchors serve
-    only the assignment, which is that of ATSS.
+    The head has 4 * (M + 1) box channels and no quality branch. The channels are the logits of
+    M + 1 bins for each side (left, top, right, bottom). Bin k stands for a distance of k strides
+    from the anchor's center. Boxes are assigned as in ATSS. The anchors serve only for that.
     """
 
     has_quality = False
 
-    def __init__(self, *, reg_max: int = 16, topk: int = 9, **detector):
+    def __init__(self, *, reg_max: int = 16, topk: int = 9, **detector: Any):
         """
         Args:
-            reg_max: M, the largest distance in strides.
+            reg_max: M, the largest distance of a side from the center, in strides.
             topk: candidates of each box at each level.
-            detector: see `PointDetector`; the head has 4 * (M + 1) box channels, no quality.
+            detector: see `PointDetector`. The head needs 4 * (M + 1) box channels and no quality
+                branch.
+
+        Raises:
+            ValueError: `reg_max` or `topk` is less than 1, or the head does not fit.
         """
         if topk < 1 or reg_max < 1:
             raise ValueError(f"GFL.topk and .reg_max: expected >= 1, found {topk} and {reg_max}")
@@ -93,44 +110,51 @@ class GFL(PointDetector):
         self.reg_max = reg_max
         self.topk = topk
 
-    def sides(self, regression: Tensor) -> Tensor:
+    def side_logits(self, regression: Tensor) -> Tensor:
         """(N, R, 4 * (M + 1)) to the logits of each side, (N, R, 4, M + 1)."""
         return regression.unflatten(-1, (4, self.reg_max + 1))
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:
-        reach = locations.strides[:, None] * integral(self.sides(regression))
+        """See `PointDetector.decode`. `regression` is (N, R, 4 * (M + 1)) logits."""
+        ltrb = locations.strides[:, None] * integral(self.side_logits(regression))
         centers = locations.centers
-        return torch.cat([centers - reach[..., :2], centers + reach[..., 2:]], -1)
+        return torch.cat([centers - ltrb[..., :2], centers + ltrb[..., 2:]], -1)
 
     def assign(
-        self, locations: Locations, predictions: Predictions, targets: Targets, inside: Tensor
+        self, locations: Locations, predictions: Predictions, targets: Targets, in_image: Tensor
     ) -> Tensor:
-        return atss(locations, targets, inside, self.topk)
+        """See `PointDetector.assign`. It depends on the anchors only, not on `predictions`."""
+        return assign_atss(locations, targets, in_image, self.topk)
 
     def losses(
-        self, locations: Locations, predictions: Predictions, targets: Targets, inside: Tensor
+        self, locations: Locations, predictions: Predictions, targets: Targets, in_image: Tensor
     ) -> dict[str, Tensor]:
-        """Quality focal loss; GIoU loss (weight 2) and distribution focal loss (weight 1/4).
+        """See `PointDetector.losses`.
 
-        The first is divided by the number of positives, see `positive_count`. The others are
-        weighted by the positive's best class probability and divided by the sum of the weights.
+        There are three losses: QFL of the classes, the GIoU loss of the boxes (weight 2) and DFL of
+        their sides (weight 1/4).
+
+        QFL is divided by the number of positives, see `num_positives`. In the other two, each
+        positive is weighted by the probability of its most probable class, without gradient, and
+        the sum is divided by the sum of these weights.
         """
         logits = predictions.logits
-        matched = self.assign(locations, predictions, targets, inside)
-        boxes, classes = truth_at(targets, matched)
+        matched = self.assign(locations, predictions, targets, in_image)
+        boxes, classes = gather_targets(targets, matched)
         predicted = self.decode(locations, predictions.regression)
 
         quality = iou(predicted, boxes).detach()
-        target = quality[..., None] * one_hot(classes, self.num_classes)
+        qfl_target = quality[..., None] * one_hot(classes, self.num_classes)
+        qfl = in_image[..., None] * quality_focal_loss(logits, qfl_target)
+
         weight = torch.where(matched >= 0, logits.detach().sigmoid().amax(-1), 0)
-        total = rank_mean(weight.sum()).clamp(min=1)
-        # 0.1 short of the last bin, as in the release.
-        reach = distances(locations.centers, boxes) / locations.strides[:, None]
-        reach = reach.clamp(0, self.reg_max - 0.1)
-        spread = distribution_focal_loss(self.sides(predictions.regression), reach).mean(-1)
-        focal = inside[..., None] * quality_focal_loss(logits, target)
+        total = reduce_mean(weight.sum()).clamp(min=1)
+        # Distances to the sides in strides. As in the released code, they end 0.1 before bin M.
+        dfl_target = ltrb_distances(locations.centers, boxes) / locations.strides[:, None]
+        dfl_target = dfl_target.clamp(0, self.reg_max - 0.1)
+        dfl = distribution_focal_loss(self.side_logits(predictions.regression), dfl_target)
         return {
-            "loss_cls": focal.sum() / positive_count(matched),
+            "loss_cls": qfl.sum() / num_positives(matched),
             "loss_box_reg": 2 * (weight * (1 - giou(predicted, boxes))).sum() / total,
-            "loss_dfl": 0.25 * (weight * spread).sum() / total,
+            "loss_dfl": 0.25 * (weight * dfl.mean(-1)).sum() / total,
         }

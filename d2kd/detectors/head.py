@@ -1,12 +1,13 @@
-"""The head that the dense detectors share: two towers and their predictors, the same at all levels.
+"""The head that the dense detectors share: two towers and their predictors, shared by all levels.
 
-Shapes: N images, L levels, C channels, H x W cells of a level, K classes.
+Shapes: N images, L levels, C channels, D channels of the box regression, H x W cells of a level,
+K classes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.layers import ShapeSpec, get_norm
@@ -16,12 +17,15 @@ __all__ = ["PointHead"]
 
 
 class PointHead(nn.Module):
-    """One prediction per location: class logits, box regression and, perhaps, a quality logit.
+    """Predicts class logits, box regression and, optionally, a quality logit for each location.
 
-    Its parts have the names of Detectron2's RetinaNetHead, so that weights can be inherited: the
-    towers `cls_subnet` and `bbox_subnet` (a flat sequence of convolution, norm, ReLU), `cls_score`
-    and `bbox_pred`. New are `quality`, a predictor on the box tower, and `scales`, (L,), the
-    scalars that multiply the box regression of each level (FCOS, arXiv 1904.01355, section 3.2).
+    "Point" means a location of a feature map, as in FCOS. The head is not related to PointRend.
+
+    The modules have the names of Detectron2's `RetinaNetHead`, so that each of the two can inherit
+    the weights of the other. These are the towers `cls_subnet` and `bbox_subnet` (flat
+    sequences of convolution, norm and ReLU) and the predictors `cls_score` and `bbox_pred`. Two
+    parts are new. `quality` is a predictor on the box tower. `scales`, (L,), holds one learned
+    scalar per level that multiplies the box regression (FCOS, arXiv 1904.01355, section 3.2).
     """
 
     def __init__(
@@ -30,7 +34,7 @@ class PointHead(nn.Module):
         input_shape: Sequence[ShapeSpec],
         num_classes: int,
         conv_dims: Sequence[int],
-        norm="GN",
+        norm: str | Callable[[int], nn.Module] = "GN",
         conv_bias: bool = False,
         box_channels: int = 4,
         quality: bool = True,
@@ -39,18 +43,18 @@ class PointHead(nn.Module):
     ):
         """
         Args:
-            input_shape: of each level; all have the same channels.
+            input_shape: a `ShapeSpec` of each level; all have the same channels.
             num_classes: K.
             conv_dims: output channels of each convolution of a tower.
-            norm: what Detectron2's `get_norm` takes; "" for none. One norm serves all levels.
+            norm: a norm for Detectron2's `get_norm`, or "" for none. All levels share the norms.
             conv_bias: whether the towers' convolutions have a bias.
-            box_channels: channels D of the box regression.
+            box_channels: D.
             quality: whether there is a quality branch.
-            prior_prob: probability of each class at the start.
-            box_bias: bias of the box predictor at the start.
+            prior_prob: probability of each class at the start of training.
+            box_bias: bias of the box predictor at the start of training.
 
         Raises:
-            ValueError: the levels differ in channels, or there are no convolutions.
+            ValueError: the levels have different channels, or `conv_dims` is empty.
         """
         super().__init__()
         channels = {shape.channels for shape in input_shape}
@@ -71,14 +75,22 @@ class PointHead(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(input_shape)))
 
     def make_conv(self, index: int, in_channels: int, out_channels: int) -> nn.Module:
-        """The convolution `index` (from 0) of a tower, with its initial weights.
+        """Build a convolution of a tower, with its initial weights.
 
-        Override it to use another kind. It is called while the head is built, once for each tower.
+        Override this method to use another kind of convolution. It is called while the head is
+        built, once for each convolution of each tower.
+
+        Args:
+            index: position of the convolution in the tower, from 0.
+            in_channels: channels of the input.
+            out_channels: channels of the output.
         """
         return self._conv(in_channels, out_channels, 0.0 if self.conv_bias else None)
 
-    def _make_tower(self, dims: Sequence[int], norm) -> nn.Sequential:
-        layers = []
+    def _make_tower(
+        self, dims: Sequence[int], norm: str | Callable[[int], nn.Module]
+    ) -> nn.Sequential:
+        layers: list[nn.Module] = []
         for index in range(len(dims) - 1):
             layers.append(self.make_conv(index, dims[index], dims[index + 1]))
             if norm:
@@ -88,24 +100,24 @@ class PointHead(nn.Module):
 
     @staticmethod
     def _conv(in_channels: int, out_channels: int, bias: float | None) -> nn.Conv2d:
-        """3x3, weights from N(0, 0.01); `bias` at the start, or none."""
+        """A 3x3 convolution with weights from N(0, 0.01); None for `bias` means without a bias."""
         conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias is not None)
         nn.init.normal_(conv.weight, std=0.01)
-        if bias is not None:
+        if conv.bias is not None and bias is not None:
             nn.init.constant_(conv.bias, bias)
         return conv
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], ...]:
         """
         Args:
-            features: (N, C, H, W) of each level, finest first.
+            features: a map (N, C, H, W) of each level, finest first.
 
         Returns:
             lists over levels: class logits (N, K, H, W), box regression (N, D, H, W) and, with a
-            quality branch, its logits (N, 1, H, W).
+            quality branch, quality logits (N, 1, H, W).
 
         Raises:
-            ValueError: the number of levels is not that of `input_shape`.
+            ValueError: `features` and `input_shape` have different numbers of levels.
         """
         if len(features) != len(self.scales):
             raise ValueError(

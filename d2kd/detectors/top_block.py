@@ -1,4 +1,4 @@
-"""P6 and P7 of a pyramid, as the released ATSS, GFL and DDOD make them."""
+"""The extra pyramid levels P6 and P7 as the released ATSS, GFL and DDOD compute them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ __all__ = ["TopBlock"]
 
 
 class TopBlock(nn.Module):
-    """Two more levels on top of a Detectron2 `FPN`: P6 from P5 and P7 from P6, by 3x3 convolutions
-    of stride 2.
+    """A `top_block` of Detectron2's `FPN` that computes P6 from P5, and P7 from P6.
 
-    Detectron2's `LastLevelP6P7` puts a ReLU before P7; those detectors do not.
+    Both levels are 3x3 convolutions with stride 2. Detectron2's `LastLevelP6P7` applies a ReLU
+    before P7; this block does not, as in the released ATSS, GFL and DDOD.
     """
 
     num_levels = 2
@@ -21,7 +21,7 @@ class TopBlock(nn.Module):
         Args:
             in_channels: channels of `in_feature`.
             out_channels: channels of the pyramid.
-            in_feature: name of the level that P6 is made from.
+            in_feature: name of the level that P6 is computed from.
         """
         super().__init__()
         self.in_feature = in_feature
@@ -29,9 +29,10 @@ class TopBlock(nn.Module):
         self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
         for conv in (self.p6, self.p7):
             nn.init.xavier_uniform_(conv.weight)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:  # always true here, but PyTorch's types do not say so
+                nn.init.zeros_(conv.bias)
 
     def forward(self, p5: Tensor) -> list[Tensor]:
-        """(N, C, H, W) to P6 (N, C, ~H/2, ~W/2) and P7 (N, C, ~H/4, ~W/4), rounded up."""
+        """(N, C, H, W) to P6 (N, C, H / 2, W / 2) and P7 (N, C, H / 4, W / 4), rounded up."""
         p6 = self.p6(p5)
         return [p6, self.p7(p6)]

@@ -1,17 +1,19 @@
-"""Detection in crowds as CrowdHuman measures it: AP, MR^-2 and the Jaccard index.
+"""CrowdHuman's metrics of detection in crowds: AP, MR^-2 and the Jaccard index.
 
-CrowdHuman is arXiv:1805.00123. The details are those of PGD's release (ECCV 2022,
-``crowd_code/eval_crowd_metric.py``), so that figures may be compared with its tables:
+CrowdHuman is arXiv 1805.00123. The details follow PGD's released code (ECCV 2022,
+``crowd_code/eval_crowd_metric.py``), so that figures can be compared with its tables:
 
 * AP, higher is better: the area under the curve of precision over recall, by trapezoids between
-  the detections, from the first one on. No envelope, IoU > 0.5, other than COCO's AP50.
+  the detections, beginning at the first detection. Unlike COCO's AP50, the curve has no envelope,
+  and the IoU must exceed 0.5.
 * MR^-2, lower is better: the geometric mean of the miss rate at nine numbers of false positives per
   image, from 0.01 to 1.
-* JI, higher is better: matched pairs over people and detections together, the mean over the
-  images, at that score threshold of 0, 0.1 ... 0.9 where it is highest.
+* JI, higher is better: the number of matched pairs, divided by the number of people plus detections
+  minus matched pairs; the mean over the images, at the score threshold (0, 0.1 ... 0.9) where it is
+  highest.
 
-Legend: D detections and G people of one image, K detections of all images. Boxes are in pixels of
-the image as it is stored.
+Shapes: D detections and G people of one image, K detections of all images. Boxes are in pixels of
+the stored image.
 """
 
 from __future__ import annotations
@@ -38,16 +40,20 @@ EPS = 1e-6  # in every denominator of areas
 
 
 def _corners(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(B, 4) x, y, width, height -> x1, y1, x2, y2, cut at the border of the image; as released,
-    a box to the right of it, or below, keeps a pixel."""
+    """Convert boxes (B, 4) from x, y, width, height to x1, y1, x2, y2, clipped to the image.
+
+    As in the released code, a box that lies right of the image or below it keeps one pixel.
+    """
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     low = np.clip(low, 0, [width - 1, height - 1])
     return np.hstack([low, np.clip(high, 0, [width, height])])
 
 
 def _overlaps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU (A, B) of corners (A, 4) and (B, 4), and intersection over the area of ``a`` (A, B).
-    A box with a width or height <= 0 overlaps with nothing."""
+    """IoU (A, B) of boxes (A, 4) and (B, 4), and intersection over the area of `a`, (A, B).
+
+    A box with a width or height <= 0 overlaps with no other box.
+    """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     common = (high - low).clip(0).prod(axis=-1)
@@ -57,27 +63,29 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mostly_in(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """(A,) whether more than half of a box's area lies in one of the regions."""
-    return (_overlaps(boxes, regions)[1] > 0.5).any(axis=1)
+    """(A,) bool, whether more than half of a box's area lies in one of the regions."""
+    return np.any(_overlaps(boxes, regions)[1] > 0.5, axis=1)
 
 
 def match(boxes: np.ndarray, people: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Judge the detections of one image one after another ("Caltech" matching).
+    """Match the detections of one image to people, in the order of their scores ("Caltech").
 
-    A detection takes, of the people that none has taken, the one of highest IoU, the first of
-    equals, if it is above 0.5. Otherwise it is dropped if more than half of it lies in an ignored
-    region; any number of detections may lie in one.
+    A detection takes the free person with the highest IoU (the first one of equal ones), if the IoU
+    is above 0.5. Otherwise it is dropped if more than half of its area lies in an ignored region.
+    Any number of detections may lie in the same region.
 
     Args:
-        boxes: (D, 4) corners, by descending score.
-        people: (G, 4) corners, in the file's order.
+        boxes: (D, 4) x1y1x2y2, by descending score.
+        people: (G, 4) x1y1x2y2, in the order of the file.
         ignored: (G,) bool, which of them are ignored regions.
-    Returns: (D,) float64: 1 for a true positive, 0 for a false positive, NaN for a dropped one.
+
+    Returns:
+        (D,) float64: 1 for a true positive, 0 for a false positive, NaN for a dropped one.
     """
     iou, _ = _overlaps(boxes, people[~ignored])
     iou[iou <= 0.5] = 0
     hits = np.zeros(len(boxes))
-    for i in np.flatnonzero(iou.any(axis=1)):  # few: most detections are decided already
+    for i in np.flatnonzero(iou.any(axis=1)):  # only the few detections that overlap a person
         best = iou[i].argmax()
         if iou[i, best] > 0:
             hits[i] = 1
@@ -89,17 +97,20 @@ def match(boxes: np.ndarray, people: np.ndarray, ignored: np.ndarray) -> np.ndar
 def ap_and_miss_rate(
     scores: np.ndarray, hits: np.ndarray, num_people: int, num_images: int
 ) -> tuple[float, float]:
-    """AP and MR^-2, in 0..1, over all images.
+    """AP and MR^-2 over all images, in [0, 1].
 
-    The first detection begins the curve of AP and adds no area of its own. Where a number of false
-    positives is never reached, the miss rate of all detections stands for it. No misses at some
-    point give an MR^-2 of 0.
+    The curve of AP begins at the first detection, which adds no area. If a number of false
+    positives is never reached, the miss rate of all detections is used for it. If the miss rate is
+    0 at one of the nine points, MR^-2 is 0.
 
     Args:
         scores: (K,), image by image; equal scores keep their order.
         hits: (K,), see `match`.
-        num_people: those to be found, in all images. num_images: all, empty ones too.
-    Returns: both NaN where there is nobody to be found.
+        num_people: number of people in all images, without ignored regions.
+        num_images: number of all images, including images without people.
+
+    Returns:
+        AP and MR^-2; both NaN if there are no people.
     """
     if not num_people:
         return np.nan, np.nan
@@ -119,15 +130,18 @@ def ap_and_miss_rate(
 def jaccard_indices(
     boxes: np.ndarray, scores: np.ndarray, people: np.ndarray, ignored: np.ndarray
 ) -> np.ndarray:
-    """Jaccard index of one image at each of `THRESHOLDS`, for detections of a higher score.
+    """Jaccard index of one image at each of `THRESHOLDS`, for the detections above the threshold.
 
-    Pairs of a detection and a person with IoU > 0.5 are matched one to one, so that the sum of
-    their IoUs is highest (not: their number). Unmatched detections and people of which more than
-    half lies in an ignored region do not count.
+    Detections and people with IoU > 0.5 are matched one to one such that the sum of the IoUs is
+    highest (the number of pairs need not be). An unmatched detection or person does not count if
+    more than half of its area lies in an ignored region.
 
     Args:
-        boxes, scores, people, ignored: see `match`; scores (D,).
-    Returns: (10,) in 0..1; NaN where neither detections nor people count.
+        boxes, people, ignored: see `match`.
+        scores: (D,), descending.
+
+    Returns:
+        (10,) in [0, 1]; NaN where neither detections nor people count.
     """
     regions, people = people[ignored], people[~ignored]
     iou, _ = _overlaps(boxes, people)
@@ -139,10 +153,11 @@ def jaccard_indices(
         pairs = iou[rows, columns] > 0
         rows, columns = rows[pairs], columns[pairs]
         counted = boxes_count[:kept].sum() + people_count.sum()
-        counted += (~boxes_count[rows]).sum() + (~people_count[columns]).sum()  # matched: they do
+        # Matched pairs always count, also inside an ignored region.
+        counted += (~boxes_count[rows]).sum() + (~people_count[columns]).sum()
         return len(rows) / (counted - len(rows) + EPS) if counted else np.nan
 
-    # Scores are sorted: a threshold keeps the first ones.
+    # The scores are descending, so a threshold keeps the first `kept` detections.
     kept, inverse = np.unique(np.searchsorted(-scores, -THRESHOLDS), return_inverse=True)
     return np.array([index(k) for k in kept])[inverse]
 
@@ -150,17 +165,17 @@ def jaccard_indices(
 class CrowdHumanEvaluator(DatasetEvaluator):
     """AP, MR^-2 and JI of the detections of class 0, in percent.
 
-    As in the release:
+    As in the released code:
 
-    * detections have a score above 0.05 and are the 500 best of their image, after the detector's
-      own suppression (release: IoU 0.6); x, y, width and height are rounded to 0.1 pixel and scores
-      to 0.00001;
-    * boxes are cut at the image's border, those of people too;
-    * AP and MR^-2 count all boxes of the .odgt file, also those of width or height <= 0, which
-      nobody can find; JI leaves these out, and rounds to 0.1 pixel.
+    * Only the 500 best detections of an image with a score above 0.05 are used, after the
+      detector's own NMS (released: IoU 0.6). Coordinates are rounded to 0.1 pixel and scores to
+      0.00001.
+    * All boxes are clipped to the image, also the boxes of people.
+    * AP and MR^-2 count all boxes of the .odgt file, including boxes with a width or height <= 0,
+      which no detection can match. JI leaves these out, and rounds people to 0.1 pixel.
 
-    Other than the release: images without boxes are no error, and nothing is written. With nobody
-    to be found, AP and MR^-2 are NaN; with no detections that count either, so is JI.
+    Differences from the released code: images without boxes are accepted, and no file is written.
+    Without any people, AP and MR^-2 are NaN. If no detections count either, JI is NaN, too.
     """
 
     def __init__(
@@ -173,14 +188,15 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     ):
         """
         Args:
-            dataset_name: "crowdhuman_val", or any with ``odgt_file`` in its metadata whose image
-                ids are the file's line numbers from 0.
-            distributed: gather from all processes, or evaluate what this process has got.
-            max_dets_per_image: the best are kept. The detector's own limit must be as high.
-            score_thresh: detections above it are kept. The detector's own must be as low.
+            dataset_name: "crowdhuman_val", or another dataset with `odgt_file` in its metadata
+                whose image ids are the line numbers of that file, from 0.
+            distributed: gather the detections of all processes, or evaluate those of this process.
+            max_dets_per_image: the best detections are kept. The detector's own limit must not be
+                lower.
+            score_thresh: detections above it are kept. The detector's own must not be higher.
 
         Raises:
-            ValueError: the data set has no ``odgt_file``.
+            ValueError: the dataset has no `odgt_file`.
         """
         odgt_file = MetadataCatalog.get(dataset_name).get("odgt_file")
         if odgt_file is None:
@@ -191,7 +207,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             )
         self._distributed = distributed
         self._max_dets_per_image, self._score_thresh = max_dets_per_image, score_thresh
-        images = DatasetCatalog.get(dataset_name)  # for the sizes; the .odgt has none
+        images = DatasetCatalog.get(dataset_name)  # the .odgt file has no image sizes
         self._sizes = {x["image_id"]: (x["width"], x["height"]) for x in images}
         self._people = read_odgt(odgt_file)
         self.reset()
@@ -206,18 +222,22 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             outputs: for each image "instances" with pred_boxes, scores and pred_classes.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            found = output["instances"].to("cpu")
-            scores = found.scores.numpy().astype(float)
-            kept = np.flatnonzero((found.pred_classes.numpy() == 0) & (scores > self._score_thresh))
+            instances = output["instances"].to("cpu")
+            scores = instances.scores.numpy().astype(float)
+            people = instances.pred_classes.numpy() == 0
+            kept = np.flatnonzero(people & (scores > self._score_thresh))
             kept = kept[np.argsort(-scores[kept], kind="stable")][: self._max_dets_per_image]
-            boxes = found.pred_boxes.tensor.numpy().astype(float)[kept]
+            boxes = instances.pred_boxes.tensor.numpy().astype(float)[kept]
             boxes[:, 2:] -= boxes[:, :2]
             self._predictions[image["image_id"]] = boxes.round(1), scores[kept].round(5)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]]:
         """
-        Args: img_ids: the images to evaluate on; default: all. Images without predictions count.
-        Returns: {"bbox": {"AP", "MR", "JI"}} in percent, in the main process; {} in others.
+        Args:
+            img_ids: the images to evaluate on; default: all. Images without detections count.
+
+        Returns:
+            {"bbox": {"AP", "MR", "JI"}} in percent in the main process; {} in other processes.
         """
         predictions = self._predictions
         if self._distributed:
@@ -225,7 +245,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             parts = comm.gather(predictions, dst=0)
             if not comm.is_main_process():
                 return {}
-            predictions = {image: found for part in parts for image, found in part.items()}
+            predictions = {image: x for part in parts for image, x in part.items()}
         images = sorted(self._sizes if img_ids is None else set(img_ids))
         nothing = np.zeros((0, 4)), np.zeros(0)
         all_scores, all_hits, indices, num_people = [np.zeros(0)], [np.zeros(0)], [], 0
@@ -242,9 +262,9 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         ap, miss_rate = ap_and_miss_rate(
             np.concatenate(all_scores), np.concatenate(all_hits), num_people, len(images)
         )
-        indices = np.array(indices).reshape(-1, len(THRESHOLDS))
-        counted = (~np.isnan(indices)).sum(axis=0)
-        means = np.where(counted > 0, np.nansum(indices, axis=0) / counted.clip(min=1), np.nan)
+        table = np.array(indices).reshape(-1, len(THRESHOLDS))
+        counted = (~np.isnan(table)).sum(axis=0)
+        means = np.where(counted > 0, np.nansum(table, axis=0) / counted.clip(min=1), np.nan)
         jaccard = float(np.nan if np.isnan(means).all() else np.nanmax(means))
         logger.info("JI at scores above 0.0, 0.1 ... 0.9: %s", (100 * means).round(1))
         return {"bbox": {"AP": 100 * ap, "MR": 100 * miss_rate, "JI": 100 * jaccard}}

@@ -1,4 +1,4 @@
-"""Figures of detectors side by side: accuracy, size and speed."""
+"""Measure detectors (accuracy, size, speed) and put the figures into a table."""
 
 from __future__ import annotations
 
@@ -33,8 +33,14 @@ __all__ = [
 
 
 class Figures(TypedDict):
-    """AP, AP50, AP75: in percent, by COCOEvaluator. params: number of parameters.
-    gflops: 10^9 multiply-adds of one image. ms: milliseconds for one image."""
+    """The figures of one detector.
+
+    Attributes:
+        AP, AP50, AP75: in percent, by COCOEvaluator.
+        params: number of parameters.
+        gflops: 10^9 multiply-adds for one image.
+        ms: milliseconds for one image.
+    """
 
     AP: float
     AP50: float
@@ -45,24 +51,26 @@ class Figures(TypedDict):
 
 
 def load_plain(cfg, weights: str | Path) -> nn.Module:
-    """Build the detector of a plain config and load a run's checkpoint as Detectron2 does.
+    """Build the detector of a config without distillation, and load a run's checkpoint into it.
+
+    The checkpoint is loaded by Detectron2, as a user without d2kd would load it.
 
     Args:
         cfg: LazyConfig with `model` and `train.device`.
-        weights: the checkpoint; it may be a distiller's.
+        weights: the checkpoint of a detector or of a distiller.
 
     Returns:
         the detector in evaluation mode.
 
     Raises:
-        ValueError: the file lacks tensors of the detector, has others or has other shapes.
+        ValueError: the tensors of the file and of the detector differ in names or shapes.
     """
     model = instantiate(cfg.model).to(cfg.train.device).eval()
     tensors = torch.load(weights, map_location="cpu", weights_only=True)["model"]
-    tensors = {k: v.shape for k, v in tensors.items() if not k.startswith(PREFIX)}
-    wanted = {k: v.shape for k, v in model.state_dict().items()}
-    if tensors != wanted:
-        other = sorted(k for k in {*tensors, *wanted} if tensors.get(k) != wanted.get(k))
+    shapes = {k: v.shape for k, v in tensors.items() if not k.startswith(PREFIX)}
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    if shapes != expected:
+        other = sorted(k for k in {*shapes, *expected} if shapes.get(k) != expected.get(k))
         raise ValueError(
             f"{weights}: expected the tensors of the config's {type(model).__name__}, found "
             f"{len(other)} that differ: {', '.join(other[:5])}{' ...' if len(other) > 5 else ''}"
@@ -70,7 +78,8 @@ def load_plain(cfg, weights: str | Path) -> nn.Module:
     log = logging.getLogger("fvcore.common.checkpoint")
     level = log.level
     try:
-        # It would list the tensors under "distillation." as unused: that is how it should be.
+        # Detectron2 would warn that the tensors under "distillation." are unused. They are meant to
+        # be.
         log.setLevel(logging.ERROR)
         DetectionCheckpointer(model).load(str(weights))
     finally:
@@ -84,7 +93,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     mode = model.training
     model.eval()
     try:
@@ -95,15 +104,15 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def count_gflops(model: nn.Module, inputs: Sequence[Mapping[str, Any]]) -> float:
-    """10^9 flops of one inference by fvcore, where a multiply-add is one flop.
+    """10^9 flops of one inference, counted by fvcore. A multiply-add counts as one flop.
 
     Args:
         inputs: a batch in Detectron2's format.
     """
-    # Not at the top: it is slow to import.
+    # Imported here because it is slow to import.
     from detectron2.utils.analysis import FlopCountAnalysis
 
-    with _evaluating(model):
+    with _evaluation_mode(model):
         count = FlopCountAnalysis(model, inputs)
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
         return count.tracer_warnings("none").total() / 1e9
@@ -116,21 +125,22 @@ def measure_speed(
     rounds: int = 60,
     warm_up: int = 5,
 ) -> dict[str, float]:
-    """Median time of one inference of each model, in milliseconds, post-processing included.
+    """Median time of one inference of each model, in milliseconds, including post-processing.
 
-    The models take turns on the same batch, and each round begins with another one, so that
-    whatever else the machine does disturbs all alike: their ratio holds better than the times.
+    The models take turns on the same batch, and each round begins with another model. Other work
+    on the machine then slows all models equally, so the ratios of the times are more reliable than
+    the times themselves.
 
     Args:
-        batches: in Detectron2's format; used in turn.
-        rounds: measured inferences of each model.
-        warm_up: inferences of each model before that.
+        batches: in Detectron2's format; the rounds go through them.
+        rounds: number of measured inferences of each model.
+        warm_up: number of inferences of each model that are not measured.
     """
     names = list(models)
     times: dict[str, list[float]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(_evaluating(model))
+            stack.enter_context(_evaluation_mode(model))
         for i in range(warm_up + rounds):
             first = i % len(names)
             for name in names[first:] + names[:first]:
@@ -149,38 +159,38 @@ def _wait_for_gpu() -> None:
 
 
 class _Recorder:
-    """A detector that remembers what it found: image id -> Instances."""
+    """Calls a detector and keeps its detections: image id -> Instances."""
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.found: dict[Any, Any] = {}
+        self.detections: dict[Any, Any] = {}
 
     def __call__(self, inputs: Sequence[Mapping[str, Any]]) -> list[dict]:
         outputs = self.model(inputs)
         for x, y in zip(inputs, outputs, strict=True):
-            self.found[x["image_id"]] = y["instances"].to("cpu")
+            self.detections[x["image_id"]] = y["instances"].to("cpu")
         return outputs
 
 
 def measure_accuracy(cfg, model: nn.Module) -> tuple[dict[str, float], dict[Any, Any]]:
-    """Evaluate a detector by its config's evaluator.
+    """Evaluate a detector by the evaluator of its config.
 
     Args:
         cfg: LazyConfig with `dataloader.test` and `dataloader.evaluator`.
 
     Returns:
-        AP, AP50 and AP75 in percent (0 for a detector that finds nothing at all), and all its
-        detections by image id.
+        AP, AP50 and AP75 in percent (0 for a detector without any detections), and all detections
+        by image id.
     """
     recorder = _Recorder(model)
-    with _evaluating(model), contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+    with _evaluation_mode(model), contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         box = evaluate(cfg, recorder)["bbox"]
     values = {key: float(box[key]) for key in ("AP", "AP50", "AP75")}
-    return {k: 0.0 if math.isnan(v) else v for k, v in values.items()}, recorder.found
+    return {k: 0.0 if math.isnan(v) else v for k, v in values.items()}, recorder.detections
 
 
 def table(rows: Mapping[str, Figures]) -> str:
-    """A table for the terminal, one row for each model."""
+    """A table for the terminal with one row for each model."""
     from tabulate import tabulate
 
     head = ["", "AP", "AP50", "AP75", "parameters", "GFLOPs", "ms/image"]
@@ -194,7 +204,9 @@ def table(rows: Mapping[str, Figures]) -> str:
 
 
 def gap_sentence(teacher: float, alone: float, distilled: float) -> str:
-    """How much of the students' gap to the teacher distillation closed, whatever the sign.
+    """A sentence that says which share of the gap to the teacher distillation closed.
+
+    It also says when distillation made the student worse, and when there is no gap.
 
     Args:
         teacher, alone, distilled: AP in percent.

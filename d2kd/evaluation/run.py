@@ -1,9 +1,10 @@
-"""Evaluating students and teachers with the config's own evaluator."""
+"""Evaluate students and teachers with the evaluator of their config."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -18,7 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg, model: nn.Module | Callable) -> dict:
-    """Results of a model on the config's `dataloader.test` by its `dataloader.evaluator`."""
+    """Evaluate a model on the config's `dataloader.test` by its `dataloader.evaluator`.
+
+    Returns:
+        the evaluator's results; empty if the config has no evaluator.
+    """
     if "evaluator" not in cfg.dataloader:
         return {}
     results = inference_on_dataset(
@@ -30,7 +35,7 @@ def evaluate(cfg, model: nn.Module | Callable) -> dict:
 
 
 def teacher_of(model: nn.Module) -> Callable[[Sequence[dict]], list[dict]]:
-    """The teacher of a distiller as a detector, for `evaluate`.
+    """The teacher of a distiller, as a function that `evaluate` can call like a detector.
 
     Raises:
         ValueError: the model has no teacher.
@@ -45,8 +50,8 @@ def teacher_of(model: nn.Module) -> Callable[[Sequence[dict]], list[dict]]:
     return lambda batched_inputs: teacher.detect(batched_inputs, input_format=input_format)
 
 
-class _OnImages(DatasetEvaluator):
-    """An evaluator with COCOEvaluator's interface, on a part of its images."""
+class _OnSomeImages(DatasetEvaluator):
+    """Restricts an evaluator that has COCOEvaluator's interface to some of its images."""
 
     def __init__(self, evaluator: DatasetEvaluator, image_ids: list):
         self._evaluator, self._image_ids = evaluator, image_ids
@@ -61,28 +66,31 @@ class _OnImages(DatasetEvaluator):
         return self._evaluator.evaluate(img_ids=self._image_ids)
 
 
-def check_teacher(cfg, model: nn.Module) -> None:
-    """Evaluate the teacher on the first `train.teacher_check.images` validation images.
+def check_teacher(cfg, model: Any) -> None:
+    """Stop before training if the teacher detects worse than expected.
+
+    The teacher is evaluated on the first `train.teacher_check.images` validation images; 0 skips
+    the check. A wrong channel order or wrong weights show here, and not after days of training.
 
     Raises:
         ValueError: its box AP is below `train.teacher_check.min_ap` (in percent).
     """
-    proof = cfg.train.teacher_check
-    if not proof.images:
+    check = cfg.train.teacher_check
+    if not check.images:
         return
     detect = teacher_of(model)
     test = {k: v for k, v in cfg.dataloader.test.items() if k != "dataset"}
-    test["dataset"] = instantiate(cfg.dataloader.test.dataset)[: proof.images]
+    test["dataset"] = instantiate(cfg.dataloader.test.dataset)[: check.images]
     image_ids = [x["image_id"] for x in test["dataset"]]
-    evaluator = _OnImages(instantiate(cfg.dataloader.evaluator), image_ids)
+    evaluator = _OnSomeImages(instantiate(cfg.dataloader.evaluator), image_ids)
     results = inference_on_dataset(detect, instantiate(test), evaluator)
     if not comm.is_main_process():
         return
     ap = results["bbox"]["AP"]
     logger.info("Teacher's AP on %d validation images: %.1f", len(image_ids), ap)
-    if not ap >= proof.min_ap:
+    if not ap >= check.min_ap:
         raise ValueError(
-            f"teacher: expected AP >= {proof.min_ap:g} on {len(image_ids)} validation images "
+            f"teacher: expected AP >= {check.min_ap:g} on {len(image_ids)} validation images "
             f"(train.teacher_check), found {ap:.1f}. Check its weights, its config and its "
             f"input_format ({model.teacher.input_format})."
         )

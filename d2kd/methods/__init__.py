@@ -1,6 +1,7 @@
 """Distillation methods: one file each."""
 
 from .base import FeatureMethod, Method, Methods
+from .crosskd import CrossKD
 from .cwd import CWD
 from .fgd import FGD
 from .ld import LD
@@ -20,6 +21,7 @@ __all__ = [
     "PFI",
     "PGD",
     "PKD",
+    "CrossKD",
     "FeatureMethod",
     "MCDropout",
     "Method",

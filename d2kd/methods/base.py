@@ -1,10 +1,10 @@
-"""What a distillation method is, and the part that all feature methods share."""
+"""The base classes of all distillation methods, and how levels are paired."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
@@ -15,7 +15,6 @@ from ..loss_weights import GradientBalance
 from ..readers import Reader
 from ..signature import merge_signature
 from ..targets import Targets
-from .compiled import Compiled
 
 __all__ = [
     "FeatureMethod",
@@ -34,14 +33,14 @@ class Method(nn.Module):
     It is a module so that adapters and context blocks train, and are saved, with the student.
 
     Args:
-        weight: multiplies all of the method's losses, on top of their published coefficients.
-        balance: in place of `weight`, whatever keeps the norm of the method's gradient at the
-            neck at this fraction of the task's; see `d2kd.loss_weights.GradientBalance`. With
-            several methods, each is held by itself.
-        schedule: multiplies `weight` or `balance`, by the share of training that is done: a
-            scheduler of fvcore.common.param_scheduler, or any other function from [0, 1) to a
-            factor >= 0. While it says 0, the method does not run, and a teacher that no other
-            method asks does not either.
+        weight: multiplies all losses of the method, in addition to their published coefficients.
+        balance: replaces `weight`. It keeps the norm of the method's gradient at the neck at this
+            fraction of the task's gradient; see `d2kd.loss_weights.GradientBalance`. With several
+            methods, each is balanced on its own.
+        schedule: multiplies `weight` or `balance`. It maps the finished share of training, in
+            [0, 1), to a factor >= 0: a scheduler of fvcore.common.param_scheduler or any other
+            function. While the factor is 0, the method does not run. The teacher does not run
+            either, unless another method needs it.
 
     Raises:
         ValueError: a weight or balance out of its range.
@@ -51,12 +50,9 @@ class Method(nn.Module):
     needs: frozenset[str] = frozenset()
     """What the student has to show for the method; see `d2kd.readers.Reader`."""
 
-    compilable: ClassVar[Mapping[str, Callable]] = {}
-    """Name of a function that the method calls by `self` -> a form of it for torch.compile."""
-
     @property
     def teacher_needs(self) -> frozenset[str]:
-        """What the teacher has to show: the same, where a method does not say otherwise."""
+        """What the teacher has to show; the same as `needs` unless a method overrides it."""
         return self.needs
 
     def __init_subclass__(cls, **kwargs) -> None:
@@ -88,7 +84,7 @@ class Method(nn.Module):
     def setup(self, student: Reader, teacher: Reader) -> None:
         """Check that the method fits both detectors and make its parameters.
 
-        Called once, when the distiller is built.
+        The distiller calls this once, when it is built.
 
         Raises:
             ValueError: the method and the detectors do not fit; the message says where.
@@ -97,35 +93,36 @@ class Method(nn.Module):
             ("student", student, self.needs),
             ("teacher", teacher, self.teacher_needs),
         ):
-            lacking = sorted(needs - reader.offers)
+            lacking = sorted(needs - reader.provides)
             if lacking:
                 raise ValueError(
                     f"{type(self).__name__} needs {', '.join(lacking)} of the {role}, expected a "
-                    f"dense detector (RetinaNet, FCOS, ...), found {reader.name}, which offers "
-                    f"{', '.join(sorted(reader.offers))} only. Use a feature method such as FGD."
+                    f"dense detector (RetinaNet, FCOS, ...), found {reader.name}, which provides "
+                    f"{', '.join(sorted(reader.provides))} only. Use a feature method such as FGD."
                 )
-
-    def compile_losses(self) -> None:
-        """Let torch.compile take over what is `compilable`; see `Compiled`."""
-        for name, plain in self.compilable.items():
-            setattr(self, name, Compiled(plain, getattr(self, name)))
 
     def forward(
         self, student: Knowledge, teacher: Knowledge, targets: Targets
     ) -> dict[str, Tensor]:
-        """
+        """Compute the losses of one batch.
+
+        Args:
+            student: carries gradients.
+            teacher: carries none.
+            targets: ground truth.
+
         Returns:
             term name -> scalar loss with its published coefficient, without `weight`.
         """
         raise NotImplementedError
 
 
-def _is_number(value) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Methods(nn.ModuleDict):
-    """Named methods. A keyword each, so that a config can say `methods.fgd.weight=2`."""
+    """Methods by name. Each is a keyword, so that a config can say `methods.fgd.weight=2`."""
 
     def __init__(self, **methods: Method):
         super().__init__(methods)
@@ -144,44 +141,67 @@ def pair_levels(
     levels: Sequence[str] | Mapping[str, str] | None,
     student: Reader,
     teacher: Reader,
-    who: str,
+    caller: str,
+    *,
+    student_levels: Iterable[str] | None = None,
+    teacher_levels: Iterable[str] | None = None,
+    require_all: bool = False,
+    fix: str = "",
 ) -> list[LevelPair]:
-    """Decide which level learns from which.
+    """Decide which level of the student learns from which level of the teacher.
 
     Args:
-        levels: names that both detectors use; or student name -> teacher name; or None for all
-            levels of the student whose stride the teacher has too.
-        who: names the method in messages.
+        levels: names that both detectors use; or a table, student's name -> teacher's name; or None
+            to pair the levels by stride.
+        caller: name of the method, for messages.
+        student_levels, teacher_levels: the levels to pair by stride where `levels` is None, such as
+            `head_in_features`. Default: all levels of the pyramid.
+        require_all: both detectors must have the same strides in the same order, so that every
+            level is in a pair. Otherwise levels without a partner are left out.
+        fix: what to do about an error in pairing by stride, for the message.
+
+    Returns:
+        the pairs in the order of `levels` or of `student_levels`.
 
     Raises:
-        ValueError: a detector has no level of that name, or no stride is shared.
+        ValueError: a detector has no level of a given name, no stride is shared, or `require_all`
+            is not met.
     """
     if levels is None:
-        by_stride = {shape.stride: name for name, shape in teacher.shapes.items()}
+        by_stride = _levels_by_stride(student, student_levels)
+        teacher_by_stride = _levels_by_stride(teacher, teacher_levels)
         names = {
-            name: by_stride[shape.stride]
-            for name, shape in student.shapes.items()
-            if shape.stride in by_stride
+            name: teacher_by_stride[stride]
+            for stride, name in by_stride.items()
+            if stride in teacher_by_stride
         }
-        if not names:
+        if not names or (require_all and list(by_stride) != list(teacher_by_stride)):
+            problem = "the same strides" if require_all else "at least one common stride"
+            fix = fix or f"Give {caller}.levels as a table of student to teacher levels."
             raise ValueError(
-                f"{who}: student and teacher share no stride, found {_strides(student)} and "
-                f"{_strides(teacher)}. Give {who}.levels as a table of student to teacher levels."
+                f"{caller}: expected levels of student ({student.name}) and teacher "
+                f"({teacher.name}) with {problem}, found {list(by_stride)} and "
+                f"{list(teacher_by_stride)}. {fix}"
             )
     else:
         names = dict(levels) if isinstance(levels, Mapping) else {name: name for name in levels}
         if not names:
-            raise ValueError(f"{who}.levels: expected at least one level name, found none")
+            raise ValueError(f"{caller}.levels: expected at least one level name, found none")
     for name, role, reader in (
         *((s, "student", student) for s in names),
         *((t, "teacher", teacher) for t in names.values()),
     ):
         if name not in reader.shapes:
             raise ValueError(
-                f"{who}.levels: expected levels of the {role} ({reader.name}), which has "
+                f"{caller}.levels: expected levels of the {role} ({reader.name}), which has "
                 f"{_strides(reader)}, found {name!r}."
             )
     return [LevelPair(s, t, student.shapes[s], teacher.shapes[t]) for s, t in names.items()]
+
+
+def _levels_by_stride(reader: Reader, levels: Iterable[str] | None) -> dict[int, str]:
+    shapes = reader.shapes
+    return {shapes[name].stride: name for name in (shapes if levels is None else levels)}
 
 
 def _strides(reader: Reader) -> str:
@@ -189,12 +209,15 @@ def _strides(reader: Reader) -> str:
 
 
 def make_adapter(student: int, teacher: int) -> nn.Module:
-    """From the student's channels to the teacher's: a 1x1 convolution only where they differ."""
+    """Bring maps of the student's channels to the teacher's channels.
+
+    A 1x1 convolution where the numbers of channels differ; otherwise the identity.
+    """
     return nn.Identity() if student == teacher else nn.Conv2d(student, teacher, kernel_size=1)
 
 
 def resize_to(student: Tensor, teacher: Tensor) -> Tensor:
-    """The student's map (N, C, H, W) on the grid of the teacher's."""
+    """Resize the student's map (N, C, H, W) to the grid of the teacher's map."""
     if student.shape[-2:] == teacher.shape[-2:]:
         return student
     return F.interpolate(student, size=teacher.shape[-2:], mode="bilinear", align_corners=False)
@@ -203,13 +226,16 @@ def resize_to(student: Tensor, teacher: Tensor) -> Tensor:
 class FeatureMethod(Method):
     """A method on pyramid maps, in the three stages of UET (arXiv 2406.06999).
 
-    Uncertainty: `uncertainty` changes the teacher's map, or nothing does. Extraction and transfer:
-    the subclass's `compare`, called once a level.
+    1. Uncertainty: the module `uncertainty` changes the teacher's map; by default nothing does.
+    2. Extraction: which parts of the maps matter.
+    3. Transfer: how the two maps are compared.
+
+    A subclass writes extraction and transfer in `compare`, which is called once for each level.
 
     Args:
         levels: see `pair_levels`.
-        uncertainty: module from teacher map to teacher map, such as `MCDropout`. What it gives is
-            the target, a constant: it does not train.
+        uncertainty: module from teacher map to teacher map, such as `MCDropout`. Its output is the
+            target and is detached, so that parameters of this module would not train.
         shared: see `Method`.
     """
 
@@ -230,12 +256,16 @@ class FeatureMethod(Method):
 
     def setup(self, student: Reader, teacher: Reader) -> None:
         super().setup(student, teacher)
-        self.pairs = pair_levels(self.levels, student, teacher, type(self).__name__)
+        self.pairs = self.pair(student, teacher)
         for pair in self.pairs:
             self.adapters[pair.student] = make_adapter(
                 pair.student_shape.channels, pair.teacher_shape.channels
             )
             self.setup_level(pair)
+
+    def pair(self, student: Reader, teacher: Reader) -> list[LevelPair]:
+        """Pair the levels; see `pair_levels`."""
+        return pair_levels(self.levels, student, teacher, type(self).__name__)
 
     def setup_level(self, pair: LevelPair) -> None:
         """Make the parameters that the method keeps for one pair of levels, if any."""
@@ -253,10 +283,10 @@ class FeatureMethod(Method):
     def align(
         self, pair: LevelPair, student: Knowledge, teacher: Knowledge
     ) -> tuple[Tensor, Tensor]:
-        """Bring both maps of a pair to the teacher's width and grid, over the student's frame.
+        """Bring both maps of a pair to the teacher's channels and grid.
 
         Returns:
-            student's and teacher's map, both (N, C_teacher, H, W).
+            the student's and the teacher's map, both (N, C_teacher, H, W).
         """
         s = self.adapters[pair.student](student.features[pair.student])
         t = teacher.features[pair.teacher]
@@ -268,9 +298,11 @@ class FeatureMethod(Method):
         """Extraction and transfer at one level.
 
         Args:
-            student, teacher: (N, C, H, W), fp32; the teacher's carries no gradient.
+            pair: names and shapes of the two levels.
+            student, teacher: (N, C, H, W), fp32; the teacher's map carries no gradient.
+            targets: ground truth.
 
         Returns:
-            term name -> scalar; terms are summed over levels.
+            term name -> scalar loss. Each term is summed over levels.
         """
         raise NotImplementedError

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
-from .blocks import by_channels
+from .kernels.blocks import by_channels
 
 __all__ = ["CWD"]
 
@@ -40,9 +37,6 @@ class CWD(FeatureMethod):
         ValueError: `tau` is not positive.
     """
 
-    compilable: ClassVar = {"divergence": divergence}
-    divergence = staticmethod(functools.partial(by_channels, divergence))
-
     def __init__(self, *, tau: float = 1.0, weight: float = 10.0, **shared):
         super().__init__(weight=weight, **shared)
         if tau <= 0:
@@ -53,5 +47,5 @@ class CWD(FeatureMethod):
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
         n, c = student.shape[:2]
-        unlike = self.divergence(student.flatten(2), teacher.flatten(2), self.tau)
+        unlike = by_channels(divergence, student.flatten(2), teacher.flatten(2), self.tau)
         return {"divergence": self.tau**2 / (n * c) * unlike}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
-from .fgd_sums import normalise, pair_sums, plain_pair_sums
+from .kernels.attention import softmax_attention
+from .kernels.fgd import pair_sums
 
 __all__ = ["FGD", "GlobalContext", "attention", "box_masks"]
 
@@ -19,7 +19,7 @@ class FGD(FeatureMethod):
     """Focal distillation (foreground and background apart, by the teacher's attention) and global
     distillation (relations between pixels, by context blocks).
 
-    The defaults are the released weights for RetinaNet; others are in configs/common/fgd.py.
+    The defaults are the released weights for RetinaNet; others are in configs/*/*_fgd.py.
     Two departures from the released code, both deliberate: boxes are mapped to cells by the
     level's stride in the padded frame (the release divides by the unpadded image, so that masks
     drift on padded images), and masks are built without a loop over boxes.
@@ -31,9 +31,6 @@ class FGD(FeatureMethod):
         lambd: weight of the relation term (the paper's lambda).
         shared: see `FeatureMethod`.
     """
-
-    compilable: ClassVar = {"pair_sums": plain_pair_sums}
-    pair_sums = staticmethod(pair_sums)
 
     def __init__(
         self,
@@ -65,7 +62,7 @@ class FGD(FeatureMethod):
         foreground, background = box_masks(
             targets.boxes, targets.valid, teacher.shape[-2:], 1 / pair.teacher_shape.stride
         )
-        if not targets.whole:
+        if not targets.complete:
             cells = grid_centers(teacher.shape[-2:], pair.teacher_shape.stride, teacher.device)
             background = background * targets.known(cells).view_as(background)
         return self.terms(pair.student, student, teacher, foreground, background)
@@ -83,8 +80,10 @@ class FGD(FeatureMethod):
         n, r = len(student), foreground[0].numel()
         block_s, block_t = self.student_context[level], self.teacher_context[level]
         keys = (*block_s.key.parameters(), *block_t.key.parameters())
-        sums = self.pair_sums(student.flatten(2), teacher.flatten(2), self.tau, *keys)
-        spatial_s, spatial_t, channel_s, channel_t = (normalise(x, self.tau) for x in sums[:4])
+        sums = pair_sums(student.flatten(2), teacher.flatten(2), self.tau, *keys)
+        spatial_s, spatial_t, channel_s, channel_t = (
+            softmax_attention(x, self.tau) for x in sums[:4]
+        )
         # The teacher's attention weights both; the student's is compared with it, no more.
         error = sums.error * spatial_t  # (N, R)
         unlike = (channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum()
@@ -110,7 +109,7 @@ def attention(features: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         (N, H, W) that sums to H*W and (N, C) that sums to C, for each image.
     """
     x = features.flatten(2).abs()
-    spatial, channel = normalise(x.mean(1), tau), normalise(x.mean(2), tau)
+    spatial, channel = softmax_attention(x.mean(1), tau), softmax_attention(x.mean(2), tau)
     return spatial.view_as(features[:, 0]), channel
 
 

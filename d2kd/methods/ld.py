@@ -14,9 +14,9 @@ from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
 from torchvision.ops import box_iou, distance_box_iou
 
-from ..detectors.assigners import nearest, spread
+from ..detectors.assigners import atss_threshold, nearest_candidates
 from ..detectors.base import Locations
-from ..detectors.losses import iou, positive_count
+from ..detectors.losses import iou, num_positives
 from ..knowledge import Knowledge
 from ..readers import Reader, check_same_anchors
 from ..targets import Targets
@@ -38,7 +38,7 @@ class LD(Method):
     - "valuable": the `valuable_region` around them, weighted by the IoU of anchor and box; its sum
       divided by 16.
     - "classification": the same divergence of the softmax over the K class logits at the positives,
-      divided by the `positive_count` of the student's own classification loss. Weight, temperature
+      divided by the `num_positives` of the student's own classification loss. Weight, temperature
       and place are the release's; the softmax over classes, the mean over them and the divisor are
       our reading.
 
@@ -132,13 +132,13 @@ class LD(Method):
         if self.valuable:
             detector, maps = self.reader.detector, list(student.logits.values())
             locations = detector.locations(maps)
-            inside = detector.inside(locations, targets.sizes, maps)
+            inside = detector.in_image_mask(locations, targets.sizes, maps)
             weight = valuable_region(locations, targets, inside)
             terms["valuable"] = self.valuable * (weight * sides).sum() / 16
         if self.classification:
             s, t = (_flatten(x.logits, self.reader.num_classes) for x in (student, teacher))
             total = ((matched >= 0) * divergence(s, t, self.class_tau)).sum()
-            terms["classification"] = self.classification * total / positive_count(matched)
+            terms["classification"] = self.classification * total / num_positives(matched)
         return terms
 
     def _sides(self, deltas: Mapping[str, Tensor]) -> Tensor:
@@ -188,9 +188,9 @@ def valuable_region(
         (N, R) in [0, 1]: IoU of anchor and box, of several boxes the largest; 0 outside.
     """
     n, r = inside.shape
-    index, valid = nearest(locations, targets, inside)
+    index, valid = nearest_candidates(locations, targets, inside)
     overlaps = iou(locations.anchors[index], targets.boxes[:, :, None])
-    thresholds = spread(overlaps, valid)[..., None]  # 0 in rows without a box: no region
+    thresholds = atss_threshold(overlaps, valid)[..., None]  # 0 in rows without a box: no region
     weight = locations.anchors.new_zeros(n, r)
     step = max(1, pairs // (n * r))
     for i in range(0, thresholds.shape[1], step):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
-from .base import FeatureMethod
+from .base import FeatureMethod, LevelPair, pair_levels
 
 __all__ = ["PFI", "reduce"]
 
@@ -68,14 +68,17 @@ class PFI(FeatureMethod):
         self.scores = scores
         self.detach_weight = detach_weight or reduction == "relative"
 
+    def pair(self, student: Reader, teacher: Reader) -> list[LevelPair]:
+        return pair_levels(
+            self.levels,
+            student,
+            teacher,
+            "PFI",
+            student_levels=student.head_in_features,
+            teacher_levels=teacher.head_in_features,
+        )
+
     def setup(self, student: Reader, teacher: Reader) -> None:
-        if self.levels is None:
-            by_stride = {teacher.shapes[level].stride: level for level in teacher.head_levels}
-            strides = {level: student.shapes[level].stride for level in student.head_levels}
-            # Without any, what follows says so.
-            self.levels = {
-                level: by_stride[stride] for level, stride in strides.items() if stride in by_stride
-            } or None
         super().setup(student, teacher)
         for pair in self.pairs:
             found = _grid(student, pair.student), _grid(teacher, pair.teacher)
@@ -136,12 +139,12 @@ def _mean_square(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _grid(reader: Reader, level: str) -> tuple[int, int, int]:
     """Stride, classes and anchors per cell of the logits of a level."""
-    if level not in reader.head_levels:
+    if level not in reader.head_in_features:
         raise ValueError(
             f"PFI.levels: expected levels that the head of {reader.name} sees, "
-            f"{', '.join(reader.head_levels)}, found {level!r}"
+            f"{', '.join(reader.head_in_features)}, found {level!r}"
         )
     generator = getattr(reader, "anchor_generator", None)
     # A head without anchors predicts once in a cell.
-    anchors = generator.num_anchors[reader.head_levels.index(level)] if generator else 1
+    anchors = generator.num_anchors[reader.head_in_features.index(level)] if generator else 1
     return reader.shapes[level].stride, reader.num_logits, anchors

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
 from torch import Tensor, nn
@@ -11,14 +9,14 @@ from torch import Tensor, nn
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
-from .base import Method, make_adapter, resize_to
-from .channel_attention import compare_cells, plain_compare_cells
-from .fgd_sums import normalise
-from .key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
+from .base import LevelPair, Method, make_adapter, pair_levels, resize_to
+from .kernels.attention import softmax_attention
+from .kernels.key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
+from .kernels.pgd import compare_cells
 
 __all__ = ["PGD"]
 
-_MAPS = {"towers": ("cls_tower", "box_tower"), "neck": ("features",)}
+_MAPS = {"towers": ("cls_tower.1", "box_tower.1"), "neck": ("features",)}
 
 
 class PGD(Method):
@@ -60,9 +58,6 @@ class PGD(Method):
         ValueError: a value out of its range, or an unknown word.
     """
 
-    compilable: ClassVar = {"compare_cells": plain_compare_cells}
-    compare_cells = staticmethod(compare_cells)
-
     def __init__(
         self,
         *,
@@ -101,21 +96,21 @@ class PGD(Method):
         ).items():
             if value < 0:
                 raise ValueError(f"PGD.{name}: expected >= 0, found {value!r}")
-        self.needs = frozenset({"towers" if on == "towers" else "features"})
         self.maps = _MAPS[on]
+        self.needs = frozenset(self.maps)
         xis = (xi_cls, xi_reg)[: len(self.maps)]
         self.choice = dict(xis=xis, k=top_k, candidates=candidates, weighting=weighting)
         self.tau, self.alpha, self.delta, self.level_step = tau, alpha, delta, level_step
         self.uncertainty = uncertainty or nn.Identity()
         self.adapters = nn.ModuleDict()
-        self.pairs: list[tuple[str, str]] = []
+        self.pairs: list[LevelPair] = []
 
     @property
     def teacher_needs(self) -> frozenset[str]:
         return self.needs | {"logits", "boxes"}
 
     def setup(self, student: Reader, teacher: Reader) -> None:
-        if self.on == "towers" and not student.offers & teacher.offers & self.needs:
+        if self.on == "towers" and not self.needs <= student.provides & teacher.provides:
             raise ValueError(
                 f"PGD: expected student and teacher with two towers each, found {student.name} "
                 f'and {teacher.name}. Use PGD(on="neck").'
@@ -127,30 +122,30 @@ class PGD(Method):
                 f"PGD: expected a teacher ({teacher.name}) that scores the student's "
                 f"{student.num_classes} classes, found {teacher.num_logits}. Set num_classes alike."
             )
-        self.pairs = self._pair(student, teacher)
-        # Plain values: no copy of this module may hold the teacher.
-        self.choice["padding"] = teacher.padding
-        self.num_logits, self.head_levels = teacher.num_logits, teacher.head_levels
-        for name in self.maps:
-            self.adapters[name] = nn.ModuleDict()
-            for s, t in self.pairs:
-                self.adapters[name][s] = make_adapter(
-                    _channels(student, name, s), _channels(teacher, name, t)
-                )
-
-    def _pair(self, student: Reader, teacher: Reader) -> list[tuple[str, str]]:
-        """(student's level, teacher's level), finest first."""
         neck = self.on == "neck"
-        names = student.shapes if neck else student.head_levels
-        ours = {student.shapes[name].stride: name for name in names}
-        theirs = {teacher.shapes[name].stride: name for name in teacher.head_levels}
-        if not (ours.keys() & theirs.keys() if neck else list(ours) == list(theirs)):
-            raise ValueError(
-                f"PGD: expected levels of the student ({student.name}) with the strides of the "
-                f"teacher's head ({teacher.name}), found {list(ours)} and {list(theirs)}. Give "
-                f'both the same, or use PGD(on="neck"), which takes the levels that both have.'
+        self.pairs = pair_levels(
+            None,
+            student,
+            teacher,
+            "PGD",
+            student_levels=student.shapes if neck else student.head_in_features,
+            teacher_levels=teacher.head_in_features,
+            require_all=not neck,
+            fix='Give both the same, or use PGD(on="neck"), which takes the levels that both have.',
+        )
+        # Plain values, so that a copy of this module does not hold the teacher.
+        self.choice["padding"] = teacher.padding
+        self.num_logits, self.head_in_features = teacher.num_logits, teacher.head_in_features
+        for name in self.maps:
+            self.adapters[_key(name)] = nn.ModuleDict(
+                {
+                    pair.student: make_adapter(
+                        _channels(student, name, pair.student),
+                        _channels(teacher, name, pair.teacher),
+                    )
+                    for pair in self.pairs
+                }
             )
-        return [(ours[stride], name) for stride, name in theirs.items() if stride in ours]
 
     def forward(
         self, student: Knowledge, teacher: Knowledge, targets: Targets
@@ -162,13 +157,13 @@ class PGD(Method):
         """
         foregrounds, background = self.masks(teacher, targets)
         total: dict[str, Tensor] = {}
-        for i, (s_level, t_level) in enumerate(self.pairs):
+        for i, pair in enumerate(self.pairs):
             for name, foreground in zip(self.maps, foregrounds, strict=True):
-                s = self.adapters[name][s_level](getattr(student, name)[s_level])
-                t = self.uncertainty(getattr(teacher, name)[t_level]).detach()
+                s = self.adapters[_key(name)][pair.student](student.maps(name)[pair.student])
+                t = self.uncertainty(teacher.maps(name)[pair.teacher]).detach()
                 s = resize_to(s, t)
-                fg, bg = foreground[t_level], background[t_level]
-                if name == "box_tower":
+                fg, bg = foreground[pair.teacher], background[pair.teacher]
+                if _key(name) == "box_tower":
                     most = self.most_foreground(fg, targets)
                     terms = self.regression(s, t, fg, most)
                 else:
@@ -186,7 +181,7 @@ class PGD(Method):
         Returns:
             level name -> (N, H, W), in [0, 1] and of 0 and 1.
         """
-        logits = {level: teacher.logits[level] for level in self.head_levels}
+        logits = {level: teacher.logits[level] for level in self.head_in_features}
         flat = [permute_to_N_HWA_K(x, self.num_logits) for x in logits.values()]
         foregrounds, background = key_regions(
             torch.cat(flat, 1), teacher.boxes, teacher.centers, targets, **self.choice
@@ -211,9 +206,11 @@ class PGD(Method):
             fg, bg: foreground and background, (N, H, W).
             level_weight: multiplies both, and not the attention.
         """
-        cells = self.compare_cells(student.flatten(2), teacher.flatten(2), self.tau)
+        cells = compare_cells(student.flatten(2), teacher.flatten(2), self.tau)
         n, r = cells.error.shape
-        spatial_s, spatial_t = (normalise(x, self.tau) for x in (cells.student, cells.teacher))
+        spatial_s, spatial_t = (
+            softmax_attention(x, self.tau) for x in (cells.student, cells.teacher)
+        )
         # The teacher's attention weights both; the student's is compared with it, no more.
         error = spatial_t * cells.error
         fg_error, bg_error = (
@@ -258,7 +255,7 @@ class PGD(Method):
             student, teacher = (
                 x.gather(2, rows[:, None].expand(-1, x.shape[1], -1)) for x in (student, teacher)
             )
-        cells = self.compare_cells(student, teacher, self.tau)
+        cells = compare_cells(student, teacher, self.tau)
         error = cells.error / student.shape[1]
         count = fg.ne(0).sum().clamp(min=1)
         return {
@@ -267,7 +264,10 @@ class PGD(Method):
         }
 
 
+def _key(name: str) -> str:
+    """Name of a map as a key of adapters: "cls_tower" of "cls_tower.1"."""
+    return name.partition(".")[0]
+
+
 def _channels(reader: Reader, name: str, level: str) -> int:
-    if name in _MAPS["towers"]:
-        return reader.tower_channels[_MAPS["towers"].index(name)]
-    return reader.shapes[level].channels
+    return reader.shapes[level].channels if name == "features" else reader.taps[name].channels

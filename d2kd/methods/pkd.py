@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from ..targets import Targets
 from .base import FeatureMethod, LevelPair
-from .blocks import by_channels
+from .kernels.blocks import by_channels
 
-__all__ = ["PKD", "standardise"]
+__all__ = ["PKD", "standardize"]
 
 
 def correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Half the squared difference of standardised maps (N, C, R), summed over all that there is."""
-    return (standardise(student) - standardise(teacher)).square().sum() / 2
+    """Half the squared difference of standardized maps (N, C, R), summed over all that there is."""
+    return (standardize(student) - standardize(teacher)).square().sum() / 2
 
 
 class PKD(FeatureMethod):
     """Each channel of the student should correlate with the same channel of the teacher.
 
-    Both maps are `standardise`d; a level's loss is half their mean squared difference, and levels
+    Both maps are `standardize`d; a level's loss is half their mean squared difference, and levels
     are summed. With M = N*H*W values in a channel and Pearson's r it is (M - 1) / M * mean_c (1 -
     r_c), in [0, 2]: the scale and the offset of a channel do not matter, neither the student's nor
-    the teacher's, while its mean is below 1000 of its deviations (see `standardise`), and
+    the teacher's, while its mean is below 1000 of its deviations (see `standardize`), and
     `MCDropout` does the same with either `combine`. Statistics are those of the images on one GPU,
     as in the released code (mmrazor).
 
@@ -41,20 +38,17 @@ class PKD(FeatureMethod):
         shared: see `FeatureMethod`.
     """
 
-    compilable: ClassVar = {"correlation": correlation}
-    correlation = staticmethod(functools.partial(by_channels, correlation))
-
     def __init__(self, *, weight: float = 6.0, **shared):
         super().__init__(weight=weight, **shared)
 
     def compare(
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets
     ) -> dict[str, Tensor]:
-        unlike = self.correlation(student.flatten(2), teacher.flatten(2))
+        unlike = by_channels(correlation, student.flatten(2), teacher.flatten(2))
         return {"correlation": unlike / student.numel()}
 
 
-def standardise(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Tensor:
+def standardize(features: Tensor, eps: float = 1e-6, least: float = 1e-3) -> Tensor:
     """Each channel with mean 0 and unbiased standard deviation 1 over images and cells.
 
     Args:

@@ -1,8 +1,9 @@
-"""How to read `Knowledge` out of a meta-architecture: one function per kind of detector."""
+"""Readers get `Knowledge` out of a detector: one function for each kind of meta-architecture."""
 
 from __future__ import annotations
 
 from functools import singledispatch
+from typing import Any
 
 from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
@@ -12,40 +13,41 @@ from torch import nn
 from ..detectors.base import PointDetector
 from ..detectors.ddod import DDOD
 from .anchors import AnchorReader, GuidedReader, PointReader, check_same_anchors
-from .base import Reader
+from .base import Reader, Tap
 
 __all__ = [
     "AnchorReader",
     "GuidedReader",
     "PointReader",
     "Reader",
+    "Tap",
     "check_same_anchors",
-    "read",
+    "get_reader",
 ]
 
 
 @singledispatch
-def read(detector: nn.Module) -> Reader:
-    """Give the `Reader` of a detector. Register a function here to support a new architecture.
+def get_reader(detector: nn.Module) -> Reader:
+    """Return the `Reader` of a detector. Register a function here to support a new architecture.
 
     Raises:
-        TypeError: nobody has registered this type or one of its bases.
+        TypeError: no function is registered for this type or one of its base classes.
     """
-    known = ", ".join(kind.__name__ for kind in read.registry if kind is not object)
+    known = ", ".join(kind.__name__ for kind in get_reader.registry if kind is not object)
     raise TypeError(
         f"d2kd cannot read a {type(detector).__name__}: expected one of {known} or a subclass. "
         f"Write a function that returns a d2kd.readers.Reader for it and decorate the function "
-        f"with @d2kd.readers.read.register."
+        f"with @d2kd.readers.get_reader.register."
     )
 
 
-@read.register
+@get_reader.register
 def _(detector: DenseDetector) -> Reader:
     return Reader(**_dense(detector))
 
 
-@read.register(RetinaNet)
-@read.register(FCOS)
+@get_reader.register(RetinaNet)
+@get_reader.register(FCOS)
 def _(detector: DenseDetector) -> Reader:
     return AnchorReader(
         **_dense(detector),
@@ -54,19 +56,19 @@ def _(detector: DenseDetector) -> Reader:
     )
 
 
-@read.register
+@get_reader.register
 def _(detector: PointDetector) -> Reader:  # ATSS, GFL, AutoAssign
-    return PointReader(**_dense(detector), anchor_generator=detector.anchor_generator)
+    return PointReader(**_point(detector))
 
 
-@read.register
+@get_reader.register
 def _(detector: DDOD) -> Reader:
-    return GuidedReader(**_dense(detector), anchor_generator=detector.anchor_generator)
+    return GuidedReader(**_point(detector))
 
 
-@read.register
+@get_reader.register
 def _(detector: GeneralizedRCNN) -> Reader:  # Faster, Mask and Cascade R-CNN
-    base = dict(
+    base: dict[str, Any] = dict(
         detector=detector,
         backbone=detector.backbone,
         num_classes=detector.roi_heads.num_classes,
@@ -77,18 +79,26 @@ def _(detector: GeneralizedRCNN) -> Reader:  # Faster, Mask and Cascade R-CNN
     return AnchorReader(
         **base,
         head=rpn.rpn_head,
-        head_levels=tuple(rpn.in_features),
+        head_in_features=tuple(rpn.in_features),
         num_logits=1,
         anchor_generator=rpn.anchor_generator,
         box2box_transform=rpn.box2box_transform,
     )
 
 
-def _dense(detector: DenseDetector) -> dict:
+def _point(detector: PointDetector) -> dict[str, Any]:
+    return dict(
+        **_dense(detector),
+        anchor_generator=detector.anchor_generator,
+        padding=detector.pad_size_divisor,
+    )
+
+
+def _dense(detector: DenseDetector) -> dict[str, Any]:
     return dict(
         detector=detector,
         backbone=detector.backbone,
         num_classes=detector.num_classes,
         head=detector.head,
-        head_levels=tuple(detector.head_in_features),
+        head_in_features=tuple(detector.head_in_features),
     )

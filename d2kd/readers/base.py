@@ -1,10 +1,11 @@
-"""Where a detector keeps what the methods want to see, and the hooks that fetch it."""
+"""Where a detector keeps the maps that methods ask for, and the hooks that capture them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -14,195 +15,300 @@ from torch import Tensor, nn
 from ..knowledge import Knowledge
 from ..targets import Targets
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "Tap"]
 
-_OUTPUTS = frozenset({"logits", "boxes"})
+
+class Tap(NamedTuple):
+    """A module inside the head whose output methods can ask for.
+
+    Attributes:
+        module: the head calls it once for each level, in the order of `head_in_features`.
+        channels: number of channels of its output.
+    """
+
+    module: nn.Module
+    channels: int
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Where one detector keeps what the methods want to see.
+    """Where one detector keeps the maps that methods ask for.
 
-    What methods can ask for (`needs`): "features", the neck's maps; "logits", what the dense head
-    says (logits, deltas, quality); "towers", the first block of each of its towers; "boxes", its
-    decoded boxes and its anchors.
+    Methods name what they need. `needs` can hold "features": the neck's maps; "logits": all outputs
+    of the dense head (class logits, box regression, quality); "boxes": the decoded boxes and their
+    anchors; and the names in `taps`, such as "cls_tower.1".
 
     Attributes:
         detector: the detector itself.
         backbone: module that maps (N, 3, H, W) to a dict of pyramid maps by level name.
-        num_classes: K of the detector's classifier.
-        head: module that maps the list of `head_levels` maps to a tuple of lists: class logits
-            (N, A*K, H, W), box regression (N, A*D, H, W) and perhaps quality (N, A, H, W); None
-            where the detector has no dense head.
-        head_levels: names of the levels that the head sees, in its order.
-        num_logits: K of the head's logits; 1 for the objectness of a proposal network. Default:
-            `num_classes`.
+        num_classes: K, the number of classes of the detector's classifier.
+        head: module that maps the list of `head_in_features` maps to a tuple of lists: class logits
+            (N, A*K, H, W), box regression (N, A*D, H, W) and perhaps quality (N, A, H, W). None if
+            the detector has no dense head.
+        head_in_features: names of the levels that the head gets, in its order.
+        num_logits: K of the head's logits; 1 for the objectness of a proposal network. 0 stands
+            for `num_classes`.
+        padding: anchors outside the image, whose size is first rounded up to a multiple of this
+            number of pixels, are never assigned to a box. 0 turns this off.
     """
 
-    detector: nn.Module
-    backbone: nn.Module
+    # Modules whose attributes depend on the detector, so they are not typed as nn.Module.
+    detector: Any
+    backbone: Any
     num_classes: int
     head: nn.Module | None = None
-    head_levels: tuple[str, ...] = ()
-    num_logits: int | None = None
-
-    padding = 0
-    """Anchors beyond an image's size rounded up to a multiple of this are nobody's; 0: none is."""
+    head_in_features: tuple[str, ...] = ()
+    num_logits: int = 0
+    padding: int = 0
 
     def __post_init__(self) -> None:
-        if self.num_logits is None:
+        if not self.num_logits:
             object.__setattr__(self, "num_logits", self.num_classes)
 
     @property
     def name(self) -> str:
+        """Name of the detector's class, for messages."""
         return type(self.detector).__name__
 
     @property
     def shapes(self) -> dict[str, ShapeSpec]:
-        """Level name -> channels and stride, finest first."""
+        """Level name -> channels and stride, finest level first."""
         shapes = self.backbone.output_shape()
         return dict(sorted(shapes.items(), key=lambda item: item[1].stride))
 
     @property
-    def towers(self) -> tuple[nn.Module, nn.Module] | None:
-        """The activations that end the first block of the two towers, if the head has towers."""
-        towers = [getattr(self.head, name, None) for name in ("cls_subnet", "bbox_subnet")]
-        taps = [
-            next((m for m in tower if isinstance(m, nn.ReLU)), None)
-            for tower in towers
-            if isinstance(tower, nn.Sequential)
-        ]
-        return tuple(taps) if len(taps) == 2 and None not in taps else None
+    def taps(self) -> dict[str, Tap]:
+        """Tap name -> module inside the head; empty for a head without two towers.
+
+        "cls_tower.i" and "box_tower.i" are the outputs of block i of the classification and of the
+        regression tower, where i counts from 1. A block ends with its activation: for example, a
+        convolution, a norm and a ReLU. A subclass can add names for a head of another kind.
+        """
+        taps: dict[str, Tap] = {}
+        for name, subnet in (("cls_tower", "cls_subnet"), ("box_tower", "bbox_subnet")):
+            tower = getattr(self.head, subnet, None)
+            block, channels = 0, 0
+            for module in tower if isinstance(tower, nn.Sequential) else ():
+                channels = getattr(module, "out_channels", channels)
+                if isinstance(module, nn.ReLU):
+                    block += 1
+                    taps[f"{name}.{block}"] = Tap(module, channels)
+        return taps if {"cls_tower.1", "box_tower.1"} <= taps.keys() else {}
 
     @property
-    def tower_channels(self) -> tuple[int, int]:
-        """Channels of the first block of the classification and of the regression tower."""
-        return self.head.cls_subnet[0].out_channels, self.head.bbox_subnet[0].out_channels
-
-    @property
-    def offers(self) -> frozenset[str]:
-        """What this detector can show."""
-        offers = {"features"}
+    def provides(self) -> frozenset[str]:
+        """All names that `needs` can hold for this detector."""
+        provides = {"features", *self.taps}
         if self.head is not None:
-            offers.add("logits")
-        if self.towers is not None:
-            offers.add("towers")
-        return frozenset(offers)
+            provides.add("logits")
+        return frozenset(provides)
 
     @contextmanager
-    def listen(
-        self, needs: Collection[str], before: Callable[[Tensor], None] | None = None
+    def capture(
+        self, needs: Collection[str], on_images: Callable[[Tensor], None] | None = None
     ) -> Iterator[Knowledge]:
         """Fill a `Knowledge` while the detector runs inside the `with` block.
 
         The hooks exist only inside the block, and only the returned object holds the maps. Pass
-        it to `complete` to get all that was asked for.
+        it to `finalize` to get all that `needs` names.
 
         Args:
-            needs: what to show.
-            before: called with the normalised and padded images, (N, 3, H, W), just before the
-                backbone sees them.
+            needs: names of what to capture; see `Reader`.
+            on_images: called with the normalized and padded images, (N, 3, H, W), just before the
+                backbone gets them.
+
+        Raises:
+            ValueError: `needs` holds a name that this detector does not provide.
         """
-        seen = Knowledge()
-        taps: tuple[list[Tensor], list[Tensor]] = ([], [])
+        unknown = sorted(set(needs) - self.provides)
+        if unknown:
+            raise ValueError(
+                f"needs of {self.name}: expected names among {', '.join(sorted(self.provides))}, "
+                f"found {', '.join(unknown)}"
+            )
+        knowledge = Knowledge()
+        if self.taps:
+            knowledge.run_head_from = self.run_head_from
+        tapped: dict[str, list[Tensor]] = {name: [] for name in self.taps if name in needs}
 
-        def on_images(_module: nn.Module, args: tuple) -> None:
-            seen.padded_size = tuple(args[0].shape[-2:])
-            if before is not None:
-                before(args[0])
+        def before_backbone(_module: nn.Module, args: tuple) -> None:
+            knowledge.padded_size = tuple(args[0].shape[-2:])
+            if on_images is not None:
+                on_images(args[0])
 
-        def on_backbone(_module: nn.Module, _args: tuple, output: dict[str, Tensor]) -> None:
-            seen.features = dict(output)
+        def after_backbone(_module: nn.Module, _args: tuple, output: dict[str, Tensor]) -> None:
+            knowledge.features = dict(output)
 
-        def on_head(_module: nn.Module, _args: tuple, output: tuple) -> None:
-            for name, maps in zip(("logits", "deltas", "quality"), output, strict=False):
-                setattr(seen, name, dict(zip(self.head_levels, maps, strict=True)))
+        def after_head(_module: nn.Module, _args: tuple, output: tuple) -> None:
+            self._store_outputs(knowledge, output)
 
-        def on_towers(_module: nn.Module, _args: tuple, _output: tuple) -> None:
-            for name, maps in zip(("cls_tower", "box_tower"), taps, strict=True):
-                setattr(seen, name, dict(zip(self.head_levels, maps, strict=True)))
+        def after_taps(_module: nn.Module, _args: tuple, _output: tuple) -> None:
+            for name, maps in tapped.items():
+                knowledge.taps[name] = dict(zip(self.head_in_features, maps, strict=True))
 
         handles = [
-            self.backbone.register_forward_pre_hook(on_images),
-            self.backbone.register_forward_hook(on_backbone),
+            self.backbone.register_forward_pre_hook(before_backbone),
+            self.backbone.register_forward_hook(after_backbone),
         ]
-        if _OUTPUTS & set(needs):
-            handles.append(self.head.register_forward_hook(on_head))
-        if "towers" in needs:
-            for module, maps in zip(self.towers, taps, strict=True):
-                # The towers are shared by all levels: one call a level, in the head's order.
+        if self.head is not None and {"logits", "boxes"} & set(needs):
+            handles.append(self.head.register_forward_hook(after_head))
+        if self.head is not None and tapped:
+            taps = self.taps
+            for name, maps in tapped.items():
+                # All levels share the towers: a module is called once a level, in the head's order.
                 handles.append(
-                    module.register_forward_hook(lambda _m, _a, out, maps=maps: maps.append(out))
+                    taps[name].module.register_forward_hook(
+                        lambda _m, _a, output, maps=maps: maps.append(output)
+                    )
                 )
-            handles.append(self.head.register_forward_hook(on_towers))
+            handles.append(self.head.register_forward_hook(after_taps))
         try:
-            yield seen
+            yield knowledge
         finally:
             for handle in handles:
                 handle.remove()
 
-    def complete(
-        self, seen: Knowledge, needs: Collection[str], frame: tuple[int, int] | None = None
-    ) -> Knowledge:
-        """What `listen` saw, in fp32, over one frame, with boxes decoded where they are needed.
+    def _store_outputs(self, knowledge: Knowledge, output: tuple) -> None:
+        for name, maps in zip(("logits", "deltas", "quality"), output, strict=False):
+            setattr(knowledge, name, dict(zip(self.head_in_features, maps, strict=True)))
 
-        Squared sums and softmax over whole maps overflow or round off in half precision.
+    def finalize(
+        self,
+        knowledge: Knowledge,
+        needs: Collection[str],
+        crop_size: tuple[int, int] | None = None,
+    ) -> Knowledge:
+        """Turn what `capture` filled into what methods get.
+
+        Maps become fp32, because squared sums and softmax over whole maps overflow or round off in
+        half precision. Boxes are decoded if `needs` holds "boxes".
 
         Args:
-            seen: filled by `listen`.
-            needs: what was asked for.
-            frame: height and width in pixels. A detector with another size divisibility sees more
-                padding than its partner; cells beyond the frame are cut off. Both grids start at
-                the same corner, so that nothing shifts. Default: all of it.
+            knowledge: filled by `capture`.
+            needs: the names that were captured.
+            crop_size: height and width in pixels. A detector with another size divisibility pads
+                more than its partner; cells beyond `crop_size` are cut off. Both grids start at the
+                same corner, so that no cell moves. Default: keep all cells.
         """
         rows_columns = {
-            level: [-(-side // shape.stride) for side in frame or seen.padded_size]
+            level: [-(-side // shape.stride) for side in crop_size or knowledge.padded_size]
             for level, shape in self.shapes.items()
         }
 
-        def cut(level: str, x: Tensor) -> Tensor:
+        def crop(level: str, x: Tensor) -> Tensor:
             rows, columns = rows_columns[level]
-            # Methods compare maps of one layout; a detector's own may be channels last.
+            # Methods compare maps of one memory layout; a detector may run channels last.
             return x[..., :rows, :columns].float().contiguous()
 
-        whole = seen.map_levels(cut)
-        if frame is not None:
-            whole.padded_size = frame
+        finalized = knowledge.map_levels(crop)
+        if crop_size is not None:
+            finalized.padded_size = crop_size
         if "boxes" in needs:
-            self.decode(whole)
-        return whole
+            self.decode(finalized)
+        return finalized
 
-    def decode(self, seen: Knowledge) -> None:
-        """Fill `boxes` and `anchors` from `deltas`."""
+    def decode(self, knowledge: Knowledge) -> None:
+        """Fill `boxes` and `anchors` of `knowledge` from its `deltas`."""
         raise NotImplementedError
 
-    def assign(self, seen: Knowledge, targets: Targets) -> Tensor:
-        """The detector's own label assignment.
+    def assign(self, knowledge: Knowledge, targets: Targets) -> Tensor:
+        """Assign boxes to anchors by the detector's own label assignment.
 
         Args:
-            seen: with boxes. Assigners that depend on predictions see these.
-            targets: ground truth.
+            knowledge: with boxes. An assigner that depends on predictions uses these predictions.
+            targets: ground truth of G boxes per image.
 
         Returns:
-            (N, R) long, index of the box in [0, G) for which an anchor is positive, else -1.
+            (N, R) long, index in [0, G) of the box for which an anchor is positive, else -1.
         """
         raise NotImplementedError
 
-    def flatten(self, maps: dict[str, Tensor], dims: int) -> Tensor:
+    def flatten(self, maps: Mapping[str, Tensor], dims: int) -> Tensor:
         """Level name -> (N, A*dims, H, W) to (N, R, dims), in the order of the anchors."""
-        return torch.cat([permute_to_N_HWA_K(maps[name], dims) for name in self.head_levels], 1)
+        levels = [permute_to_N_HWA_K(maps[name], dims) for name in self.head_in_features]
+        return torch.cat(levels, 1)
 
     def run(
-        self, images: Tensor, needs: Collection[str], frame: tuple[int, int] | None = None
+        self, images: Tensor, needs: Collection[str], crop_size: tuple[int, int] | None = None
     ) -> Knowledge:
-        """The forward pass as far as `needs` asks, without assignment, losses or NMS.
+        """Run the detector as far as `needs` asks, without label assignment, losses or NMS.
 
         Args:
-            images: (N, 3, H, W), normalised and padded.
-            needs, frame: see `complete`.
+            images: (N, 3, H, W), normalized and padded.
+            needs, crop_size: see `finalize`.
         """
-        with self.listen(needs) as seen:
+        with self.capture(needs) as knowledge:
             features = self.backbone(images)
-            if set(needs) - {"features"}:
-                self.head([features[level] for level in self.head_levels])
-        return self.complete(seen, needs, frame)
+            if self.head is not None and set(needs) - {"features"}:
+                self.head([features[level] for level in self.head_in_features])
+        return self.finalize(knowledge, needs, crop_size)
+
+    def run_head_from(
+        self,
+        block: int,
+        cls_maps: Mapping[str, Tensor],
+        box_maps: Mapping[str, Tensor],
+        needs: Collection[str] = ("logits",),
+    ) -> Knowledge:
+        """Run the rest of the head on maps that stand for the output of one block of its towers.
+
+        Gradients flow to the maps and not to the head's weights. The head must be in eval mode, as
+        a teacher's head is, and its outputs must depend on its towers only.
+
+        Args:
+            block: number of the block that the maps stand for, from 1.
+            cls_maps, box_maps: level name of this detector -> (N, C, H, W), for the classification
+                and the regression tower; one map for each of `head_in_features`.
+            needs: "logits" for all outputs of the head; add "boxes" to decode them.
+
+        Returns:
+            Knowledge with the head's outputs only, in fp32.
+
+        Raises:
+            ValueError: the towers have no such block.
+        """
+        towers = (("cls_tower", cls_maps), ("box_tower", box_maps))
+        lacking = [f"{name}.{block}" for name, _ in towers if f"{name}.{block}" not in self.taps]
+        if self.head is None or lacking:
+            raise ValueError(
+                f"run_head_from: expected a head of {self.name} with {', '.join(lacking)}, found "
+                f"{', '.join(self.taps) or 'no towers'}"
+            )
+        handles = []
+        for name, maps in towers:
+            inputs = iter([maps[level] for level in self.head_in_features])
+            handles.append(
+                self.taps[f"{name}.{block}"].module.register_forward_hook(
+                    lambda _m, _a, _o, inputs=inputs: next(inputs)
+                )
+            )
+        # The hooks replace the output of the blocks up to this one, so these may run on tiny maps.
+        tiny = [
+            cls_maps[level].new_zeros(len(cls_maps[level]), self.shapes[level].channels, 2, 2)
+            for level in self.head_in_features
+        ]
+        try:
+            with _without_weight_gradients(self.head):
+                output = self.head(tiny)
+        finally:
+            for handle in handles:
+                handle.remove()
+        knowledge = Knowledge()
+        self._store_outputs(knowledge, output)
+        knowledge = knowledge.map_levels(lambda _level, x: x.float())
+        if "boxes" in needs:
+            self.decode(knowledge)
+        return knowledge
+
+
+@contextmanager
+def _without_weight_gradients(module: nn.Module) -> Iterator[None]:
+    """Let what runs inside the block record no gradient for the parameters of `module`."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -2,9 +2,9 @@
 """Train several configs with several seeds and compare them.
 
     python tools/compare.py \\
-        "alone: configs/demo/dense/atss.py" \\
-        "PGD: configs/demo/dense/atss_pgd.py" \\
-        "PGD x 2 (vs PGD): configs/demo/dense/atss_pgd.py model.methods.pgd.weight=2" \\
+        "alone: configs/experiments/dense/atss.py" \\
+        "PGD: configs/experiments/dense/atss_pgd.py" \\
+        "PGD x 2 (vs PGD): configs/experiments/dense/atss_pgd.py model.methods.pgd.weight=2" \\
         --output output/compare/atss --seeds 1 2 3
 
 Each run is `train_net.py --config-file CONFIG train.seed=SEED OVERRIDES` in a folder of its own,

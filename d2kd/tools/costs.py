@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from d2kd import Distiller, Knowledge, Targets
 from d2kd.engine import Trainer
 from d2kd.methods import MCDropout, Method
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from d2kd.tools.setting import ALONE, DISTILLED, random_batch, settle, student_of
 from d2kd.tools.stopwatch import Ratio, Turn
 
@@ -26,7 +26,7 @@ TEACHER = "teacher features"
 # What a method can need -> the maps of Knowledge that this is.
 _MAPS = {
     "features": ("features",),
-    "towers": ("cls_tower", "box_tower"),
+    "towers": ("cls_tower.1", "box_tower.1"),
     "logits": ("logits", "deltas", "quality"),
 }
 
@@ -66,7 +66,7 @@ def scene_turns(
         if trainers:
             yield from step_turns(turn, model, trainers, inputs, padded_size)
         if teaches:
-            targets = Targets.from_inputs(inputs, device, read(student).num_classes)
+            targets = Targets.from_inputs(inputs, device, get_reader(student).num_classes)
             yield from method_turns(turn, model, *known, targets)
 
 
@@ -164,7 +164,7 @@ def method_turns(
     def backward(loss: Tensor) -> None:
         loss.backward()
 
-    leaves = [x for name in sum(_MAPS.values(), ()) for x in getattr(student, name).values()]
+    leaves = [x for name in sum(_MAPS.values(), ()) for x in student.maps(name).values()]
     leaves += [] if student.boxes is None else [student.boxes]
     modes = uet_modes(model.distillation)
     for name, method in model.distillation.items():
@@ -200,7 +200,11 @@ def method_turns(
 def reference(method: Method) -> str:
     """Name of the squared error on the maps that a method compares."""
     levels = " ".join(_levels(method))
-    return f"squared error of {' and '.join(sorted(method.needs & _MAPS.keys()))} {levels}".strip()
+    return f"squared error of {' and '.join(_compared_needs(method))} {levels}".strip()
+
+
+def _compared_needs(method: Method) -> list[str]:
+    return [need for need in sorted(_MAPS) if method.needs & {need, *_MAPS[need]}]
 
 
 def _levels(method: Method) -> list[str]:
@@ -212,9 +216,9 @@ def _compared(method: Method, teacher: Knowledge) -> list[Tensor]:
     levels = _levels(method)
     return [
         x
-        for need in sorted(method.needs & _MAPS.keys())
+        for need in _compared_needs(method)
         for name in _MAPS[need]
-        for level, x in getattr(teacher, name).items()
+        for level, x in teacher.maps(name).items()
         if not levels or level in levels
     ]
 

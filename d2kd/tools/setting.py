@@ -27,7 +27,7 @@ from d2kd import Distiller, Teacher
 from d2kd.data import register_all
 from d2kd.engine import Trainer, TrainLoader
 from d2kd.methods import Methods
-from d2kd.readers import read
+from d2kd.readers import get_reader
 
 ALONE, DISTILLED = "student step", "distilled step"
 
@@ -103,7 +103,7 @@ def settle(detector: nn.Module, inputs: Sequence[dict]) -> None:
     norms = [m for m in detector.modules() if isinstance(m, kinds)]
     handles = [m.register_forward_pre_hook(on_norm) for m in norms]
     try:
-        read(detector).run(detector.preprocess_image(inputs).tensor, {"features"})
+        get_reader(detector).run(detector.preprocess_image(inputs).tensor, {"features"})
     finally:
         for handle in handles:
             handle.remove()
@@ -158,7 +158,7 @@ def random_batch(
         truth = Instances(size)
         truth.gt_boxes = Boxes(torch.cat([corner, corner + extent], 1))
         truth.gt_classes = torch.randint(
-            0, read(detector).num_classes, (boxes,), generator=generator
+            0, get_reader(detector).num_classes, (boxes,), generator=generator
         )
         if getattr(getattr(detector, "roi_heads", None), "mask_on", False):
             outlines = truth.gt_boxes.tensor[:, [0, 1, 2, 1, 2, 3, 0, 3]].tolist()

@@ -1,4 +1,4 @@
-"""The scene of the reference arrays, and small detectors."""
+"""The scene of the reference arrays, and small detectors for tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from d2kd.detectors import Locations, PointDetector, PointHead
 from d2kd.targets import Targets
 from tests import toys
 
-# Inputs and outputs of the released dense heads, 2 images in a batch of 256 x 320 pixels.
+# Inputs and outputs of the released dense heads for a batch of 2 images, 256 x 320 pixels.
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "dense_reference.npz")
 SIZES = [tuple(map(int, size)) for size in REFERENCE["scene.img_hw"]]
 GRIDS = [tuple(map(int, size)) for size in REFERENCE["scene.feat_hw"]]
@@ -41,7 +41,7 @@ def targets() -> Targets:
 
 
 def maps() -> list[Tensor]:
-    """Empty maps of the scene's grids."""
+    """Pyramid maps of the scene's sizes, filled with zeros."""
     return [torch.zeros(2, 1, *grid) for grid in GRIDS]
 
 
@@ -58,7 +58,7 @@ def images() -> ImageList:
 def detector(
     kind: type[PointDetector], head: dict | None = None, num_classes: int = K, **fields
 ) -> PointDetector:
-    """A detector of toy size over p3 to p7; `head` holds more fields of `PointHead`."""
+    """A small detector on p3 to p7; `head` holds further fields of `PointHead`."""
     return kind(
         backbone=toys.pyramid(norm="BN"),
         head=PointHead(
@@ -78,7 +78,7 @@ def detector(
 
 
 class Plain(PointDetector):
-    """Regresses boxes in pixels."""
+    """A detector whose box regression is the box itself, in pixels."""
 
     def decode(self, locations: Locations, regression: Tensor) -> Tensor:
         return regression
@@ -89,9 +89,9 @@ def plain(**fields) -> Plain:
 
 
 def located(model: PointDetector) -> tuple[Locations, Tensor]:
-    """The scene's locations, and which are inside."""
+    """The scene's locations, and the mask of those in the image."""
     locations = model.locations(maps())
-    return locations, model.inside(locations, targets().sizes, maps())
+    return locations, model.in_image_mask(locations, targets().sizes, maps())
 
 
 def close(value: Tensor, name: str, rtol: float = 1e-4, atol: float = 0.0) -> None:
@@ -99,13 +99,13 @@ def close(value: Tensor, name: str, rtol: float = 1e-4, atol: float = 0.0) -> No
 
 
 def close_gradient(value: Tensor, name: str) -> None:
-    """Within a thousandth of the largest."""
+    """Check a gradient to a thousandth of its largest value."""
     expected = reference(name)
     assert (value - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 def close_detections(found: list[Instances], name: str) -> None:
-    """Boxes within a thousandth of a pixel, the same classes."""
+    """Check boxes to a thousandth of a pixel, scores to 1e-5, and classes exactly."""
     for i, detections in enumerate(found):
         expected = reference(f"{name}.det{i}")
         boxes, scores = detections.pred_boxes.tensor, detections.scores

@@ -1,4 +1,4 @@
-"""ATSS's assignment against the released code and against loops over boxes."""
+"""Compare the ATSS assignment with the released code and with loops over boxes."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import box_iou
 
 from d2kd.detectors import Locations
-from d2kd.detectors.assigners import atss, contains, nearest, settle, spread
+from d2kd.detectors.assigners import (
+    assign_atss,
+    atss_threshold,
+    in_box_mask,
+    nearest_candidates,
+    resolve_conflicts,
+)
 from d2kd.detectors.losses import iou
 from d2kd.targets import Targets
 
@@ -19,7 +25,7 @@ def scene():
 
 
 def grids(*sizes: tuple[int, int], scale: float = 8) -> Locations:
-    """Square anchors around the corners of the cells of levels of stride 8, 16, ..."""
+    """Square anchors at the corners of the cells; the levels have strides 8, 16, ..."""
     anchors, strides = [], []
     for level, (h, w) in enumerate(sizes):
         stride = 8 * 2**level
@@ -40,15 +46,15 @@ def padded(*images: list[list[float]]) -> Targets:
     )
 
 
-def atss_by_loop(locations: Locations, boxes, inside, topk=9):
-    """One image, box by box, in float64."""
+def atss_by_loop(locations: Locations, boxes, in_image, topk=9):
+    """The assignment of one image, computed box by box in float64."""
     anchors, centers = locations.anchors.double(), locations.centers.double()
     matched = torch.full((len(anchors),), -1)
     best = torch.zeros(len(anchors), dtype=torch.float64)
     for k, box in enumerate(boxes.double()):
         chosen, start = [], 0
         for count in locations.counts:
-            here = [i for i in range(start, start + count) if inside[i]]
+            here = [i for i in range(start, start + count) if in_image[i]]
             distance = {i: (centers[i] - (box[:2] + box[2:]) / 2).norm().item() for i in here}
             chosen += sorted(here, key=distance.get)[:topk]
             start += count
@@ -65,7 +71,7 @@ def atss_by_loop(locations: Locations, boxes, inside, topk=9):
 
 
 def test_candidates_equal_released_code(scene):
-    index, valid = nearest(scene[0], targets(), scene[1])
+    index, valid = nearest_candidates(scene[0], targets(), scene[1])
     for i in range(2):
         expected = reference(f"atss.candidates{i}")
         found = torch.zeros(expected.shape[::-1], dtype=torch.long)
@@ -76,16 +82,16 @@ def test_candidates_equal_released_code(scene):
 
 
 def test_thresholds_equal_released_code(scene):
-    locations, inside = scene
-    index, valid = nearest(locations, targets(), inside)
-    found = spread(iou(locations.anchors[index], targets().boxes[:, :, None]), valid)
+    locations, in_image = scene
+    index, valid = nearest_candidates(locations, targets(), in_image)
+    found = atss_threshold(iou(locations.anchors[index], targets().boxes[:, :, None]), valid)
     for i in range(2):
         expected = reference(f"atss.thr{i}")
         torch.testing.assert_close(found[i, : len(expected)], expected, rtol=1e-6, atol=0)
 
 
 def test_assignment_equals_released_code(scene):
-    matched = atss(scene[0], targets(), scene[1])
+    matched = assign_atss(scene[0], targets(), scene[1])
     for i in range(2):
         assert torch.equal(matched[i], reference(f"atss.matched_gt{i}"))
 
@@ -96,15 +102,15 @@ def test_assignment_equals_a_loop_over_boxes(topk, seed):
     generator = torch.Generator().manual_seed(seed)
     locations = grids((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
     images = []
-    for count in (14, 5):  # some are small, some leave the image, many overlap
+    for count in (14, 5):  # some are small, some extend beyond the image, many overlap
         corner = torch.rand(count, 2, generator=generator) * torch.tensor([140.0, 110.0]) - 20
         side = torch.rand(count, 2, generator=generator) * 80 + 1
         images.append(torch.cat([corner, corner + side], 1).tolist())
     truth = padded(*images)
-    inside = torch.rand(2, len(locations.anchors), generator=generator) < 0.9
-    matched = atss(locations, truth, inside, topk)
+    in_image = torch.rand(2, len(locations.anchors), generator=generator) < 0.9
+    matched = assign_atss(locations, truth, in_image, topk)
     for i, count in enumerate(truth.counts):
-        expected = atss_by_loop(locations, truth.boxes[i, :count], inside[i], topk)
+        expected = atss_by_loop(locations, truth.boxes[i, :count], in_image[i], topk)
         assert torch.equal(matched[i], expected)
         assert len(expected.unique()) > 3
 
@@ -112,74 +118,74 @@ def test_assignment_equals_a_loop_over_boxes(topk, seed):
 def test_fewer_than_nine_locations():
     locations = grids((2, 3))
     truth = padded([[1.0, 1.0, 14.0, 13.0], [3.0, 2.0, 22.0, 17.0]])
-    inside = torch.ones(1, 6, dtype=torch.bool)
-    expected = atss_by_loop(locations, truth.boxes[0], inside[0])
-    assert torch.equal(atss(locations, truth, inside)[0], expected)
+    in_image = torch.ones(1, 6, dtype=torch.bool)
+    expected = atss_by_loop(locations, truth.boxes[0], in_image[0])
+    assert torch.equal(assign_atss(locations, truth, in_image)[0], expected)
     assert (expected >= 0).any()
 
 
 def test_one_location():
     locations = grids((1, 1))
-    inside = torch.ones(1, 1, dtype=torch.bool)
-    assert atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), inside).tolist() == [[0]]
-    assert atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), ~inside).tolist() == [[-1]]
+    in_image = torch.ones(1, 1, dtype=torch.bool)
+    assert assign_atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), in_image).tolist() == [[0]]
+    assert assign_atss(locations, padded([[-4.0, -4.0, 5.0, 6.0]]), ~in_image).tolist() == [[-1]]
 
 
-def test_box_off_the_image_gets_nothing():
+def test_a_box_outside_the_image_has_no_positives():
     locations = grids((4, 4), (2, 2))
-    inside = torch.ones(1, 20, dtype=torch.bool)
+    in_image = torch.ones(1, 20, dtype=torch.bool)
     truth = padded([[-90.0, -90.0, -50.0, -40.0], [500.0, 10.0, 540.0, 40.0]])
-    assert (atss(locations, truth, inside) == -1).all()
+    assert (assign_atss(locations, truth, in_image) == -1).all()
 
 
 @pytest.mark.parametrize("counts", [(0, 0), (0, 2)])
 def test_images_without_boxes(counts):
     locations = grids((4, 4), (2, 2), scale=2)
     truth = padded(*([[3.0, 4.0, 21.0, 25.0]] * count for count in counts))
-    matched = atss(locations, truth, torch.ones(2, 20, dtype=torch.bool))
+    matched = assign_atss(locations, truth, torch.ones(2, 20, dtype=torch.bool))
     assert matched.shape == (2, 20)
     assert (matched[0] == -1).all()
     assert (matched[1] >= 0).any() == (counts[1] > 0)
 
 
-def test_of_equal_boxes_the_first_gets_the_locations():
+def test_the_first_of_equal_boxes_gets_the_locations():
     locations = grids((4, 4), (2, 2), scale=2)
-    matched = atss(
+    matched = assign_atss(
         locations, padded([[3.0, 4.0, 21.0, 25.0]] * 3), torch.ones(1, 20, dtype=torch.bool)
     )
     assert set(matched.unique().tolist()) == {-1, 0}
 
 
-def test_a_shared_location_goes_to_the_best_box():
+def test_a_shared_location_goes_to_the_box_with_the_largest_quality():
     index = torch.tensor([[[0, 1], [1, 2], [1, 3]]])
     quality = torch.tensor([[[0.0, 0.3], [0.6, 0.2], [0.9, 0.4]]])
     positive = torch.tensor([[[True, True], [True, True], [False, True]]])
-    assert settle(index, quality, positive, 5).tolist() == [[0, 1, 1, 2, -1]]
+    assert resolve_conflicts(index, quality, positive, 5).tolist() == [[0, 1, 1, 2, -1]]
 
 
-def test_contains_asks_for_a_margin():
-    locations = grids((2, 2))  # centres at 0 and 8
+def test_in_box_mask_needs_a_margin():
+    locations = grids((2, 2))  # centers at 0 and 8
     boxes = torch.tensor([[[-1.0, -1.0, 8.005, 9.0], [-1.0, -1.0, 8.02, 9.0]]])
-    found = contains(locations, boxes, torch.arange(4).expand(1, 2, 4))
+    found = in_box_mask(locations, boxes, torch.arange(4).expand(1, 2, 4))
     assert found.tolist() == [[[True, False, True, False], [True] * 4]]
 
 
-def test_another_quality_in_place_of_the_iou():
+def test_a_given_quality_replaces_the_iou():
     locations = grids((4, 4))
-    asked = []
+    requested = []
 
     def quality(index):
-        asked.append(index)
+        requested.append(index)
         return (index == 5).float()  # the location at (8, 8)
 
-    inside = torch.ones(1, 16, dtype=torch.bool)
-    matched = atss(locations, padded([[1.0, 2.0, 19.0, 18.0]]), inside, quality=quality)
-    assert asked[0].shape == (1, 1, 9)
+    in_image = torch.ones(1, 16, dtype=torch.bool)
+    matched = assign_atss(locations, padded([[1.0, 2.0, 19.0, 18.0]]), in_image, quality=quality)
+    assert requested[0].shape == (1, 1, 9)
     assert (matched[0] >= 0).nonzero().flatten().tolist() == [5]
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that is made."""
+    """Record the number of elements of the largest tensor that is created."""
 
     found = 0
 
@@ -191,10 +197,10 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_memory_is_a_float_for_each_box_and_location_of_a_level():
+def test_largest_tensor_has_a_float_per_box_and_location_of_a_level():
     locations = grids((24, 32), (12, 16), (6, 8))
     corner = torch.rand(2, 100, 2) * 150
     truth = padded(*torch.cat([corner, corner + 1 + torch.rand(2, 100, 2) * 90], 2).tolist())
     with Largest() as largest:
-        atss(locations, truth, torch.ones(2, len(locations.anchors), dtype=torch.bool))
+        assign_atss(locations, truth, torch.ones(2, len(locations.anchors), dtype=torch.bool))
     assert largest.found == 2 * 100 * 24 * 32

@@ -1,4 +1,4 @@
-"""ATSS against the released code's numbers and a loop over locations."""
+"""Compare ATSS with numbers of the released code and with a loop over locations."""
 
 import math
 
@@ -25,7 +25,7 @@ NAMES = ("logits", "deltas", "quality")
 
 
 def inputs() -> list[torch.Tensor]:
-    """(2, R, D) outputs of the head."""
+    """Outputs of the head, (2, R, D) each."""
     values = [reference(f"atss_iou.{name}").clone() for name in NAMES]
     values[2] = values[2][..., None]
     return [x.requires_grad_() for x in values]
@@ -57,7 +57,7 @@ def test_losses_with_centerness_equal_released_code():
 @pytest.mark.parametrize("kind", ["iou", "centerness"])
 def test_losses_equal_a_loop_over_locations(kind):
     model = detector(ATSS, quality=kind)
-    locations, inside = located(model)
+    locations, in_image = located(model)
     logits, deltas, quality = (x.detach().double() for x in inputs())
     boxes = model.decode(locations, deltas.float()).double().tolist()
     matched = [reference(f"atss.matched_gt{i}").tolist() for i in range(2)]
@@ -70,7 +70,7 @@ def test_losses_equal_a_loop_over_locations(kind):
                 p = 1 / (1 + math.exp(-x))
                 if c == true_class:
                     focal -= 0.25 * (1 - p) ** 2 * math.log(p)
-                elif inside[i, r]:
+                elif in_image[i, r]:
                     focal -= 0.75 * p**2 * math.log(1 - p)
             if k < 0:
                 continue
@@ -89,7 +89,7 @@ def test_losses_equal_a_loop_over_locations(kind):
             p = 1 / (1 + math.exp(-quality[i, r].item()))
             entropy -= target * math.log(p) + (1 - target) * math.log(1 - p)
     found = model.losses(locations, model.predictions(tuple(unflatten(x) for x in inputs())),
-                         targets(), inside)  # fmt: skip
+                         targets(), in_image)  # fmt: skip
     expected = {
         "loss_cls": focal / count,
         "loss_box_reg": box / max(weights, 1),
@@ -119,6 +119,13 @@ def test_centerness():
     torch.testing.assert_close(centerness(points, box), expected)
 
 
+def test_a_head_without_quality_logits_is_an_error():
+    # Only a `PointHead` is checked when the model is built. Other heads are found in training.
+    output = tuple(unflatten(x) for x in inputs()[:2])
+    with pytest.raises(ValueError, match="expected a head with a quality branch, found one that"):
+        detector(ATSS).forward_training(images(), maps(), output, truth())
+
+
 def test_another_quality_is_an_error():
     with pytest.raises(ValueError, match="expected quality 'iou' or 'centerness', found 'gain'"):
         detector(ATSS, quality="gain")
@@ -136,6 +143,6 @@ def test_coding_of_boxes():
     coding = model.box2box_transform
     deltas = torch.stack([coding.get_deltas(locations.anchors, x) for x in boxes])
     torch.testing.assert_close(model.decode(locations, deltas), boxes, rtol=1e-4, atol=1e-3)
-    # (gx - ax) / aw / 0.1 and ln(gw / aw) / 0.2, of the anchor of 64 pixels around (0, 0).
+    # (gx - ax) / aw / 0.1 and ln(gw / aw) / 0.2 for the anchor of 64 pixels around (0, 0).
     expected = [30 / 64 / 0.1, 55 / 64 / 0.1, math.log(40 / 64) / 0.2, math.log(70 / 64) / 0.2]
     torch.testing.assert_close(deltas[0, 0], torch.tensor(expected))

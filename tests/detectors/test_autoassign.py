@@ -1,4 +1,4 @@
-"""AutoAssign against the released code's numbers, and against loops in float64."""
+"""Compare AutoAssign with numbers of the released code and with loops in float64."""
 
 import math
 
@@ -34,7 +34,7 @@ def autoassign(**fields) -> AutoAssign:
 
 
 def released() -> AutoAssign:
-    """With the reference's centre prior."""
+    """A model with the center prior of the reference."""
     model = autoassign()
     model.center_prior.mu.data = reference("autoassign.prior_mean")
     model.center_prior.sd.data = reference("autoassign.prior_sigma")
@@ -42,7 +42,7 @@ def released() -> AutoAssign:
 
 
 def predictions(locations: Locations) -> Predictions:
-    # Strides are powers of two: the division is exact.
+    # Strides are powers of two, so that the division is exact.
     found = Predictions(
         reference("autoassign.logits"),
         reference("autoassign.ltrb_pixels") / locations.strides[:, None],
@@ -52,15 +52,15 @@ def predictions(locations: Locations) -> Predictions:
 
 
 def per_image(name: str):
-    """What the reference has of each image, transposed to rows of boxes or classes."""
+    """An array of the reference for each image, transposed to (boxes or classes, R)."""
     return [reference(f"autoassign.{name}{i}").mT for i in range(2)]
 
 
 @pytest.fixture
 def scene():
     model = released()
-    locations, inside = located(model)
-    return model, locations, predictions(locations), targets(), inside
+    locations, in_image = located(model)
+    return model, locations, predictions(locations), targets(), in_image
 
 
 def released_negative_weights() -> torch.Tensor:
@@ -68,7 +68,7 @@ def released_negative_weights() -> torch.Tensor:
 
 
 def shared(locations: Locations, truths: Targets, num_classes: int = 5) -> torch.Tensor:
-    """(N, K, R), whether several boxes of the class contain the location."""
+    """(N, K, R) bool, whether several boxes of the class contain the location."""
     x, y = locations.centers.unbind(1)
     count = torch.zeros(len(truths.boxes), num_classes, len(x))
     for i, number in enumerate(truths.counts):
@@ -79,7 +79,7 @@ def shared(locations: Locations, truths: Targets, num_classes: int = 5) -> torch
     return count > 1
 
 
-def test_positive_and_centre_losses_equal_released_code(scene):
+def test_positive_and_center_losses_equal_released_code(scene):
     model, *inputs = scene
     losses = model.losses(*inputs)
     assert list(losses) == LOSSES
@@ -88,7 +88,7 @@ def test_positive_and_centre_losses_equal_released_code(scene):
 
 
 def test_negative_weights_equal_released_code_where_boxes_of_a_class_do_not_overlap(scene):
-    # Where they do, the release keeps the weight of the last box. Ours is the smallest.
+    # Where boxes overlap, the release keeps the weight of the last box, and d2kd the smallest.
     model, locations, given, truths, _ = scene
     found = model.negative_weights(locations, model.decode(locations, given.regression), truths)
     expected, several = released_negative_weights(), shared(locations, truths)
@@ -112,7 +112,7 @@ def test_losses_and_gradients_equal_released_code_given_its_negative_weights(sce
     close_gradient(objectness, "autoassign.grad_objectness")
     close_gradient(mu, "autoassign.grad_prior_mean")
     close_gradient(sd, "autoassign.grad_prior_sigma")
-    # The reference's boxes are an input, behind the ReLU, which passes nothing at 0.
+    # The reference takes boxes after the ReLU as inputs. Where the ReLU is 0, our gradient is 0.
     expected = reference("autoassign.grad_box")
     error = sides / locations.strides[:, None] - expected
     passed = given.regression > 0
@@ -123,13 +123,13 @@ def test_losses_and_gradients_equal_released_code_given_its_negative_weights(sce
 def test_weights_equal_released_code(scene):
     model, locations, given, truths, _ = scene
     boxes, joint = model.decode(locations, given.regression), model._joint(given)
-    likelihood, weight, prior, within = model.positive_weights(locations, boxes, joint, truths)
+    likelihood, weight, prior, in_box = model.positive_weights(locations, boxes, joint, truths)
     for i, number in enumerate(truths.counts):
         for value, name in ((prior, "center_prior"), (weight, "pos_weight"), (likelihood, "p_pos")):
             expected = per_image(name)[i]
-            at = within[i, :number] if name == "p_pos" else torch.ones_like(expected).bool()
+            at = in_box[i, :number] if name == "p_pos" else torch.ones_like(expected).bool()
             torch.testing.assert_close(value[i, :number][at], expected[at], rtol=1e-4, atol=1e-7)
-        surprise = model._bag(locations, boxes, joint, truths)[0][i, :number]
+        surprise = model._positive_parts(locations, boxes, joint, truths)[0][i, :number]
         close(surprise, f"autoassign.pos_loss_per_gt{i}")
 
 
@@ -137,9 +137,9 @@ def test_forced_locations_equal_released_code():
     truth = instances(reference("autoassign.force_topk_boxes"), torch.tensor([0, 1]), (250, 318))
     truths = Targets.from_instances([truth], "cpu")
     locations, _ = located(autoassign())
-    prior, within = CenterPrior(5, force_topk=True)(locations, truths)
+    prior, in_box = CenterPrior(5, force_topk=True)(locations, truths)
     close(prior[0].mT, "autoassign.force_topk_prior", atol=1e-7)
-    assert (within[0].mT == reference("autoassign.force_topk_mask").bool()).all()
+    assert (in_box[0].mT == reference("autoassign.force_topk_mask").bool()).all()
     unforced, nowhere = CenterPrior(5)(locations, truths)
     assert not nowhere[0, 0].any() and (unforced[0, 1] == prior[0, 1]).all()
 
@@ -157,8 +157,11 @@ def test_detections_equal_released_code(scene, i):
 
 
 def random_scene(num_classes: int = 2):
-    """Three images in float64: overlapping boxes of a class, tiny ones, one of no size, one off the
-    image, one twice; and an image of none."""
+    """Three images in float64, the last one without boxes.
+
+    Some boxes of a class overlap, some are tiny, one has no size, one lies outside the image, and
+    one occurs twice.
+    """
     locations, _ = located(autoassign())
     locations = Locations(*(x.double() for x in locations[:2]), locations.counts)
     counts = (7, 4, 0)
@@ -187,8 +190,10 @@ def random_scene(num_classes: int = 2):
 
 
 def by_loop(model, locations, given, truths):
-    """Losses and assignment, box by box, in float64. Where boxes of a class overlap, a location's
-    negative weight is the smallest."""
+    """Losses and assignment, computed box by box in float64.
+
+    Where boxes of a class overlap, a location's negative weight is the smallest.
+    """
     points, strides = locations.centers, locations.strides[:, None]
     mu, sd = model.center_prior.mu.detach(), model.center_prior.sd.detach()
     pos = neg = total = center = 0.0
@@ -243,42 +248,42 @@ def by_loop(model, locations, given, truths):
 @pytest.mark.parametrize("seed", range(2))
 def test_losses_and_assignment_equal_a_loop_over_boxes(seed):
     torch.manual_seed(seed)
-    model, locations, given, truths, inside = random_scene()
+    model, locations, given, truths, in_image = random_scene()
     losses, matched = by_loop(model, locations, given, truths)
-    found = model.losses(locations, given, truths, inside)
+    found = model.losses(locations, given, truths, in_image)
     assert {k: v.item() for k, v in found.items()} == pytest.approx(losses, rel=1e-6)
-    assert (model.assign(locations, given, truths, inside) == matched).all()
+    assert (model.assign(locations, given, truths, in_image) == matched).all()
     assert shared(locations, truths, 2).any() and (matched >= 0).sum() > 10
 
 
 def test_losses_do_not_depend_on_the_order_of_boxes():
-    model, locations, given, truths, inside = random_scene()
+    model, locations, given, truths, in_image = random_scene()
     order = torch.randperm(truths.valid.shape[1])
     other = Targets(
         *(x[:, order] for x in (truths.boxes, truths.classes, truths.valid)),
         truths.sizes,
         truths.counts,
     )
-    losses = [model.losses(locations, given, x, inside) for x in (truths, other)]
+    losses = [model.losses(locations, given, x, in_image) for x in (truths, other)]
     for name in LOSSES:
         torch.testing.assert_close(losses[0][name], losses[1][name])
 
 
 def test_chunks_change_neither_losses_nor_gradients_nor_assignment():
-    model, locations, given, truths, inside = random_scene()
+    model, locations, given, truths, in_image = random_scene()
     given = Predictions(*(x.requires_grad_() for x in given))
     inputs = [*given, *model.center_prior.parameters()]
     found = []
     for chunk in (32, 3):
-        model.chunk = chunk
-        total = sum(model.losses(locations, given, truths, inside).values())
-        matched = model.assign(locations, given, truths, inside)
+        model.chunk_size = chunk
+        total = sum(model.losses(locations, given, truths, in_image).values())
+        matched = model.assign(locations, given, truths, in_image)
         found.append((total, *torch.autograd.grad(total, inputs), matched))
     torch.testing.assert_close(found[0], found[1])
 
 
 class Watch(Waits):
-    """Operations for which a GPU's host would wait, and the elements of the largest tensor."""
+    """Record operations that make the host wait for a GPU, and the size of the largest tensor."""
 
     def __init__(self):
         super().__init__()
@@ -310,16 +315,16 @@ def test_memory_does_not_grow_with_boxes():
     with Watch() as watch:
         losses = model.losses(locations, predictions(locations), truths, None)
         sum(losses.values()).backward()
-    # Two coordinates of a chunk's pairs, at most.
-    assert watch.largest <= 2 * 2 * model.chunk * len(locations.anchors)
+    # The largest tensor holds at most two coordinates of a chunk's pairs.
+    assert watch.largest <= 2 * 2 * model.chunk_size * len(locations.anchors)
 
 
 def test_a_box_without_a_location_adds_a_constant():
     model = autoassign()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     given = Predictions(*(x[:1].detach().requires_grad_() for x in predictions(locations)))
     tiny = [instances(torch.tensor([[17.0, 17, 23, 23]]), torch.tensor([1]), (250, 318))]
-    losses = model.losses(locations, given, Targets.from_instances(tiny, "cpu"), inside[:1])
+    losses = model.losses(locations, given, Targets.from_instances(tiny, "cpu"), in_image[:1])
     assert losses["loss_pos"].item() == pytest.approx(0.25 * 100)
     inputs = [*given, *model.center_prior.parameters()]
     gradients = torch.autograd.grad(losses["loss_pos"], inputs)
@@ -329,11 +334,11 @@ def test_a_box_without_a_location_adds_a_constant():
 
 def test_a_batch_without_boxes_keeps_the_graph():
     model = autoassign()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     given = predictions(locations)
     truth = [instances(torch.zeros(0, 4), torch.zeros(0).long(), (250, 318)) for _ in range(2)]
     truths = Targets.from_instances(truth, "cpu")
-    losses = model.losses(locations, given, truths, inside)
+    losses = model.losses(locations, given, truths, in_image)
     assert losses["loss_pos"] == 0 and losses["loss_center"] == 0
     joint = (given.logits.sigmoid() * given.quality.sigmoid()[..., None]).double()
     raw = 0.75 * (-(joint**2) * (1 - joint).log()).sum()
@@ -342,10 +347,10 @@ def test_a_batch_without_boxes_keeps_the_graph():
         sum(losses.values()), [*given, *model.center_prior.parameters()]
     )
     assert all(x.isfinite().all() for x in gradients)
-    assert (model.assign(locations, given, truths, inside) == -1).all()
+    assert (model.assign(locations, given, truths, in_image) == -1).all()
 
 
-# Of one pixel, of no size, off the image, all of it.
+# Boxes of one pixel, of no size, outside the image, and as large as the image.
 ODD = [(7.5, 7.5, 8.5, 8.5), (5, 5, 5, 5), (-90, -90, -50, -40), (0, 0, 64, 64)]
 
 
@@ -353,7 +358,7 @@ ODD = [(7.5, 7.5, 8.5, 8.5), (5, 5, 5, 5), (-90, -90, -50, -40), (0, 0, 64, 64)]
 @pytest.mark.parametrize("boxes", [[], ODD], ids=["none", "odd"])
 def test_a_step_trains_every_parameter(boxes, force_topk):
     model = autoassign(num_classes=3, force_topk=force_topk).train()
-    # Half precision outside the losses.
+    # The network runs in half precision, and the losses in float32.
     with torch.autocast("cpu", torch.bfloat16):
         losses = model([toys.image(boxes), toys.image([], size=(96, 70), seed=1)])
     assert list(losses) == LOSSES
@@ -365,7 +370,7 @@ def test_a_step_trains_every_parameter(boxes, force_topk):
     assert (model.center_prior.mu.grad.abs().sum() > 0) == bool(boxes)
 
 
-def test_a_new_head_says_four_strides_and_two_per_cent():
+def test_a_new_head_predicts_four_strides_and_two_percent():
     model = autoassign()
     locations, _ = located(model)
     output = model.predictions(model.head([torch.zeros(1, 8, *x.shape[2:]) for x in maps()]))
@@ -373,7 +378,7 @@ def test_a_new_head_says_four_strides_and_two_per_cent():
     sides = (boxes[:, 2:] - locations.centers) / locations.strides[:, None]
     torch.testing.assert_close(sides, torch.full_like(sides, 4.0))
     torch.testing.assert_close(output.logits.sigmoid(), torch.full_like(output.logits, 0.02))
-    # Points at stride * column, stride * row.
+    # Points are at (stride * column, stride * row).
     assert locations.centers[:2].tolist() == [[0, 0], [8, 0]]
 
 

@@ -1,4 +1,4 @@
-"""Locations and inference, against the released code and hand-worked cases; whole models."""
+"""Test locations and inference against the released code and by hand, and train whole models."""
 
 import pytest
 import torch
@@ -33,8 +33,8 @@ MODELS = {
 
 
 def infer(model, logits, boxes=None, quality=None):
-    """Detections from logits (2, R, K), boxes (2, R, 4), quality (2, R)."""
-    if boxes is None:  # apart from each other, so that NMS keeps all
+    """Detections for logits (2, R, K), boxes (2, R, 4) and quality (2, R)."""
+    if boxes is None:  # the boxes do not overlap, so that NMS keeps all
         x = torch.arange(R).float()
         boxes = torch.stack([x % 300, x // 300, x % 300 + 0.5, x // 300 + 0.5], 1).expand(2, R, 4)
     output = [logits, boxes] if quality is None else [logits, boxes, quality[..., None]]
@@ -46,18 +46,18 @@ def nothing():
 
 
 def test_locations_equal_released_code():
-    locations, inside = located(plain())
+    locations, in_image = located(plain())
     assert torch.equal(locations.anchors, reference("scene.anchors"))
     assert torch.equal(locations.centers, reference("scene.points_no_offset"))
     assert locations.counts == tuple(h * w for h, w in GRIDS)
     assert torch.equal(locations.strides, torch.tensor(toys.STRIDES)[reference("scene.level")])
     for i in range(2):
-        assert torch.equal(inside[i], reference(f"scene.valid{i}").bool())
+        assert torch.equal(in_image[i], reference(f"scene.valid{i}").bool())
 
 
-def test_without_padding_all_locations_are_inside():
+def test_without_a_divisor_all_locations_are_in_the_image():
     model = plain()
-    model.padding = 0
+    model.pad_size_divisor = 0
     assert located(model)[1].all()
 
 
@@ -66,10 +66,10 @@ def test_locations_take_strides_from_the_backbone():
     generator = DefaultAnchorGenerator(
         sizes=sizes, aspect_ratios=[1.0], strides=toys.STRIDES, offset=0.5
     )
-    locations, inside = located(plain(anchor_generator=generator))
+    locations, in_image = located(plain(anchor_generator=generator))
     assert locations.strides.unique().tolist() == list(toys.STRIDES)
     assert locations.anchors[0].tolist() == [-8, -8, 16, 16]
-    assert torch.equal(inside[1], reference("scene.valid1").bool())
+    assert torch.equal(in_image[1], reference("scene.valid1").bool())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_detections_are_the_best_of_each_image():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_trains(name):
     model = MODELS[name](num_classes=3)
-    # GFL's losses of the boxes grow with the probabilities where these are small.
+    # GFL weights its box losses by probabilities. With small ones, its loss would first grow.
     nn.init.zeros_(model.head.cls_score.bias)
     inputs = [toys.image(seed=0, size=(64, 96)), toys.image(seed=1)]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
@@ -169,7 +169,7 @@ def test_losses_in_half_precision(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_for_another_image_changes_nothing(name):
-    """The losses of maps do not see what lies beyond the image's own frame."""
+    """Values of the maps outside the image's own frame do not change the losses."""
     model = MODELS[name]()
     output = model.head([torch.randn(1, 8, *grid) for grid in GRIDS])
     truth = toys.image(size=(100, 150))["instances"]
@@ -189,10 +189,10 @@ def test_padding_for_another_image_changes_nothing(name):
 def test_losses_do_not_wait_for_the_device(name):
     model = MODELS[name]()
     output = model.head([torch.randn(2, 8, *grid) for grid in GRIDS])
-    locations, inside = located(model)
+    locations, in_image = located(model)
     truths = targets()
     with Waits() as waits:
-        losses = model.losses(locations, model.predictions(output), truths, inside)
+        losses = model.losses(locations, model.predictions(output), truths, in_image)
         sum(losses.values()).backward()
     assert waits.found == []
 
@@ -210,7 +210,7 @@ def test_a_head_that_does_not_fit_is_an_error():
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_class_too_many_is_an_error(name):
+def test_a_class_that_is_too_large_is_an_error(name):
     with pytest.raises(RuntimeError, match="out of bounds"):
         MODELS[name]()([toys.image(classes=[K + 2])])
 

@@ -1,4 +1,4 @@
-"""DDOD against the released code's numbers, and its assignments against loops in float64."""
+"""Compare DDOD with numbers of the released code, and its assignments with loops in float64."""
 
 import math
 
@@ -11,7 +11,7 @@ from torchvision.ops import box_iou, generalized_box_iou
 
 from d2kd.detectors import PointHead
 from d2kd.detectors.base import Locations, Predictions
-from d2kd.detectors.ddod import DDOD, DDODHead, DeformConv, LevelBalance, best_quality
+from d2kd.detectors.ddod import DDOD, DDODHead, DeformConv2dPack, LevelBalance, topk_candidates
 from d2kd.targets import Targets
 from tests import toys
 from tests.waits import Waits
@@ -39,7 +39,7 @@ def ddod(**fields) -> DDOD:
 
 
 def grid() -> Locations:
-    """Five levels of 66 locations, in float64."""
+    """66 locations on five levels, in float64."""
     anchors, strides = [], []
     for (h, w), stride in zip(GRIDS, toys.STRIDES, strict=True):
         y, x = (stride * torch.cartesian_prod(torch.arange(h), torch.arange(w))).double().unbind(1)
@@ -50,7 +50,10 @@ def grid() -> Locations:
 
 
 def random_truth() -> Targets:
-    """Overlapping boxes, the same twice, of few pixels, off the image, of no size; and none."""
+    """Random boxes of two images; an image may have none.
+
+    Boxes overlap, and some occur twice, are tiny, have no size or lie outside the image.
+    """
     images = []
     for count in torch.randint(0, 6, (2,)).tolist():
         corner = torch.rand(count, 2) * 50 - 5
@@ -68,7 +71,7 @@ def random_truth() -> Targets:
 
 
 def random_predictions(locations: Locations, targets: Targets):
-    """Logits of three classes, and boxes, some of which are near the truth."""
+    """Logits of three classes, and boxes. Some boxes are near the true ones."""
     n, g = targets.valid.shape
     r = len(locations.anchors)
     boxes = locations.anchors + 20 * torch.randn(n, r, 4, dtype=torch.float64)
@@ -79,10 +82,10 @@ def random_predictions(locations: Locations, targets: Targets):
     return torch.randn(n, r, 3, dtype=torch.float64), boxes
 
 
-def match_by_loop(form, locations, logits, boxes, truth, classes, inside, alpha, topk=9):
-    """One image, box by box, from the papers."""
+def match_by_loop(form, locations, logits, boxes, truth, classes, in_image, alpha, topk=9):
+    """The assignment of one image, computed box by box, as the papers describe it."""
     centers = locations.centers.tolist()
-    everywhere = [i for i in range(len(centers)) if inside[i]]
+    everywhere = [i for i in range(len(centers)) if in_image[i]]
     matched, best = [-1] * len(centers), [-1.0] * len(centers)
     for k, (x0, y0, x1, y1) in enumerate(truth.tolist()):
         q = {}
@@ -125,10 +128,10 @@ def test_assignment_equals_a_loop_over_boxes(form, alpha):
     for scene in range(30):
         truth = random_truth()
         logits, boxes = random_predictions(locations, truth)
-        inside = torch.rand(2, 66) < (0.8 if scene % 2 else 1.1)
-        found = model.match(locations, logits, boxes, truth, inside, alpha)
+        in_image = torch.rand(2, 66) < (0.8 if scene % 2 else 1.1)
+        found = model.match(locations, logits, boxes, truth, in_image, alpha)
         for i, count in enumerate(truth.counts):
-            image = truth.boxes[i, :count], truth.classes[i, :count], inside[i], alpha
+            image = truth.boxes[i, :count], truth.classes[i, :count], in_image[i], alpha
             assert found[i].tolist() == match_by_loop(form, locations, logits[i], boxes[i], *image)
         positives += (found >= 0).sum()
     assert positives > 100
@@ -136,15 +139,15 @@ def test_assignment_equals_a_loop_over_boxes(form, alpha):
 
 @pytest.mark.parametrize("form", ["topk", "atss"])
 def test_few_locations_are_all_candidates(form):
-    # The released code stops where an image has fewer than 9.
+    # The released code stops with an error if an image has fewer than 9 locations.
     model, locations = ddod(assigner=form, num_classes=3), grid()
     truth = random_truth()
     logits, boxes = random_predictions(locations, truth)
-    inside = torch.arange(66).expand(2, -1) % 16 == 0
-    found = model.match(locations, logits, boxes, truth, inside, 0.8)
-    assert not (found[~inside] >= 0).any()
+    in_image = torch.arange(66).expand(2, -1) % 16 == 0
+    found = model.match(locations, logits, boxes, truth, in_image, 0.8)
+    assert not (found[~in_image] >= 0).any()
     for i, count in enumerate(truth.counts):
-        image = truth.boxes[i, :count], truth.classes[i, :count], inside[i], 0.8
+        image = truth.boxes[i, :count], truth.classes[i, :count], in_image[i], 0.8
         assert found[i].tolist() == match_by_loop(form, locations, logits[i], boxes[i], *image)
 
 
@@ -153,10 +156,10 @@ def test_candidates_do_not_depend_on_the_chunk():
     while truth.valid.shape[1] < 6:
         truth = random_truth()
     logits, boxes = random_predictions(locations, truth)
-    inside = torch.ones(2, 66, dtype=torch.bool)
+    in_image = torch.ones(2, 66, dtype=torch.bool)
     probability = logits.sigmoid().mT
-    whole = best_quality(probability, boxes, truth, inside, 0.8)
-    parts = best_quality(probability, boxes, truth, inside, 0.8, chunk=2)
+    whole = topk_candidates(probability, boxes, truth, in_image, 0.8)
+    parts = topk_candidates(probability, boxes, truth, in_image, 0.8, chunk_size=2)
     torch.testing.assert_close(whole[1], parts[1])
     assert (whole[0] == parts[0])[whole[1] > 0].all()
 
@@ -167,12 +170,12 @@ def released() -> Predictions:
 
 
 def test_losses_equal_released_code_over_two_steps():
-    # The second step has the first one's counters, and no boxes in its second image.
+    # In the second step, the counters go on from the first, and the second image has no boxes.
     model = ddod()
-    locations, inside = located(model)
-    first = model.losses(locations, released(), targets(), inside)
+    locations, in_image = located(model)
+    first = model.losses(locations, released(), targets(), in_image)
     empty = Targets.from_instances([truth()[0], truth()[1][[]]], "cpu")
-    second = model.losses(locations, released(), empty, inside)
+    second = model.losses(locations, released(), empty, in_image)
     names = ["loss_cls", "loss_box_reg", "loss_iou"]
     assert list(first) == names
     assert [first[x].item() for x in names] == pytest.approx(
@@ -184,7 +187,7 @@ def test_losses_equal_released_code_over_two_steps():
 
 
 def focal(logits, k, classes) -> float:
-    """Of one location, with alpha 0.25 and gamma 2."""
+    """Focal loss of one location, with alpha 0.25 and gamma 2."""
     total = 0.0
     for c, x in enumerate(logits.tolist()):
         p = 1 / (1 + math.exp(-x))
@@ -197,19 +200,19 @@ def focal(logits, k, classes) -> float:
 
 def test_losses_equal_sums_over_locations():
     model = ddod(cls_alpha=0.7, box_alpha=0.4)
-    locations, inside = located(model)
+    locations, in_image = located(model)
     predictions, truths = released(), targets()
-    found = model.losses(locations, predictions, truths, inside)
+    found = model.losses(locations, predictions, truths, in_image)
     boxes = model.decode(locations, predictions.regression).double()
     expected = {}
     for name, alpha in (("loss_cls", 0.7), ("loss_box_reg", 0.4)):
-        matched = model.assign(locations, predictions, truths, inside, alpha)
+        matched = model.assign(locations, predictions, truths, in_image, alpha)
         levels = (matched >= 0).split(locations.counts, 1)
         n = [int(x.sum()) for x in levels]
         f = [2 - (k - min(n)) / (max(n) - min(n)) for k in n]
         factor = [a for a, b in zip(f, locations.counts, strict=True) for _ in range(b)]
         total = iou_total = 0.0
-        for i, r in inside.nonzero().tolist() if name == "loss_cls" else ():
+        for i, r in in_image.nonzero().tolist() if name == "loss_cls" else ():
             total += factor[r] * focal(predictions.logits[i, r], matched[i, r], truths.classes[i])
         for i, r in (matched >= 0).nonzero().tolist() if name == "loss_box_reg" else ():
             a, b = boxes[i, r], truths.boxes[i, matched[i, r]].double()
@@ -225,12 +228,12 @@ def test_losses_equal_sums_over_locations():
         assert found[name].item() == pytest.approx(value, rel=1e-5)
 
 
-def test_gradients_are_those_of_detached_assignments_and_targets():
-    # Only the box loss may change the boxes; the IoU as a target may not.
+def test_assignments_and_targets_have_no_gradient():
+    # The gradient of the boxes comes from the box loss only, not from the target of the IoU branch.
     model = ddod()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     predictions = Predictions(*(x.clone().requires_grad_() for x in released()))
-    losses = model.losses(locations, predictions, targets(), inside)
+    losses = model.losses(locations, predictions, targets(), in_image)
     gradient = torch.autograd.grad(losses["loss_iou"], predictions.regression, allow_unused=True)
     assert gradient == (None,)
     gradients = torch.autograd.grad(sum(losses.values()), predictions)
@@ -239,8 +242,8 @@ def test_gradients_are_those_of_detached_assignments_and_targets():
 
 def test_each_assignment_has_its_alpha():
     model = ddod()
-    locations, inside = located(model)
-    scene = locations, released(), targets(), inside
+    locations, in_image = located(model)
+    scene = locations, released(), targets(), in_image
     default, other = model.assign(*scene), model.assign(*scene, alpha=model.box_alpha)
     assert (default == model.assign(*scene, alpha=0.8)).all() and (default != other).any()
 
@@ -255,7 +258,7 @@ def test_example_of_level_factors():
     assert (factors[:60] == factors[0]).all() and len(factors) == sum(counts)
 
 
-def test_counters_sum_over_steps_and_all_equal_weigh_two():
+def test_counters_sum_over_steps_and_equal_levels_weigh_two():
     balance = LevelBalance(2)
     assert balance(torch.tensor([[True, True]]), (1, 1)).tolist() == [2, 2]
     balance(torch.tensor([[True, False], [True, False]]), (1, 1))
@@ -264,53 +267,53 @@ def test_counters_sum_over_steps_and_all_equal_weigh_two():
 
 def test_a_resumed_run_goes_on_with_the_counters():
     model, resumed = ddod(), ddod()
-    locations, inside = located(model)
-    model.losses(locations, released(), targets(), inside)
+    locations, in_image = located(model)
+    model.losses(locations, released(), targets(), in_image)
     resumed.load_state_dict(model.state_dict())
     assert resumed.cls_balance.positives.sum() > 0
-    again = [x.losses(locations, released(), targets(), inside) for x in (model, resumed)]
+    again = [x.losses(locations, released(), targets(), in_image) for x in (model, resumed)]
     assert again[0] == again[1]
 
 
 def test_the_guide_assigns_once():
     model = ddod()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     own, truths = released(), targets()
-    # The guide has seen everything one image later.
+    # The guide's predictions for an image are the detector's own for the other image.
     logits, deltas = own.logits.flip(0), own.regression.flip(0)
     other = Predictions(logits, deltas, own.quality)
     assert (
-        model.assign(locations, own, truths, inside)
-        != model.assign(locations, other, truths, inside)
+        model.assign(locations, own, truths, in_image)
+        != model.assign(locations, other, truths, in_image)
     ).any()
     model.guide = logits, model.decode(locations, deltas)
-    guided = model.losses(locations, own, truths, inside)
+    guided = model.losses(locations, own, truths, in_image)
     assert model.guide is None
 
-    expected = model.assign(locations, other, truths, inside)
+    expected = model.assign(locations, other, truths, in_image)
     counted = [int((x >= 0).sum()) for x in expected.split(locations.counts, 1)]
     assert model.cls_balance.positives.tolist() == counted
     for i, count in enumerate(truths.counts):
         boxes = model.decode(locations, deltas)[i]
-        image = truths.boxes[i, :count], truths.classes[i, :count], inside[i], 0.8
+        image = truths.boxes[i, :count], truths.classes[i, :count], in_image[i], 0.8
         assert expected[i].tolist() == match_by_loop("topk", locations, logits[i], boxes, *image)
 
-    unguided = ddod().losses(locations, own, truths, inside)
+    unguided = ddod().losses(locations, own, truths, in_image)
     assert all(abs(guided[x] - unguided[x]) > 1e-3 for x in ("loss_cls", "loss_box_reg"))
 
 
 def test_a_guide_of_other_shape_is_refused():
     model = ddod()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     model.guide = released().logits[:, 1:], released().regression
     with pytest.raises(
         ValueError, match=r"DDOD.guide: expected class logits and boxes of the shapes"
     ):
-        model.losses(locations, released(), targets(), inside)
+        model.losses(locations, released(), targets(), in_image)
 
 
 def test_zero_offsets_are_a_plain_convolution():
-    conv = DeformConv(8, 6, bias=True)
+    conv = DeformConv2dPack(8, 6, bias=True)
     nn.init.normal_(conv.bias)
     x = torch.randn(2, 8, 5, 7)
     torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
@@ -328,11 +331,11 @@ def test_head_starts_as_the_plain_head():
             torch.testing.assert_close(a, b)
 
 
-def test_offsets_move_what_is_sampled_by_dy_dx():
-    conv = DeformConv(1, 1)
+def test_offsets_shift_the_sampled_place_by_dy_dx():
+    conv = DeformConv2dPack(1, 1)
     with torch.no_grad():
         conv.weight.zero_()[0, 0, 1, 1] = 1
-        conv.offset.bias[8:10] = torch.tensor([1.0, 2.0])  # of the middle tap
+        conv.offset.bias[8:10] = torch.tensor([1.0, 2.0])  # the middle tap
     x = torch.arange(30.0).view(1, 1, 5, 6)
     torch.testing.assert_close(conv(x)[0, 0, :4, :4], x[0, 0, 1:, 2:])
 
@@ -349,15 +352,15 @@ def test_a_step_under_autocast():
 @pytest.mark.parametrize("form", ["topk", "atss"])
 def test_losses_do_not_wait_for_the_device(form):
     model = ddod(assigner=form)
-    locations, inside = located(model)
+    locations, in_image = located(model)
     predictions = Predictions(*(x.clone().requires_grad_() for x in released()))
     truths = targets()
     with Waits() as waits:
-        sum(model.losses(locations, predictions, truths, inside).values()).backward()
+        sum(model.losses(locations, predictions, truths, in_image).values()).backward()
     assert waits.found == []
 
 
-# Of one pixel, of no size, off the image, all of it.
+# Boxes of one pixel, of no size, outside the image, and as large as the image.
 ODD = [(3, 3, 4, 4), (5, 5, 5, 5), (-90, -90, -50, -40), (0, 0, 64, 64)]
 
 
@@ -392,11 +395,11 @@ def test_wrong_fields_are_refused(fields, message):
         ddod(**fields)
 
 
-def test_a_box_that_no_prediction_meets_gets_nothing():
+def test_a_box_that_no_prediction_overlaps_has_no_positives():
     model = ddod()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     away = torch.tensor([900.0, 900.0, 950.0, 950.0]).expand(1, len(locations.anchors), 4)
     truth = toys.targets([(8.0, 8.0, 100.0, 100.0)], size=(256, 320))
     logits = torch.ones(1, len(locations.anchors), 5)
-    matched = model.match(locations, logits, away, truth, inside[:1], 0.8)
+    matched = model.match(locations, logits, away, truth, in_image[:1], 0.8)
     assert (matched == -1).all()

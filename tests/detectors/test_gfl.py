@@ -1,11 +1,11 @@
-"""GFL against the released code's numbers."""
+"""Compare GFL with numbers of the released code and with loops."""
 
 import pytest
 import torch
 
 from d2kd.detectors import GFL, Predictions
 from d2kd.detectors.gfl import distribution_focal_loss, integral, quality_focal_loss
-from d2kd.detectors.losses import iou, one_hot, truth_at
+from d2kd.detectors.losses import gather_targets, iou, one_hot
 from tests import toys
 
 from .scene import (
@@ -33,7 +33,7 @@ def gfl(**fields) -> GFL:
 
 
 def inputs() -> list[torch.Tensor]:
-    """(2, R, D) outputs of the head."""
+    """Outputs of the head, (2, R, D) each."""
     return [reference(f"gfl.{name}").clone().requires_grad_() for name in ("logits", "dist")]
 
 
@@ -65,7 +65,7 @@ def test_gradient_of_the_distribution_focal_loss():
     target = reference("gfl.dfl_target").double()
     distribution_focal_loss(x, target).sum().backward()
     p = x.detach().softmax(1)
-    for row, y in enumerate(target.tolist()):  # softmax minus the mass of the two bins
+    for row, y in enumerate(target.tolist()):  # softmax minus the weights of the two bins
         low = int(y)
         p[row, low] -= low + 1 - y
         p[row, low + 1] -= y - low
@@ -91,10 +91,10 @@ def test_losses_and_gradients_equal_released_code():
 
 def test_gradient_of_the_boxes_equals_a_loop_over_positives():
     model = gfl()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     values = inputs()
     output = model.predictions(tuple(unflatten(x) for x in values))
-    found = model.losses(locations, output, targets(), inside)
+    found = model.losses(locations, output, targets(), in_image)
     (found["loss_box_reg"] + found["loss_dfl"]).backward()
     dist = reference("gfl.dist").double().requires_grad_()
     total, weights = 0.0, 0.0
@@ -124,10 +124,10 @@ def test_gradient_of_the_boxes_equals_a_loop_over_positives():
 
 def test_positives_weights_and_ious_equal_released_code():
     model = gfl()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     logits, dist = (x.detach() for x in inputs())
-    matched = model.assign(locations, None, targets(), inside)
-    boxes, _ = truth_at(targets(), matched)
+    matched = model.assign(locations, None, targets(), in_image)
+    boxes, _ = gather_targets(targets(), matched)
     overlap = iou(model.decode(locations, dist), boxes)
     for i in range(2):
         index = (matched[i] >= 0).nonzero().flatten()
@@ -144,7 +144,7 @@ def test_detections_equal_released_code():
 
 
 def test_sides_beyond_the_last_bin_are_finite():
-    # P3 reaches 16 * 8 pixels; with one level only, the box's sides are farther away.
+    # On P3, 16 bins reach 16 * 8 pixels. The sides of these boxes are farther away.
     huge = [
         instances(torch.tensor([[-500.0, -500.0, 900.0, 900.0]]), torch.tensor([0]), size)
         for size in SIZES
@@ -174,32 +174,33 @@ def test_a_head_with_other_channels_is_an_error():
         detector(GFL, dict(box_channels=68))
 
 
-def test_distances_beyond_the_last_bin_are_cut_short_of_it():
-    # Sides of thousands of pixels: in strides all are cut to 15.9, between the last two bins.
+def test_distances_beyond_the_last_bin_end_before_it():
+    # The sides are thousands of pixels away. All distances become 15.9 strides, which lies between
+    # the last two bins.
     model = gfl()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     r = len(locations.anchors)
     huge = toys.targets([(-5000.0, -5000.0, 5320.0, 5256.0)], size=(256, 320))
     predictions = Predictions(torch.zeros(1, r, K), torch.randn(1, r, 68), None)
-    positive = model.assign(locations, predictions, huge, inside[:1])[0] >= 0
+    positive = model.assign(locations, predictions, huge, in_image[:1])[0] >= 0
     assert positive.any()
     log_p = predictions.regression.view(r, 4, 17)[positive].log_softmax(-1)
-    # All weights are alike, and together at least 1 or not divided by.
+    # All weights are equal. Their sum divides the loss if it is at least 1.
     weights = 0.5 * positive.sum()
     expected = -(0.1 * log_p[..., 15] + 0.9 * log_p[..., 16]).mean(-1)
     expected = 0.25 * (0.5 * expected).sum() / weights.clamp(min=1)
-    found = model.losses(locations, predictions, huge, inside[:1])["loss_dfl"]
+    found = model.losses(locations, predictions, huge, in_image[:1])["loss_dfl"]
     torch.testing.assert_close(found, expected)
 
 
 def test_box_losses_are_divided_by_the_mean_weight_over_processes(monkeypatch):
     model = gfl()
-    locations, inside = located(model)
+    locations, in_image = located(model)
     predictions = Predictions(*inputs(), None)
-    alone = model.losses(locations, predictions, targets(), inside)
+    alone = model.losses(locations, predictions, targets(), in_image)
     sums = []
-    monkeypatch.setattr("d2kd.detectors.gfl.rank_mean", lambda x: sums.append(x) or 2 * x)
-    shared = model.losses(locations, predictions, targets(), inside)
+    monkeypatch.setattr("d2kd.detectors.gfl.reduce_mean", lambda x: sums.append(x) or 2 * x)
+    shared = model.losses(locations, predictions, targets(), in_image)
     assert len(sums) == 1 and sums[0] > 1
     torch.testing.assert_close(shared["loss_box_reg"], alone["loss_box_reg"] / 2)
     torch.testing.assert_close(shared["loss_dfl"], alone["loss_dfl"] / 2)

@@ -1,4 +1,4 @@
-"""The shared head: its shapes, names, initial values and levels."""
+"""Test the shapes, names, initial values and levels of the shared head."""
 
 import pytest
 import torch
@@ -30,8 +30,8 @@ def test_without_a_quality_branch():
     assert not any(name.startswith("quality") for name in model.state_dict())
 
 
-def test_towers_are_those_of_detectron2():
-    # FCOS's head has RetinaNet's towers and predictors, and a centerness branch.
+def test_towers_equal_detectron2s():
+    # The head of FCOS has the towers and predictors of RetinaNet, and a centerness branch.
     theirs = FCOSHead(input_shape=LEVELS, num_classes=5, conv_dims=[32, 32], norm="GN")
     mine = head(conv_bias=True)
     state = {k.replace("ctrness", "quality"): v for k, v in theirs.state_dict().items()}
@@ -44,7 +44,7 @@ def test_towers_are_those_of_detectron2():
             torch.testing.assert_close(level, level_expected)
 
 
-def test_first_block_ends_with_a_relu_out_of_place():
+def test_blocks_end_with_a_relu_that_is_not_in_place():
     for tower in (head().cls_subnet, head().bbox_subnet):
         assert [type(layer).__name__ for layer in tower] == ["Conv2d", "GroupNorm", "ReLU"] * 2
         assert not any(layer.inplace for layer in tower if isinstance(layer, nn.ReLU))

@@ -1,4 +1,4 @@
-"""Parts of losses against Detectron2's, torchvision's and hand-worked values."""
+"""Compare the functions of the losses with torchvision and with values computed by hand."""
 
 import torch
 import torchvision
@@ -35,16 +35,16 @@ def test_boxes_without_area_are_finite():
     assert losses.iou(a, b).tolist() == [0, 0, 0]
 
 
-def test_count_floors_each_image_at_one():
+def test_an_image_without_positives_counts_as_one():
     matched = torch.tensor([[0, -1, 2], [-1, -1, -1], [1, -1, -1]])
-    assert losses.positive_count(matched) == 2 + 1 + 1
-    assert losses.positive_count(matched[1:2]) == 1
+    assert losses.num_positives(matched) == 2 + 1 + 1
+    assert losses.num_positives(matched[1:2]) == 1
 
 
-def test_truth_of_each_location():
+def test_targets_of_each_location():
     truth = targets()
     matched = torch.tensor([[5, -1, 0], [-1, 3, 3]])
-    found, classes = losses.truth_at(truth, matched)
+    found, classes = losses.gather_targets(truth, matched)
     assert torch.equal(found[0, 0], truth.boxes[0, 5])
     assert torch.equal(found[1, 2], truth.boxes[1, 3])
     assert not found[matched < 0].any()
@@ -52,9 +52,9 @@ def test_truth_of_each_location():
     assert classes.tolist() == [[1, -1, 1], [-1, c, c]]
 
 
-def test_truth_without_any_box():
+def test_targets_without_any_box():
     none = Targets(torch.zeros(1, 0, 4), torch.zeros(1, 0).long(), None, None, (0,))
-    found, classes = losses.truth_at(none, torch.full((1, 2), -1))
+    found, classes = losses.gather_targets(none, torch.full((1, 2), -1))
     assert not found.any()
     assert classes.tolist() == [[-1, -1]]
 
@@ -64,7 +64,7 @@ def test_one_hot_of_no_class_is_zero():
 
 
 def test_distances_to_the_sides():
-    found = losses.distances(
+    found = losses.ltrb_distances(
         torch.tensor([3.0, 5.0]), torch.tensor([[1.0, 1, 10, 20], [4, 5, 6, 7]])
     )
     assert found.tolist() == [[2, 4, 7, 15], [-1, 0, 3, 2]]
@@ -72,19 +72,19 @@ def test_distances_to_the_sides():
 
 def test_mean_of_one_process_is_the_identity():
     x = torch.randn(3, requires_grad=True)
-    assert torch.equal(losses.rank_mean(x), x)
-    assert not losses.rank_mean(x).requires_grad
+    assert torch.equal(losses.reduce_mean(x), x)
+    assert not losses.reduce_mean(x).requires_grad
 
 
 def test_mean_of_two_processes(monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(losses.dist, "all_reduce", lambda x: x.add_(3.0))  # the other one's
+    monkeypatch.setattr(losses.dist, "all_reduce", lambda x: x.add_(3.0))  # of the other process
     x = torch.tensor(5.0, requires_grad=True)
-    assert losses.rank_mean(x) == 4
+    assert losses.reduce_mean(x) == 4
     assert x == 5
 
 
 def test_count_is_a_mean_over_processes(monkeypatch):
-    monkeypatch.setattr("d2kd.detectors.losses.rank_mean", lambda x: 3 * x)
+    monkeypatch.setattr("d2kd.detectors.losses.reduce_mean", lambda x: 3 * x)
     matched = torch.tensor([[0, 1, -1], [-1, -1, -1]])
-    assert losses.positive_count(matched) == 3 * (2 + 1)
+    assert losses.num_positives(matched) == 3 * (2 + 1)

@@ -1,4 +1,4 @@
-"""Each dense detector learns eight images of the demo set by heart."""
+"""Each dense detector can overfit eight images of the demo set."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ DETECTORS = {
 
 
 def pyramid(width: int) -> FPN:
-    """p2 to p4, as in the demo."""
+    """A pyramid of p2 to p4, as in the demo."""
     stages = [
         ResNet.make_stage(
             BasicBlock, 1, stride_per_block=[s], in_channels=i, out_channels=o, norm="BN"
@@ -57,7 +57,7 @@ def build(name: str, width: int = 32):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Eight images as Detectron2's mapper gives them."""
+    """Eight images in the format of Detectron2's mapper."""
     saved = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     root = tmp_path_factory.mktemp("data")
     demo.make_demo(root, dict.fromkeys(demo.SPLITS, 8))

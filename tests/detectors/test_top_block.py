@@ -1,4 +1,4 @@
-"""P6 and P7 without a ReLU between them."""
+"""Test the top block: P6 and P7 without a ReLU between them."""
 
 import math
 

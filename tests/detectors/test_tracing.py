@@ -1,4 +1,4 @@
-"""The detectors as TorchScript."""
+"""Trace the detectors to TorchScript."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""CrowdHuman's measures: against plain loops from their definition, and cases worked by hand."""
+"""Compare CrowdHuman's metrics with plain loops from their definition and with values by hand."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ WIDTH, HEIGHT = 100, 80
 RATES = [0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.000]
 
 
-# The definition, one box at a time. A box is a list x, y, w, h; a detection a pair of box, score.
+# The definition, one box at a time. A box is a list x, y, w, h. A detection is a pair (box, score).
 
 
 def cut(box):
@@ -55,7 +55,7 @@ def lies_in(a, regions):
 
 
 def best_pairs(weights: list[list[float]]) -> list[tuple[int, int]]:
-    """The matching of the highest sum, by trying them all."""
+    """The matching with the largest sum, found by trying all matchings."""
 
     @functools.cache
     def best(row: int, taken: int):
@@ -140,8 +140,11 @@ def plain_ji(scenes):
 
 
 def random_scenes(seed: int, count: int = 12, places: int = 5):
-    """Crowds at the border and beyond, ignored regions, flat boxes, equal scores, empty images.
-    Scores have ``places`` digits; three and fewer make ties."""
+    """Random images of crowds with all special cases.
+
+    Boxes extend beyond the border, some regions are ignored, some boxes are flat, and some images
+    are empty. Scores have `places` digits; with three or fewer, some scores are equal.
+    """
     rng = random.Random(seed)
 
     def person():
@@ -185,7 +188,7 @@ def write(root, scenes) -> None:
 
 
 def instances(detections, classes=None) -> Instances:
-    # float64, so that nothing but the evaluator rounds
+    # float64, so that only the evaluator rounds
     boxes = np.array([box for box, _ in detections], dtype=float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     result = Instances((HEIGHT, WIDTH))
@@ -250,32 +253,32 @@ def boxes(*rows) -> np.ndarray:
     return np.array(rows, dtype=float).reshape(-1, 4)
 
 
-def test_a_person_is_taken_once():
+def test_a_person_is_matched_once():
     hits = match(boxes([0, 0, 10, 9], [0, 0, 10, 10]), PERSON, np.array([False]))
     assert hits.tolist() == [1, 0]
 
 
-def test_equal_overlaps_take_the_first_person_and_then_the_other():
-    # The detection lies in the middle between two people: the second detection fits the first
-    # person only, which is taken.
+def test_equal_overlaps_match_the_first_person_and_then_the_other():
+    # The first detection lies in the middle between two people. The second detection fits only the
+    # first person, who is matched already.
     people = boxes([0, 0, 10, 10], [2, 0, 12, 10])
     found = boxes([1, 0, 11, 10], [0, 0, 7, 10])
     assert match(found, people, np.zeros(2, bool)).tolist() == [1, 0]
     assert match(found, people[::-1], np.zeros(2, bool)).tolist() == [1, 1]
 
 
-def test_overlap_of_half_is_not_enough():
+def test_iou_of_one_half_is_not_enough():
     assert match(boxes([0, 0, 10, 5]), PERSON, np.array([False])).tolist() == [0]
     assert match(boxes([0, 0, 10, 5.01]), PERSON, np.array([False])).tolist() == [1]
 
 
-def test_a_person_comes_before_an_ignored_region_which_takes_any_number():
+def test_a_person_comes_before_an_ignored_region_which_matches_any_number():
     people = np.concatenate([PERSON, PERSON])
     hits = match(boxes(*[[0, 0, 10, 10]] * 3), people, np.array([True, False]))
     np.testing.assert_array_equal(hits, [1, np.nan, np.nan])
 
 
-def test_a_region_takes_what_lies_in_it_even_if_their_iou_is_low():
+def test_a_region_matches_boxes_inside_it_even_if_their_iou_is_low():
     found = boxes([0, 0, 2, 2], [0, 0, 40, 40])
     np.testing.assert_array_equal(match(found, PERSON, np.array([True])), [np.nan, 0])
 
@@ -291,8 +294,8 @@ def test_matching_without_boxes_or_people():
 def test_ap_and_miss_rate_by_hand():
     scores, hits = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1.0, 0, np.nan, 1])
     ap, mr = ap_and_miss_rate(scores, hits, num_people=4, num_images=10)
-    # recall 1/4, 1/4, 1/2; precision 1, 1/2, 2/3; false positives per image 0, 0.1, 0.1:
-    # 0.1 is reached with a miss rate of 3/4, the higher rates never, so 1/2 stands for them.
+    # Recall is 1/4, 1/4, 1/2; precision 1, 1/2, 2/3; false positives per image 0, 0.1, 0.1. The
+    # rate 0.1 is reached with a miss rate of 3/4. Higher rates are never reached and use 1/2.
     assert ap == pytest.approx(0.25 * (1 / 2 + 2 / 3) / 2, abs=1e-12)
     assert mr == pytest.approx((0.75**5 * 0.5**4) ** (1 / 9), abs=1e-12)
 
@@ -303,12 +306,12 @@ def test_equal_scores_keep_their_order():
     assert first == (0, 0.5) and last == (0.5 * 0.25, 1.0)
 
 
-def test_all_found_without_a_mistake():
+def test_all_people_found_without_a_mistake():
     ap, mr = ap_and_miss_rate(np.array([0.9, 0.8]), np.ones(2), num_people=2, num_images=1)
     assert ap == pytest.approx(0.5) and mr == 0  # the first detection adds no area
 
 
-def test_no_detections_and_nobody():
+def test_no_detections_and_no_people():
     none = np.zeros(0)
     assert ap_and_miss_rate(none, none, num_people=3, num_images=2) == (0, 1)
     assert np.isnan(ap_and_miss_rate(np.ones(1), np.zeros(1), 0, 2)).all()
@@ -319,25 +322,25 @@ def test_no_detections_and_nobody():
 
 def test_jaccard_matches_the_highest_sum_where_the_first_detection_would_block_one():
     people = boxes([0, 0, 10, 10], [3, 0, 13, 10])
-    found = boxes([1, 0, 11, 10], [-2, 0, 8, 10])  # the second fits the first person only
+    found = boxes([1, 0, 11, 10], [-2, 0, 8, 10])  # the second fits only the first person
     ji = jaccard_indices(found, np.array([0.95, 0.45]), people, np.zeros(2, bool))
     np.testing.assert_allclose(ji, [1] * 5 + [1 / 2] * 5, atol=1e-6)
 
 
-def test_jaccard_prefers_weight_to_number():
-    # Each detection has an IoU of 1 with one person at most and of 0.515 with the neighbours: two
-    # exact pairs weigh more than the three pairs that there could be.
+def test_jaccard_prefers_a_larger_sum_to_more_pairs():
+    # A detection has an IoU of 1 with at most one person, and of 0.515 with the neighbors. The sum
+    # of two exact pairs is larger than the sum of the three pairs that are possible.
     people = boxes([3.2, 0, 13.2, 10], [6.4, 0, 16.4, 10], [9.6, 0, 19.6, 10])
     found = boxes([0, 0, 10, 10], [3.2, 0, 13.2, 10], [6.4, 0, 16.4, 10])
     ji = jaccard_indices(found, np.array([0.97, 0.96, 0.95]), people, np.zeros(3, bool))
     np.testing.assert_allclose(ji, 2 / (3 + 3 - 2), atol=1e-6)
 
 
-def test_jaccard_leaves_out_what_lies_in_ignored_regions_unless_matched():
+def test_jaccard_leaves_out_boxes_in_ignored_regions_unless_matched():
     region, inside = [50.0, 0, 90, 40], [60.0, 10, 70, 20]
     people, ignored = boxes(region, inside, [0, 0, 10, 10]), np.array([True, False, False])
     scores = np.array([0.95, 0.94])
-    unmatched = boxes([0, 0, 10, 10], [80, 30, 88, 38])  # the person inside goes, as does the box
+    unmatched = boxes([0, 0, 10, 10], [80, 30, 88, 38])  # person and box inside are left out
     np.testing.assert_allclose(jaccard_indices(unmatched, scores, people, ignored), 1, atol=1e-6)
     matched = boxes([20, 20, 30, 30], inside)  # one pair, a false positive, a missed person
     np.testing.assert_allclose(jaccard_indices(matched, scores, people, ignored), 1 / 3, atol=1e-6)
@@ -366,7 +369,7 @@ def test_flat_boxes_count_for_ap_and_mr_only(root):
     assert results == pytest.approx({"AP": 0, "MR": 50, "JI": 100}, abs=1e-4)
 
 
-def test_boxes_are_cut_at_the_border(root):
+def test_boxes_are_clipped_at_the_border(root):
     person, found = [-30.0, 0, 60, 80], [0.0, 0, 30, 80]  # IoU 0.5 uncut, 1 cut
     assert evaluate(root, [([(found, 0.9)], [(person, False)])])["MR"] == 0
 
@@ -405,7 +408,7 @@ def test_no_detections(root):
     assert evaluate(root, scenes) == {"AP": 0, "MR": 100, "JI": 0}
 
 
-def test_nobody_anywhere(root):
+def test_no_people_in_any_image(root):
     assert all(math.isnan(v) for v in evaluate(root, [([], []), ([], [])]).values())
     (root / "crowdhuman" / "annotation_val.json").unlink()
     results = evaluate(root, [([([1.0, 2, 30, 40], 0.9)], []), ([], [])])
@@ -458,7 +461,7 @@ def test_in_a_config_with_detectron2s_loader(root):
     cfg.dataloader.test.num_workers = 0
     cfg.dataloader.evaluator = L(CrowdHumanEvaluator)(dataset_name="${..test.dataset.names}")
 
-    def detector(batch):  # finds everybody, and nothing else
+    def detector(batch):  # finds all people, and nothing else
         found = [[(b, 0.9) for b, ignore in scenes[x["image_id"]][1] if not ignore] for x in batch]
         return [{"instances": instances(detections)} for detections in found]
 
@@ -466,7 +469,7 @@ def test_in_a_config_with_detectron2s_loader(root):
     assert results["JI"] == pytest.approx(100, abs=1e-4) and list(results) == ["AP", "MR", "JI"]
 
 
-def test_a_data_set_of_another_kind():
+def test_a_dataset_of_another_kind():
     with pytest.raises(ValueError, match=r"expected a dataset with odgt_file .*'coco_2017_val'"):
         CrowdHumanEvaluator("coco_2017_val")
 

@@ -15,7 +15,7 @@ from tests import toys
 
 
 class Tiny(nn.Module):
-    """One convolution; `calls` remembers who was asked, in which mode."""
+    """A single convolution; `calls` records which model was called, and in which mode."""
 
     def __init__(self, channels=4, calls=None):
         super().__init__()
@@ -34,11 +34,11 @@ def test_parameters_by_hand():
 
 def test_flops_by_hand():
     inputs = [{"image": torch.zeros(3, 16, 24)}]
-    expected = 16 * 24 * 4 * 3 * 3 * 3  # cells x channels x multiply-adds each
+    expected = 16 * 24 * 4 * 3 * 3 * 3  # cells x channels x multiply-adds per value
     assert report.count_gflops(Tiny(), inputs) == pytest.approx(expected / 1e9, rel=1e-12)
 
 
-def test_flops_of_a_detector_are_those_of_inference():
+def test_flops_of_a_detector_are_of_inference():
     model = toys.retinanet()
     inputs = [{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}]
     gflops = report.count_gflops(model, inputs)
@@ -57,7 +57,7 @@ def test_models_take_turns():
 
 
 def test_time_is_the_median_in_milliseconds(monkeypatch):
-    ticks = iter([0, 1, 1.001, 2, 2.003, 3, 3.002])  # the warm-up is only begun
+    ticks = iter([0, 1, 1.001, 2, 2.003, 3, 3.002])  # of the warm-up, only the start is read
     monkeypatch.setattr(report.time, "perf_counter", lambda: next(ticks))
     times = report.measure_speed({"a": Tiny()}, [[{"image": torch.zeros(3, 8, 8)}]], rounds=3,
                                  warm_up=1)  # fmt: skip
@@ -66,7 +66,7 @@ def test_time_is_the_median_in_milliseconds(monkeypatch):
 
 @pytest.fixture
 def plain():
-    """The plain student's config."""
+    """The config of the plain student."""
     return OmegaConf.create(
         {"model": L(toys.retinanet)(width=4), "train": {"device": "cpu"}},
         flags={"allow_objects": True},
@@ -90,7 +90,7 @@ def test_a_distilled_checkpoint_gives_the_plain_student(tmp_path, plain, caplog)
 
 
 @pytest.mark.parametrize("change", ["missing", "another shape", "unexpected"])
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, plain, change):
+def test_a_checkpoint_that_does_not_fit_is_an_error(tmp_path, plain, change):
     weights = copy.deepcopy(toys.retinanet().state_dict())
     name = "head.cls_score.bias"
     if change == "missing":
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, plain, change):
 
 
 class Perfect(nn.Module):
-    """Finds what it is told to."""
+    """A detector that returns given boxes."""
 
     def __init__(self, boxes):
         super().__init__()

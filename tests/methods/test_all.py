@@ -5,7 +5,20 @@ import torch
 from detectron2.structures import PolygonMasks
 
 from d2kd import Distiller, Teacher
-from d2kd.methods import CWD, FGD, LD, MGD, PFI, PGD, PKD, MCDropout, Methods, Mimic, RankMimic
+from d2kd.methods import (
+    CWD,
+    FGD,
+    LD,
+    MGD,
+    PFI,
+    PGD,
+    PKD,
+    CrossKD,
+    MCDropout,
+    Methods,
+    Mimic,
+    RankMimic,
+)
 from tests import toys
 from tests.waits import Waits
 
@@ -73,7 +86,7 @@ def test_the_target_is_a_constant_whatever_the_uncertainty(kind):
     assert any(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
 
 
-ALL = [*METHODS, PGD, RankMimic, LD]
+ALL = [*METHODS, PGD, RankMimic, lambda: CrossKD(block=1), LD]
 
 
 def seen_by(name, device="cpu"):

@@ -6,18 +6,18 @@ import torch
 from d2kd.knowledge import Knowledge
 from d2kd.methods import Mimic
 from d2kd.methods.base import Method, pair_levels
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 
 @pytest.fixture(scope="module")
 def dense():
-    return read(toys.retinanet())
+    return get_reader(toys.retinanet())
 
 
 @pytest.fixture(scope="module")
 def two_stage():
-    return read(toys.rcnn(channels=12))
+    return get_reader(toys.rcnn(channels=12))
 
 
 def names(pairs):
@@ -51,10 +51,12 @@ def test_wrong_levels_are_named(dense, two_stage, levels, message):
 
 def test_method_that_needs_what_a_detector_lacks(dense, two_stage):
     class OnTowers(Method):
-        needs = frozenset({"towers"})
+        needs = frozenset({"cls_tower.1"})
 
     OnTowers().setup(dense, dense)
-    with pytest.raises(ValueError, match=r"OnTowers needs towers of the teacher.*GeneralizedRCNN"):
+    with pytest.raises(
+        ValueError, match=r"OnTowers needs cls_tower.1 of the teacher.*GeneralizedRCNN"
+    ):
         OnTowers().setup(dense, two_stage)
 
 

@@ -11,7 +11,7 @@ from d2kd import Distiller, Teacher
 from d2kd.knowledge import Knowledge
 from d2kd.methods import MCDropout, Methods
 from d2kd.methods.cwd import CWD
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 # Inputs and output of the released code (mmrazor) in float64, at tau 1 and weight 1.
@@ -126,7 +126,7 @@ def test_published_weight_is_the_default():
 
 def test_other_width_and_grid():
     method = CWD(levels={"p3": "p2"})
-    method.setup(read(toys.retinanet()), read(toys.rcnn(channels=12)))
+    method.setup(get_reader(toys.retinanet()), get_reader(toys.rcnn(channels=12)))
     assert [tuple(p.shape) for p in method.parameters()] == [(12, 8, 1, 1), (12,)]
     student = Knowledge((64, 96), {"p3": torch.randn(2, 8, 8, 12, requires_grad=True)})
     teacher = Knowledge((64, 96), {"p2": torch.randn(2, 12, 16, 24)})
@@ -135,7 +135,7 @@ def test_other_width_and_grid():
 
 
 def two_levels() -> tuple[CWD, Knowledge, Knowledge]:
-    reader, method = read(toys.retinanet()), CWD(levels=["p3", "p4"])
+    reader, method = get_reader(toys.retinanet()), CWD(levels=["p3", "p4"])
     method.setup(reader, reader)
     student, teacher = (
         Knowledge((64, 64), {f"p{i}": torch.randn(2, 8, 64 >> i, 64 >> i) for i in (3, 4)})

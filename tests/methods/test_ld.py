@@ -14,7 +14,7 @@ from d2kd.detectors import PointHead
 from d2kd.knowledge import Knowledge
 from d2kd.methods import MCDropout, Methods
 from d2kd.methods.ld import LD, divergence, valuable_region
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from d2kd.targets import Targets
 from tests import toys
 from tests.waits import Waits
@@ -68,7 +68,7 @@ def three_bins():
 
 def method_on(build=gfl, **options) -> LD:
     method = LD(**options)
-    method.setup(read(build().double()), read(build()))
+    method.setup(get_reader(build().double()), get_reader(build()))
     return method
 
 
@@ -176,7 +176,7 @@ def test_terms_equal_loops_over_locations_and_boxes(counts, seed):
 def region(detector, seen, targets, **options):
     maps = list(seen.logits.values())
     locations = detector.locations(maps)
-    inside = detector.inside(locations, targets.sizes, maps)
+    inside = detector.in_image_mask(locations, targets.sizes, maps)
     return valuable_region(locations, targets, inside, **options)
 
 
@@ -411,7 +411,7 @@ def test_a_copied_distiller_assigns_by_its_own_student():
 )
 def test_detectors_that_do_not_fit_are_refused(student, teacher, message):
     with pytest.raises(ValueError, match=message):
-        LD().setup(read(student()), read(teacher()))
+        LD().setup(get_reader(student()), get_reader(teacher()))
 
 
 def shifted():
@@ -424,7 +424,7 @@ def test_without_classification_the_classes_may_differ():
     teacher = knowledge(1, 1)
     teacher.logits = {level: x[:, :1] for level, x in teacher.logits.items()}
     method = LD(classification=0)
-    method.setup(read(gfl().double()), read(gfl(num_classes=1)))
+    method.setup(get_reader(gfl().double()), get_reader(gfl(num_classes=1)))
     assert method(knowledge(1, 0), teacher, truth((4,)))["main"] > 0
 
 

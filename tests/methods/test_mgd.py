@@ -10,7 +10,7 @@ from d2kd.knowledge import Knowledge
 from d2kd.methods import MCDropout, Methods
 from d2kd.methods.base import LevelPair
 from d2kd.methods.mgd import MGD
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from tests import toys
 
 
@@ -95,7 +95,7 @@ def test_images_and_steps_have_their_own_masks():
 
 
 def test_levels_have_their_own_masks():
-    reader = read(toys.retinanet())
+    reader = get_reader(toys.retinanet())
     method = MGD(levels=["p3", "p4"], alpha=1.0)
     method.setup(reader, reader)
     method.generation["p3"] = method.generation["p4"] = torch.nn.Identity()
@@ -158,7 +158,7 @@ def test_constant_channels_are_finite():
 
 def test_other_width_and_grid():
     method = MGD(levels={"p3": "p2"})
-    method.setup(read(toys.retinanet()), read(toys.rcnn(channels=12)))
+    method.setup(get_reader(toys.retinanet()), get_reader(toys.rcnn(channels=12)))
     shapes = {k: tuple(p.shape) for k, p in method.named_parameters() if k.endswith("weight")}
     assert shapes == {
         "adapters.p3.weight": (12, 8, 1, 1),
@@ -173,7 +173,7 @@ def test_other_width_and_grid():
 
 
 def test_uncertainty_changes_the_teacher_only():
-    reader = read(toys.retinanet())
+    reader = get_reader(toys.retinanet())
     method = MGD(levels=["p3", "p4"], mask=0.0)  # every cell is kept: nothing but the dropout
     method.setup(reader, reader)
     student, teacher = (

@@ -9,7 +9,7 @@ from d2kd.distiller import Distiller
 from d2kd.knowledge import Knowledge
 from d2kd.methods.base import Methods
 from d2kd.methods.pfi import PFI, reduce
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from d2kd.teacher import Teacher
 from tests import toys
 
@@ -19,7 +19,7 @@ REDUCTIONS = ("norm", "squared", "mean", "relative")
 
 @pytest.fixture(scope="module")
 def dense():
-    return read(toys.retinanet())  # 8 channels, 3 classes, 1 anchor in a cell
+    return get_reader(toys.retinanet())  # 8 channels, 3 classes, 1 anchor in a cell
 
 
 def knowledge(seed: int, n: int = 2, dtype=torch.float64) -> Knowledge:
@@ -219,8 +219,8 @@ def test_levels_are_those_of_both_heads(dense):
         ),
     )
     for student, teacher in (
-        (read(toys.retinanet(**fewer)), dense),
-        (dense, read(toys.retinanet(**fewer))),
+        (get_reader(toys.retinanet(**fewer)), dense),
+        (dense, get_reader(toys.retinanet(**fewer))),
     ):
         method = PFI()
         method.setup(student, teacher)
@@ -299,7 +299,7 @@ def two_anchors():
 )
 def test_detectors_that_do_not_fit_are_refused(dense, teacher, levels, message):
     with pytest.raises(ValueError, match=message):
-        PFI(levels=levels).setup(dense, read(teacher()))
+        PFI(levels=levels).setup(dense, get_reader(teacher()))
 
 
 def test_level_that_the_head_does_not_see_is_refused(dense):
@@ -312,7 +312,7 @@ def test_level_that_the_head_does_not_see_is_refused(dense):
     with pytest.raises(
         ValueError, match=r"PFI.levels: .* the head of RetinaNet sees, p4, found 'p3"
     ):
-        PFI(levels=["p3"]).setup(read(fewer), dense)
+        PFI(levels=["p3"]).setup(get_reader(fewer), dense)
 
 
 @pytest.mark.parametrize(

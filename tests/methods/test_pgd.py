@@ -12,16 +12,18 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 
 from d2kd import Distiller, Teacher
 from d2kd.methods import Methods, Mimic
-from d2kd.methods.channel_attention import channel_attention
-from d2kd.methods.fgd_sums import normalise
+from d2kd.methods import pgd as pgd_module
+from d2kd.methods.kernels.attention import softmax_attention
+from d2kd.methods.kernels.pgd import channel_attention
 from d2kd.methods.pgd import PGD
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from d2kd.targets import Targets
 from tests import toys
 
 # Inputs and outputs of ChenhongyiYang/PGD @ 81c54d5 in float32; own-image masks where it says
 # "intended".
 REFERENCE = np.load(Path(__file__).parents[1] / "fixtures" / "pgd_reference.npz")
+CLS, BOX = "cls_tower.1", "box_tower.1"
 ALL_TERMS = {"foreground", "background", "attention", "regression", "regression_attention"}
 
 
@@ -52,7 +54,10 @@ def assert_gradient(loss, student, name):
 def test_attention_equals_released_code():
     pgd, features = PGD(), reference("Ft")
     for found, name in (
-        (normalise(features.abs().mean(1).flatten(1), pgd.tau).view_as(features[:, 0]), "S_t"),
+        (
+            softmax_attention(features.abs().mean(1).flatten(1), pgd.tau).view_as(features[:, 0]),
+            "S_t",
+        ),
         (channel_attention(features, pgd.tau) * features.shape[1], "C_t"),
     ):
         torch.testing.assert_close(found, reference(name), rtol=1e-5, atol=1e-6)
@@ -89,12 +94,12 @@ def test_without_foreground_its_terms_are_zero_and_in_the_graph(maps):
 
 
 def seen_by(detector, needs, images):
-    return read(detector).run(images, needs)
+    return get_reader(detector).run(images, needs)
 
 
 def run(pgd, student, teacher, targets, size=(64, 64), n=2):
     """Set PGD up and call it on random images; terms, the student's and the teacher's maps."""
-    pgd.setup(read(student), read(teacher))
+    pgd.setup(get_reader(student), get_reader(teacher))
     images = torch.randn(n, 3, *size)
     seen = seen_by(student, pgd.needs, images)
     with torch.no_grad():
@@ -137,10 +142,15 @@ def test_a_gpus_bound_on_the_foreground_changes_nothing(weighting, monkeypatch):
     expected, seen, taught = run(pgd, toys.fcos(), toys.fcos(), targets, size=(256, 256))
     (_, foreground), _ = pgd.masks(taught, targets)
     looked_at = []
-    compare = pgd.compare_cells
-    pgd.compare_cells = lambda s, t, tau: looked_at.append(s.shape[2]) or compare(s, t, tau)
+    compare = pgd_module.compare_cells
+
+    def count_cells(student, teacher, tau):
+        looked_at.append(student.shape[2])
+        return compare(student, teacher, tau)
+
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "is_cuda", True)
+        patch.setattr(pgd_module, "compare_cells", count_cells)
         torch.testing.assert_close(pgd(seen, taught, targets), expected)
     # Of 1024 cells of the finest level, boxes may choose 60; the first image has more than 3.
     assert foreground["p3"][0].ne(0).sum() > 3
@@ -155,10 +165,10 @@ def test_forward_is_the_sum_of_its_levels_with_growing_weights():
     for i, level in enumerate(("p3", "p4", "p5", "p6", "p7")):
         for name, value in (
             *pgd.classification(
-                *(seen.cls_tower[level], taught.cls_tower[level]),
+                *(seen.taps[CLS][level], taught.taps[CLS][level]),
                 *(cls[level], background[level], [1, 1.5, 2, 2.5, 3][i]),
             ).items(),
-            *pgd.regression(seen.box_tower[level], taught.box_tower[level], reg[level]).items(),
+            *pgd.regression(seen.taps[BOX][level], taught.taps[BOX][level], reg[level]).items(),
         ):
             expected[name] += value.item()
     assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-5)
@@ -194,7 +204,7 @@ def test_a_cell_gets_the_largest_weight_of_its_anchors(candidates):
     _, _, taught = run(pgd, detector, detector, BOXES)
     (cls, _), background = pgd.masks(taught, BOXES)
     q = torch.zeros(2, taught.boxes.shape[1])
-    logits = read(detector).flatten(taught.logits, 3).sigmoid()
+    logits = get_reader(detector).flatten(taught.logits, 3).sigmoid()
     for i in range(2):
         for box, c, there in zip(BOXES.boxes[i], BOXES.classes[i], BOXES.valid[i], strict=True):
             x, y = taught.centers.T
@@ -232,8 +242,8 @@ def test_neck_takes_the_classification_recipe():
 
 def test_neck_pairs_the_strides_that_both_have():
     pgd = PGD(on="neck")
-    pgd.setup(read(toys.retinanet()), read(toys.rcnn()))
-    assert pgd.pairs == [("p3", "p3"), ("p4", "p4"), ("p5", "p5"), ("p6", "p6")]
+    pgd.setup(get_reader(toys.retinanet()), get_reader(toys.rcnn()))
+    assert [(p.student, p.teacher) for p in pgd.pairs] == [(f"p{i}", f"p{i}") for i in (3, 4, 5, 6)]
 
 
 @pytest.mark.parametrize("on", ["towers", "neck"])
@@ -252,7 +262,7 @@ def test_other_widths_get_adapters(on):
 
 def test_same_widths_need_no_parameters():
     pgd = PGD()
-    pgd.setup(read(toys.fcos()), read(toys.fcos(width=6)))
+    pgd.setup(get_reader(toys.fcos()), get_reader(toys.fcos(width=6)))
     assert not pgd.state_dict()
 
 
@@ -261,17 +271,17 @@ def test_a_grid_of_another_size_is_brought_to_the_teachers():
     detector = toys.fcos()
     _, seen, taught = run(pgd, detector, toys.fcos(), BOXES)
     same = pgd(seen, taught, BOXES)
-    wide = {k: torch.nn.functional.pad(v, (0, 1)) for k, v in seen.cls_tower.items()}
-    terms = pgd(dataclasses.replace(seen, cls_tower=wide), taught, BOXES)
+    wide = {k: torch.nn.functional.pad(v, (0, 1)) for k, v in seen.taps[CLS].items()}
+    terms = pgd(dataclasses.replace(seen, taps={**seen.taps, CLS: wide}), taught, BOXES)
     assert all(torch.isfinite(x) for x in terms.values())
     assert terms["regression"] == same["regression"] and terms["background"] != same["background"]
 
 
 def test_padding_of_the_teacher_is_passed_on():
-    teacher = read(toys.fcos())
+    teacher = get_reader(toys.fcos())
     object.__setattr__(teacher, "padding", 32)
     pgd = PGD()
-    pgd.setup(read(toys.fcos()), teacher)
+    pgd.setup(get_reader(toys.fcos()), teacher)
     taught = teacher.run(torch.randn(1, 3, 64, 128), pgd.teacher_needs)
     _, background = pgd.masks(taught, boxes([[8.0, 8.0, 40.0, 40.0]], sizes=(40, 70)))
     assert background["p3"][0, :, 11].all()  # centre 92, within 96
@@ -286,13 +296,10 @@ def test_uncertainty_changes_the_teachers_maps_only():
     student, teacher = toys.fcos(), toys.fcos()
     plain, seen, taught = run(PGD(), student, teacher, BOXES)
     pgd = PGD(uncertainty=Twice())
-    pgd.setup(read(student), read(teacher))
+    pgd.setup(get_reader(student), get_reader(teacher))
     doubled = dataclasses.replace(
         taught,
-        **{
-            name: {k: 2 * v for k, v in getattr(taught, name).items()}
-            for name in ("cls_tower", "box_tower")
-        },
+        taps={name: {k: 2 * v for k, v in taught.taps[name].items()} for name in (CLS, BOX)},
     )
     found = pgd(seen, taught, BOXES)
     assert found["background"] != plain["background"]
@@ -304,7 +311,7 @@ def test_uncertainty_changes_the_teachers_maps_only():
 def test_gradient_reaches_the_student_only():
     student, teacher = toys.fcos(), toys.fcos()
     pgd = PGD()
-    pgd.setup(read(student), read(teacher))
+    pgd.setup(get_reader(student), get_reader(teacher))
     images = torch.randn(2, 3, 64, 64)
     terms = pgd(
         seen_by(student, pgd.needs, images), seen_by(teacher, pgd.teacher_needs, images), BOXES
@@ -386,19 +393,19 @@ def test_impossible_values_are_refused(fields, message):
 
 def test_detectors_without_towers_are_pointed_to_the_neck():
     with pytest.raises(ValueError, match=r'GeneralizedRCNN\. Use PGD\(on="neck"\)'):
-        PGD().setup(read(toys.retinanet()), read(toys.rcnn()))
+        PGD().setup(get_reader(toys.retinanet()), get_reader(toys.rcnn()))
 
 
 def test_teacher_with_other_classes_is_refused():
     student, teacher = toys.fcos(num_classes=3), toys.fcos(num_classes=5)
     with pytest.raises(ValueError, match=r"scores the student's 3 classes, found 5"):
-        PGD().setup(read(student), read(teacher))
+        PGD().setup(get_reader(student), get_reader(teacher))
 
 
 def test_heads_on_other_strides_are_refused():
-    student = dataclasses.replace(read(toys.fcos()), head_levels=("p3", "p4", "p5"))
+    student = dataclasses.replace(get_reader(toys.fcos()), head_in_features=("p3", "p4", "p5"))
     with pytest.raises(ValueError, match=r"found \[8, 16, 32\] and \[8, 16, 32, 64, 128\]"):
-        PGD().setup(student, read(toys.fcos()))
+        PGD().setup(student, get_reader(toys.fcos()))
 
 
 def test_other_methods_stay_beside_it():

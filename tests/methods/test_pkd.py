@@ -9,8 +9,8 @@ import torch
 from d2kd import Distiller, Teacher
 from d2kd.knowledge import Knowledge
 from d2kd.methods import MCDropout, Methods
-from d2kd.methods.pkd import PKD, standardise
-from d2kd.readers import read
+from d2kd.methods.pkd import PKD, standardize
+from d2kd.readers import get_reader
 from tests import toys
 
 # Inputs and output of the released code (mmrazor) in float64, at weight 1.
@@ -101,11 +101,11 @@ def test_constant_channels_are_finite(value, shape):
     student, teacher = maps(*shape, dtype=torch.float32)
     flat = torch.full_like(student, value).requires_grad_()
     # Rounding in the mean would be divided by 1e-6.
-    assert not standardise(flat).any()
+    assert not standardize(flat).any()
     m = shape[0] * shape[2] * shape[3]
     for s, t in ((flat, teacher), (student, flat.detach())):
         found = loss(s, t)
-        # One side is zero and the other standardised: half its biased variance.
+        # One side is zero and the other standardized: half its biased variance.
         assert found.item() == pytest.approx((m - 1) / m / 2, rel=1e-3)
         assert torch.isfinite(torch.autograd.grad(found, s)[0]).all()
     both = loss(flat, torch.zeros_like(flat))
@@ -121,7 +121,7 @@ def test_published_weight_is_the_default():
 
 def test_other_width_and_grid():
     method = PKD(levels={"p3": "p2"})
-    method.setup(read(toys.retinanet()), read(toys.rcnn(channels=12)))
+    method.setup(get_reader(toys.retinanet()), get_reader(toys.rcnn(channels=12)))
     assert [tuple(p.shape) for p in method.parameters()] == [(12, 8, 1, 1), (12,)]
     student = Knowledge((64, 96), {"p3": torch.randn(2, 8, 8, 12, requires_grad=True)})
     teacher = Knowledge((64, 96), {"p2": torch.randn(2, 12, 16, 24)})
@@ -130,7 +130,7 @@ def test_other_width_and_grid():
 
 
 def two_levels(**options) -> tuple[PKD, Knowledge, Knowledge]:
-    reader, method = read(toys.retinanet()), PKD(levels=["p3", "p4"], **options)
+    reader, method = get_reader(toys.retinanet()), PKD(levels=["p3", "p4"], **options)
     method.setup(reader, reader)
     student, teacher = (
         Knowledge((64, 64), {f"p{i}": torch.randn(2, 8, 64 >> i, 64 >> i) for i in (3, 4)})
@@ -192,7 +192,7 @@ def test_channels_that_are_constant_but_for_rounding_have_no_gradient(noise):
     student = 5 + noise * torch.randn(2, 3, 8, 8)
     student[:, 0] = torch.randn(2, 8, 8)
     student.requires_grad_()
-    found = standardise(student)
+    found = standardize(student)
     assert not found[:, 1:].any()
     (found - torch.randn(2, 3, 8, 8)).square().mean().backward()
     assert not student.grad[:, 1:].any() and 0 < student.grad[:, 0].abs().max() < 1

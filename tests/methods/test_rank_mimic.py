@@ -10,7 +10,7 @@ from d2kd.distiller import Distiller
 from d2kd.knowledge import Knowledge
 from d2kd.methods.base import Methods
 from d2kd.methods.rank_mimic import RankMimic, _kl
-from d2kd.readers import read
+from d2kd.readers import get_reader
 from d2kd.targets import Targets
 from d2kd.teacher import Teacher
 from tests import toys
@@ -411,7 +411,7 @@ def test_a_copied_distiller_assigns_by_its_own_student():
 )
 def test_detectors_that_do_not_fit_are_refused(student, teacher, message):
     with pytest.raises(ValueError, match=message):
-        RankMimic().setup(read(student()), read(teacher()))
+        RankMimic().setup(get_reader(student()), get_reader(teacher()))
 
 
 @pytest.mark.parametrize(
@@ -433,8 +433,8 @@ def test_another_kind_of_teacher_cannot_be_seen_by_the_students_assigner():
     teacher = toys.fcos()
     method = RankMimic(assigner="teacher")
     with pytest.raises(ValueError, match=r"RankMimic.assigner: expected 'student'.*RetinaNet"):
-        method.setup(read(toys.retinanet()), read(teacher))
-    RankMimic().setup(read(toys.retinanet()), read(teacher))
+        method.setup(get_reader(toys.retinanet()), get_reader(teacher))
+    RankMimic().setup(get_reader(toys.retinanet()), get_reader(teacher))
 
 
 def test_no_term_is_negative_whatever_is_rounded():

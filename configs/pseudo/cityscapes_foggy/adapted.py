@@ -1,6 +1,7 @@
-"""From Cityscapes, with its labels, to fog, with those of labels.py: half of the images each.
+"""A student moves from Cityscapes to fog. Half of the images are from Cityscapes, with its labels.
 
-It goes on from source.py, for a third of its steps at half of its learning rate.
+The other half are in fog, with the labels of labels.py. The student continues from source.py, for a
+third of the steps and at half of the learning rate.
 """
 
 from detectron2.config import LazyCall as L
@@ -10,7 +11,7 @@ from d2kd import Distiller
 from ..common import add_labels, strong
 from .source import dataloader, lr_multiplier, model, optimizer, train
 
-model = L(Distiller)(student=model)  # without a teacher: it heeds what labels leave open
+model = L(Distiller)(student=model)  # without a teacher, it masks losses where labels are missing
 add_labels(dataloader, "output/pseudo/cityscapes_foggy/labels/labels.json")
 strong(dataloader)
 

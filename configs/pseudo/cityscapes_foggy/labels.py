@@ -1,19 +1,22 @@
-"""The detector that has learned from Cityscapes labels the training images in fog.
+"""The detector that was trained on Cityscapes labels the training images in fog.
 
-The high bar of 0.8 is Adaptive Teacher's for this pair, which labels anew as it trains; here it is
-done once, or in rounds (docs/pseudo.md). The low bar is ours.
+The high threshold of 0.8 is Adaptive Teacher's for this pair. Adaptive Teacher labels the images
+again and again while it trains. Here the labels are made once, or in rounds (docs/pseudo.md). The
+low threshold is ours.
 
-The teacher has the student's architecture, so that whatever is gained comes from adaptation. A
-larger one needs its config in `model` and its checkpoint in `weights`, and no other change.
+The teacher has the student's architecture, so that any gain comes from adaptation. For a larger
+teacher, set its config as `model` and its checkpoint as `weights`.
 
-python tools/pseudo_label.py --config-file configs/pseudo/cityscapes_foggy/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/cityscapes_foggy/labels.py --num-gpus 8
 """
+
+import os
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.thresholds import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo.thresholds import FixedBars
 
 _CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
@@ -22,7 +25,7 @@ labels = dict(
     classes=_CLASSES,
     teachers=dict(
         source=L(LabelTeacher)(
-            model="configs/pseudo/cityscapes_foggy/source.py",
+            model=os.path.join(os.path.dirname(__file__), "source.py"),
             weights="output/pseudo/cityscapes_foggy/source/model_final.pth",
             classes=_CLASSES,
             min_size_test=1024,

@@ -1,13 +1,14 @@
-"""Faster R-CNN R50 on Cityscapes: what labels the fog, where the adapted student starts, and what
-it is compared with. It is validated in the fog.
+"""Faster R-CNN R50 on Cityscapes, validated in fog.
 
-Sizes and schedule are those of Detectron2's Mask R-CNN for Cityscapes, but from ImageNet's weights,
-not COCO's: those have seen more than the source.
+This detector labels the images in fog, the adapted student starts from it, and the adapted student
+is compared with it. Sizes and schedule are those of Detectron2's Mask R-CNN for Cityscapes. Unlike
+there, it starts from ImageNet weights: COCO's weights have seen more than the source.
 """
 
-from ...common.coco import dataloader, lr_multiplier, optimizer, train
-from ...faster_rcnn.faster_rcnn_R_50_FPN_2x import model
+from ...common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ...common.models.faster_rcnn import faster_rcnn
 
+model = faster_rcnn()
 model.roi_heads.num_classes = 8
 
 dataloader.train.dataset.names = "cityscapes_train"

@@ -1,19 +1,19 @@
 """RetinaNet R101 of Detectron2's model zoo labels COCO's training images, as if they had no labels.
 
-This teacher has learned from all of these labels, so that the student gets more than those of its
-share, and the report finds the labels better than those of new images would be. For a student that
-nobody with all labels has helped, train a teacher on the share: set `model` and `weights` to
-share.py and its checkpoint, with a higher bar (STAC's is 0.9, Unbiased Teacher's 0.7), and
-`labels.output` to another folder.
+This teacher was trained on all of these labels. The student thus learns more than its share of the
+labels says, and the report finds better labels than new images would get. For a student without
+this help, train a teacher on the share: set `model` and `weights` to share.py and its checkpoint,
+use a higher threshold (STAC's is 0.9, Unbiased Teacher's 0.7), and set `labels.output` to another
+folder.
 
-python tools/pseudo_label.py --config-file configs/pseudo/coco/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/coco/labels.py --num-gpus 8
 """
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.thresholds import FixedBars
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo.thresholds import FixedBars
 
 labels = dict(
     images=dict(dataset="coco_2017_train"),

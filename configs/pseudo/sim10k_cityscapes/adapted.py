@@ -1,6 +1,6 @@
-"""From Sim10k, with its labels, to Cityscapes, with those of labels.py.
+"""A student moves from Sim10k, with its labels, to Cityscapes, with the labels of labels.py.
 
-As ../cityscapes_foggy/adapted.py.
+Everything else is as in ../cityscapes_foggy/adapted.py.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,8 +1,11 @@
-"""The detector that has learned from Sim10k labels the cars in the training images of Cityscapes,
-whose own labels are not looked at.
+"""The detector that was trained on Sim10k labels the cars in the training images of Cityscapes.
 
-python tools/pseudo_label.py --config-file configs/pseudo/sim10k_cityscapes/labels.py --num-gpus 8
+The labels of Cityscapes itself are not used.
+
+d2kd label --config-file configs/pseudo/sim10k_cityscapes/labels.py --num-gpus 8
 """
+
+import os
 
 from ..cityscapes_foggy.labels import labels
 
@@ -12,7 +15,7 @@ labels.update(
     output="output/pseudo/sim10k_cityscapes/labels",
 )
 labels.teachers.source.update(
-    model="configs/pseudo/sim10k_cityscapes/source.py",
+    model=os.path.join(os.path.dirname(__file__), "source.py"),
     weights="output/pseudo/sim10k_cityscapes/source/model_final.pth",
     classes=["car"],
 )

@@ -1,6 +1,6 @@
-"""From VOC, with its labels, to Clipart1k, with those of labels.py.
+"""A student moves from VOC, with its labels, to Clipart1k, with the labels of labels.py.
 
-As ../cityscapes_foggy/adapted.py.
+Everything else is as in ../cityscapes_foggy/adapted.py.
 """
 
 from detectron2.config import LazyCall as L

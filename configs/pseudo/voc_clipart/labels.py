@@ -1,9 +1,11 @@
-"""The detector that has learned from VOC labels the training images of Clipart1k.
+"""The detector that was trained on VOC labels the training images of Clipart1k.
 
-0.8 is Adaptive Teacher's bar for this pair too.
+The high threshold of 0.8 is Adaptive Teacher's for this pair, too.
 
-python tools/pseudo_label.py --config-file configs/pseudo/voc_clipart/labels.py --num-gpus 8
+d2kd label --config-file configs/pseudo/voc_clipart/labels.py --num-gpus 8
 """
+
+import os
 
 from ..cityscapes_foggy.labels import labels
 
@@ -13,7 +15,7 @@ labels.update(
     output="output/pseudo/voc_clipart/labels",
 )
 labels.teachers.source.update(
-    model="configs/pseudo/voc_clipart/source.py",
+    model=os.path.join(os.path.dirname(__file__), "source.py"),
     weights="output/pseudo/voc_clipart/source/model_final.pth",
     classes="voc_2007_trainval",
     min_size_test=800,

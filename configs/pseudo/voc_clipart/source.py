@@ -1,11 +1,12 @@
 """Faster R-CNN R50 on VOC 2007 and 2012, validated on Clipart1k.
 
-Sizes and schedule are those of Detectron2's Faster R-CNN for VOC. Without clipping, as there.
+Sizes and schedule are those of Detectron2's Faster R-CNN for VOC, which does not clip either.
 """
 
-from ...common.coco import dataloader, lr_multiplier, optimizer, train
-from ...faster_rcnn.faster_rcnn_R_50_FPN_2x import model
+from ...common.coco_2x import dataloader, lr_multiplier, optimizer, train
+from ...common.models.faster_rcnn import faster_rcnn
 
+model = faster_rcnn()
 model.roi_heads.num_classes = 20
 
 dataloader.train.dataset.names = ["voc_2007_trainval", "voc_2012_trainval"]

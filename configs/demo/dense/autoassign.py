@@ -1,7 +1,0 @@
-"""AutoAssign, the small one alone."""
-
-from .common import dataloader, lr_multiplier, optimizer, student, train
-
-model = student("autoassign")
-
-train.output_dir = "output/demo/dense/autoassign"

@@ -1,7 +1,0 @@
-"""GFL, the small one alone."""
-
-from .common import dataloader, lr_multiplier, optimizer, student, train
-
-model = student("gfl")
-
-train.output_dir = "output/demo/dense/gfl"

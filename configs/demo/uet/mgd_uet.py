@@ -1,8 +1,0 @@
-"""By MGD with UET."""
-
-from .common import uncertainty
-from .mgd import dataloader, lr_multiplier, model, optimizer, train
-
-model.methods.mgd.uncertainty = uncertainty()
-
-train.output_dir = "output/demo/uet/mgd_uet"

@@ -1,8 +1,0 @@
-"""By plain mimicking with UET."""
-
-from .common import uncertainty
-from .mimic import dataloader, lr_multiplier, model, optimizer, train
-
-model.methods.mimic.uncertainty = uncertainty()
-
-train.output_dir = "output/demo/uet/mimic_uet"

@@ -1,0 +1,7 @@
+"""The small FCOS student starts with its teacher's neck and head, and learns nothing else."""
+
+from .common import dataloader, distilled, lr_multiplier, optimizer, train
+
+model = distilled("fcos")
+
+train.output_dir = "output/demo/dense/fcos_inherit"

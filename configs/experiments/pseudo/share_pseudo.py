@@ -1,0 +1,15 @@
+"""Stage 1: a fifth of the images have true labels, the others a teacher's (labels_train.py)."""
+
+from detectron2.config import LazyCall as L
+
+from d2kd.data.partial import mix, without
+from d2kd.pseudo.coco import read
+
+from .share import dataloader, lr_multiplier, model, optimizer, train
+
+_labeled = dataloader.train.dataset
+dataloader.train.dataset = L(mix)(
+    labeled=_labeled,
+    rest=L(without)(dataset=L(read)(path="output/pseudo/demo_train/labels.json"), images=_labeled),
+)
+train.output_dir = "output/pseudo/share_pseudo"

@@ -1,0 +1,12 @@
+"""RetinaNet learns by plain mimicking."""
+
+from detectron2.config import LazyCall as L
+
+from d2kd.methods import Mimic
+
+from .common import dataloader, distilled, lr_multiplier, optimizer, train
+
+model = distilled("retinanet", mimic=L(Mimic)(balance=1.0))
+model.balance_period = 10
+
+train.output_dir = "output/demo/uet/mimic"

@@ -1,0 +1,12 @@
+"""RetinaNet learns by PKD."""
+
+from detectron2.config import LazyCall as L
+
+from d2kd.methods import PKD
+
+from .common import dataloader, distilled, lr_multiplier, optimizer, train
+
+model = distilled("retinanet", pkd=L(PKD)(balance=1.0))
+model.balance_period = 10
+
+train.output_dir = "output/demo/uet/pkd"

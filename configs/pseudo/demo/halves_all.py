@@ -1,7 +1,0 @@
-"""All labels, for the student of halves_student.py."""
-
-from .common import images
-from .halves_student import dataloader, lr_multiplier, model, optimizer, train
-
-dataloader.train.dataset = images("demo_train")
-train.output_dir = "output/pseudo/halves_all"

@@ -1,9 +1,0 @@
-"""As halves_student.py, on the labels of the teacher of 0 to 4 alone (labels_low.py).
-
-The images say that they were not searched for 5 to 9, so the student learns nothing about these.
-"""
-
-from .halves_student import dataloader, lr_multiplier, model, optimizer, train
-
-dataloader.train.dataset.path = "output/pseudo/demo_low/labels.json"
-train.output_dir = "output/pseudo/halves_low_student"

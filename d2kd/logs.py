@@ -1,0 +1,36 @@
+"""Log files without color codes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+
+__all__ = ["PlainFormatter", "remove_colors"]
+
+_COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats by another formatter, without the codes that color a terminal."""
+
+    def __init__(self, formatter: logging.Formatter | None):
+        super().__init__()
+        self.formatter = formatter or logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _COLOR_CODE.sub("", self.formatter.format(record))
+
+
+def remove_colors(loggers: Iterable[str] = ("detectron2", "fvcore", "d2kd")) -> None:
+    """Keep color codes out of everything that the loggers write to files and pipes.
+
+    Detectron2 colors some messages themselves, such as the table of instances by category. They
+    would be unreadable in log.txt. Terminals keep their colors.
+    """
+    for name in loggers:
+        for handler in logging.getLogger(name).handlers:
+            stream = getattr(handler, "stream", None)
+            terminal = stream is not None and hasattr(stream, "isatty") and stream.isatty()
+            if not terminal and not isinstance(handler.formatter, PlainFormatter):
+                handler.setFormatter(PlainFormatter(handler.formatter))
