@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from . import model_zoo
 from .loading import resolve_target
-from .pseudo.coco import read
+from .pseudo.coco import load_pseudo_labels
 
 __all__ = ["check_config", "load_config"]
 
@@ -139,7 +139,7 @@ def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
         if classes is not None:
             yield f"{name!r} (dataloader.{path})", list(classes)
     for path, node in _nodes(cfg):
-        if "_target_" in node and resolve_target(node) is read:
+        if "_target_" in node and resolve_target(node) is load_pseudo_labels:
             provenance = Path(node.path).with_name("provenance.json")
             if provenance.exists():  # reading the labels reports a missing file
                 made_from = json.loads(provenance.read_text()).get("made_from", {})

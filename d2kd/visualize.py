@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .matching import Detections, Truth, match
+from .matching import Detections, GroundTruth, match
 from .methods import MCDropout
 from .methods.fgd import attention, box_masks
 from .readers import get_reader
@@ -77,7 +77,7 @@ def spatial_attention(
 
 
 def key_regions(
-    model: nn.Module, inputs: Mapping[str, Any], truth: Truth, *, level: str | None = None
+    model: nn.Module, inputs: Mapping[str, Any], truth: GroundTruth, *, level: str | None = None
 ) -> np.ndarray:
     """The foreground mask of FGD: 1 / (number of cells of the box) inside boxes, 0 outside.
 
@@ -215,7 +215,7 @@ def _intersection(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def draw_detections(
-    ax: Any, image: np.ndarray, detections: Detections, truth: Truth, names: Sequence[str]
+    ax: Any, image: np.ndarray, detections: Detections, truth: GroundTruth, names: Sequence[str]
 ) -> None:
     """Draw an image with its correct detections, its wrong detections and its missed objects.
 

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2kd import model_zoo
 from d2kd.config import check_config, load_config
-from d2kd.pseudo.coco import read
+from d2kd.pseudo import load_pseudo_labels
 
 STUDENT = "configs/demo/student.py"
 HERE = ["train.device=cpu"]
@@ -142,7 +142,7 @@ def test_labels_number_the_classes_as_the_test_set_does(other_order, tmp_path, c
     said = dict(made_from=dict(settings=dict(classes=list(classes))))
     (tmp_path / "provenance.json").write_text(json.dumps(said))
     cfg = config()
-    cfg.dataloader.train.dataset = L(read)(path=str(tmp_path / "labels.json"))
+    cfg.dataloader.train.dataset = L(load_pseudo_labels)(path=str(tmp_path / "labels.json"))
     if fits:
         check_config(cfg)
     else:

@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
-from d2kd.files import sha256_of_file, write_file, write_json
+from d2kd.files import (
+    open_to_replace,
+    remove_partial_files,
+    sha256_of_file,
+    write_file,
+    write_json,
+)
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -64,6 +70,41 @@ write_file({str(path)!r}, "x" * 10)
     for _ in range(2):
         subprocess.run([sys.executable, "-c", inner], check=True)
     assert len(set(seen.read_text().split())) == 2
+
+
+def test_a_stream_replaces_the_file_when_it_ends_and_not_before(tmp_path):
+    path = tmp_path / "labels.json"
+    write_file(path, "old")
+    with open_to_replace(path) as f:
+        f.write(b"new ")
+        f.flush()
+        assert path.read_text() == "old"
+        f.write(b"content")
+    assert path.read_text() == "new content"
+    with pytest.raises(ZeroDivisionError), open_to_replace(path) as f:
+        f.write(b"a part")
+        raise ZeroDivisionError
+    assert path.read_text() == "new content" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_no_others(tmp_path):
+    path = tmp_path / "unit[1].npz"
+    killed = """
+import os, signal, sys
+from d2kd.files import open_to_replace
+with open_to_replace(sys.argv[1]) as f:
+    f.write(b"a part")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", killed, str(path)], check=False)
+    (left,) = tmp_path.iterdir()
+    others = [tmp_path / name for name in (".other.npz.host.1.tmp", "unit[1].npz.host.1.tmp")]
+    for other in others:
+        other.touch()
+    write_file(path, "content")
+    remove_partial_files(path)
+    assert not left.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([path, *others])
 
 
 def test_sha256_of_a_file_longer_than_one_block(tmp_path):

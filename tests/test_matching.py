@@ -3,20 +3,19 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from d2kd import matching
-from d2kd.matching import Detections, Truth, match
+from d2kd.matching import Detections, GroundTruth, match
 
 
 def found(*rows):
     """Detections from rows of x1, y1, x2, y2, class, score."""
     table = np.array(rows, dtype=float).reshape(-1, 6)
-    return Detections(table[:, :4], table[:, 4].astype(int), table[:, 5])
+    return Detections(boxes=table[:, :4], classes=table[:, 4].astype(int), scores=table[:, 5])
 
 
 def truth(*rows):
     """Ground truth from rows of x1, y1, x2, y2, class."""
     table = np.array(rows, dtype=float).reshape(-1, 5)
-    return Truth(table[:, :4], table[:, 4].astype(int))
+    return GroundTruth(table[:, :4], table[:, 4].astype(int))
 
 
 TWO = truth((0, 0, 10, 10, 3), (20, 0, 30, 10, 7))
@@ -63,45 +62,11 @@ def test_from_detectron2():
     instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 9.0, 9.0]]))
     instances.pred_classes = torch.tensor([7, 1])
     instances.scores = torch.tensor([0.75, 0.25])
-    got = Detections.of(instances).above(0.5)
+    got = Detections.from_instances(instances).above(0.5)
     assert got.boxes.tolist() == [[1, 2, 3, 4]]
     assert (got.classes.tolist(), got.scores.tolist()) == ([7], [0.75])
 
     box = {"bbox": [10, 20, 5, 6], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 4}
-    got = Truth.of({"annotations": [box, {**box, "iscrowd": 1}]})
+    got = GroundTruth.from_record({"annotations": [box, {**box, "iscrowd": 1}]})
     assert got.boxes.tolist() == [[10, 20, 15, 26]]
     assert got.classes.tolist() == [4]
-
-
-def test_the_most_confident_of_overlapping_detections():
-    # The second overlaps the first by 9/10, the third by 1/3; the fourth is elsewhere.
-    boxes = found(
-        (0, 0, 10, 10, 3, 0.5),
-        (0, 0, 10, 9, 4, 0.6),
-        (5, 0, 15, 10, 3, 0.4),
-        (50, 0, 60, 9, 3, 0.9),
-    )
-    assert boxes.surest().scores.tolist() == [0.6, 0.4, 0.9]
-    assert found().surest().boxes.shape == (0, 4)
-
-
-def test_best_threshold():
-    # In the order of scores: right, right, wrong, wrong. F1 with 2 objects: 2/3, 1, 4/5, 2/3.
-    first = found((0, 0, 10, 10, 3, 0.9), (20, 0, 30, 10, 7, 0.6), (50, 0, 60, 10, 7, 0.5))
-    second = found((0, 0, 10, 10, 3, 0.4))
-    assert matching.best_threshold([first, second], [TWO, truth()]) == 0.6
-    assert matching.best_threshold([found()], [TWO]) == 0.5
-
-
-def test_choice_of_images():
-    good = found((0, 0, 10, 10, 3, 0.9), (20, 0, 30, 10, 7, 0.8))  # no error
-    half = found((0, 0, 10, 10, 3, 0.9))  # one
-    none = found()  # two
-    truths = dict.fromkeys("abcde", TWO) | {"f": truth((0, 0, 10, 10, 3))}
-    alone = dict(a=good, b=none, c=good, d=none, e=half, f=none)
-    distilled = dict(a=good, b=good, c=none, d=none, e=half, f=none)
-    chosen, rule = matching.choose_images(truths, alone, distilled, differ=2, fail=1, least=2)
-    # b and c differ most, in opposite directions. Of the others, d is the worst. f has too few
-    # objects.
-    assert chosen == ["b", "c", "d"]
-    assert "at least 2 objects" in rule and "whichever is better" in rule

@@ -28,15 +28,14 @@ from d2kd.data import register_all
 from d2kd.data.demo import SPLITS, make_demo, register_demo
 from d2kd.data.folders import register_folders
 from d2kd.data.manifest import Image
-from d2kd.data.partial import PartialMapper, share
+from d2kd.data.partial import PartialMapper, random_subset
 from d2kd.loading import build_detector
 from d2kd.pseudo.categories import CategoryMap
-from d2kd.pseudo.coco import read, write_labels
-from d2kd.pseudo.fuse import Fusion
-from d2kd.pseudo.job import NEEDED, OPTIONAL
-from d2kd.pseudo.records import Labels
+from d2kd.pseudo.coco import load_pseudo_labels, write_labels
+from d2kd.pseudo.fuse import Fusion, Labels
+from d2kd.pseudo.job import LabelingJob
 from d2kd.pseudo.teachers import LabelTeacher, class_names
-from d2kd.pseudo.thresholds import FixedBars
+from d2kd.pseudo.thresholds import FixedThresholds
 
 from .test_configs import _as_train_net, build, load  # noqa: F401
 
@@ -158,8 +157,8 @@ def test_evaluates_as_many_classes_as_the_student_has(name):
 def test_incomplete_labels_mask_the_losses(name):
     cfg = load(name)
     data = cfg.dataloader.train.dataset
-    partial = nodes(data, read) or any(
-        node.get("rest") == "unlabelled" for node in nodes(data, share)
+    partial = nodes(data, load_pseudo_labels) or any(
+        node.get("rest") == "unlabeled" for node in nodes(data, random_subset)
     )
     if partial:
         assert cfg.model._target_ is Distiller
@@ -172,7 +171,7 @@ def test_trains_on_labels_and_from_checkpoints_that_others_make():
     places = [cfg.train.output_dir for cfg in runs.values()]
     assert len(set(places)) == len(places)
     for name, cfg in runs.items():
-        assert {node.path for node in nodes(cfg.dataloader, read)} <= labels, name
+        assert {node.path for node in nodes(cfg.dataloader, load_pseudo_labels)} <= labels, name
         start = cfg.train.init_checkpoint
         if start.startswith("output/pseudo"):
             assert start in {f"{place}/model_final.pth" for place in places}, name
@@ -239,8 +238,9 @@ def test_a_next_round_needs_no_other_file():
 @pytest.mark.parametrize("name", LABELS)
 def test_labels_have_known_fields(name):
     node = load_labels(name)
-    assert set(NEEDED) <= set(node) <= {*NEEDED, *OPTIONAL}
-    assert isinstance(instantiate(node.bars), FixedBars)
+    required = set(LabelingJob.required_fields())
+    assert required <= set(node) <= required | set(LabelingJob.optional_fields())
+    assert isinstance(instantiate(node.thresholds), FixedThresholds)
     assert isinstance(instantiate(node.fusion), Fusion)
     assert node.images.dataset in DatasetCatalog.list()
     assert [load_labels(x).output for x in LABELS].count(node.output) == 1
@@ -273,7 +273,7 @@ def test_students_classes_are_those_of_their_labels():
     outputs = {load_labels(x).output: load_labels(x) for x in LABELS}
     for name in RUNS:
         cfg = load(name)
-        for node in nodes(cfg.dataloader, read):
+        for node in nodes(cfg.dataloader, load_pseudo_labels):
             labels = outputs[str(Path(node.path).parent)]
             assert num_classes(cfg.model) == len(class_names(labels.classes)), name
 
@@ -325,7 +325,7 @@ def labeled(tmp_path):
 
 def data(name: str, labeled: Path | None = None) -> list[dict]:
     node = load(f"experiments/pseudo/{name}.py").dataloader.train.dataset
-    for labels in nodes(node, read):
+    for labels in nodes(node, load_pseudo_labels):
         labels.path = str(labeled)
     return instantiate(node)
 

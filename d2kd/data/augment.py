@@ -1,4 +1,4 @@
-"""Strong augmentation beside Detectron2's: boxes stay as they are, pixels suffer."""
+"""Strong augmentations that Detectron2 does not have. They change pixels and keep the boxes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ class RandomBlur(T.Augmentation):
 
     Args:
         sigma_min, sigma_max: range of the standard deviation, in pixels.
+
+    Raises:
+        ValueError: the range is empty or not positive.
     """
 
     def __init__(self, sigma_min: float = 0.1, sigma_max: float = 2.0):
@@ -32,13 +35,15 @@ class RandomBlur(T.Augmentation):
 
 
 class RandomErase(T.Augmentation):
-    """Paint rectangles in random colours over the image (Random Erasing, arXiv 1708.04896, without
-    regard to boxes; the colour is one for the rectangle).
+    """Paint rectangles in random colors over the image.
+
+    This is Random Erasing (arXiv 1708.04896), with two differences: a rectangle may lie anywhere,
+    independent of the boxes, and has one color.
 
     Args:
-        count: rectangles.
-        area_min, area_max: range of each one's share of the image.
-        ratio: largest ratio of its sides.
+        count: number of rectangles.
+        area_min, area_max: range of the share of the image that a rectangle covers, in (0, 1].
+        ratio: largest ratio of the sides of a rectangle, at least 1.
     """
 
     def __init__(

@@ -1,15 +1,16 @@
-"""CrowdHuman: people in crowds, each labelled with a box of the full body.
+"""CrowdHuman: people in crowds, each labeled with a box around the full body.
 
-S. Shao et al., "CrowdHuman: A Benchmark for Detecting Human in a Crowd", arXiv:1805.00123. Its
-labels are .odgt files, which hold one image a line as JSON. They are converted to COCO's format
-with the rules of PGD's release (ECCV 2022, ``crowd_code/create_crowd_anno.py``):
+S. Shao et al., "CrowdHuman: A Benchmark for Detecting Human in a Crowd", arXiv:1805.00123. The
+labels are .odgt files, in which each line describes one image as JSON. They are converted to COCO's
+format by the rules of PGD's release (ECCV 2022, ``crowd_code/create_crowd_anno.py``):
 
-* ``fbox``, the full body, as it is: x, y, width, height in pixels, and it may leave the image;
-* a box with width <= 0 or height <= 0 is left out;
-* all boxes are of the category "person"; those to be ignored (not tagged "person", or with
-  ``extra.ignore``) have ``iscrowd = 1``, which Detectron2's mapper leaves out of training.
+* The box is ``fbox``, the full body, unchanged: x, y, width, height in pixels. It may extend beyond
+  the image.
+* A box with width <= 0 or height <= 0 is left out.
+* All boxes have the category "person". Boxes to ignore (not tagged "person", or with
+  ``extra.ignore``) get ``iscrowd = 1``. Detectron2's mapper drops them in training.
 
-Detectron2's mapper cuts boxes at the image's border in training, where the release leaves them.
+One difference to the release remains: in training, Detectron2's mapper clips boxes to the image.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from ..files import write_file
 
 __all__ = ["People", "convert_crowdhuman", "read_odgt", "register_crowdhuman"]
 
@@ -34,32 +36,39 @@ EXIF_ORIENTATION = 274
 
 
 class People(NamedTuple):
-    """What one line of an .odgt file says. Its image is ``Images/<name>.jpg``."""
+    """The content of one line of an .odgt file.
+
+    Attributes:
+        name: the image is ``Images/<name>.jpg``.
+        boxes: (G, 4) float64: x, y, width, height in pixels, as in the file.
+        ignored: (G,) bool: not a person, or a person that need not be found.
+    """
 
     name: str
-    boxes: np.ndarray  # (G, 4) float64: x, y, width, height in pixels, as they are in the file
-    ignored: np.ndarray  # (G,) bool: no person, or one that need not be found
+    boxes: np.ndarray
+    ignored: np.ndarray
 
 
 def read_odgt(odgt_file: str | Path) -> list[People]:
-    """All N images of an .odgt file, in its order. An image may have no boxes at all.
+    """Read all images of an .odgt file, in the order of the file. An image may have no boxes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not as expected; with its number.
+        ValueError: a line is malformed. The message has the line number.
     """
     people = []
-    # Bytes: a str's splitlines knows line breaks that may stand inside of JSON strings.
+    # Split bytes: str.splitlines would also split at characters that a JSON string may contain.
     for number, line in enumerate(Path(odgt_file).read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
             image = json.loads(line)
-            found = image["gtboxes"]
-            boxes = np.array([box["fbox"] for box in found], dtype=float).reshape(len(found), 4)
+            people_boxes = image["gtboxes"]
+            boxes = np.array([box["fbox"] for box in people_boxes], dtype=float)
+            boxes = boxes.reshape(len(people_boxes), 4)
             ignored = [
                 box["tag"] != "person" or box.get("extra", {}).get("ignore", 0) != 0
-                for box in found
+                for box in people_boxes
             ]
             people.append(People(image["ID"], boxes, np.array(ignored, dtype=bool)))
         except (KeyError, TypeError, ValueError) as error:
@@ -72,14 +81,14 @@ def read_odgt(odgt_file: str | Path) -> list[People]:
 
 
 def _image_size(file: Path) -> tuple[int, int]:
-    """Width and height as Detectron2 will read the image; only the file's header is read."""
+    """Width and height as Detectron2 reads the image. Only the header of the file is read."""
     with Image.open(file) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by a quarter
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by 90 degrees
         return image.size[::-1] if turned else image.size
 
 
 def _convert(odgt_file: Path, image_root: Path) -> Path:
-    """Write ``odgt_file`` in COCO's format beside it, unless that is there and not older."""
+    """Write an .odgt file in COCO's format next to it, unless there is one that is not older."""
     json_file = odgt_file.with_suffix(".json")
     if json_file.exists() and json_file.stat().st_mtime >= odgt_file.stat().st_mtime:
         return json_file
@@ -88,9 +97,10 @@ def _convert(odgt_file: Path, image_root: Path) -> Path:
     people = read_odgt(odgt_file)
     files = [image_root / f"{image.name}.jpg" for image in people]
     logger.info(f"Converting {odgt_file}: reading the sizes of {len(files)} images, once")
-    with ThreadPoolExecutor(8) as pool:  # waiting for the disk most of the time
-        bar = dict(desc=odgt_file.stem, total=len(files), unit="image", leave=False)
-        sizes = list(tqdm(pool.map(_image_size, files), **bar))
+    with ThreadPoolExecutor(8) as pool:  # threads mostly wait for the disk
+        sizes_read = pool.map(_image_size, files)
+        options: dict[str, Any] = dict(desc=odgt_file.stem, total=len(files), unit="image")
+        sizes = list(tqdm(sizes_read, leave=False, **options))
     images = [
         {"id": i, "file_name": file.name, "width": width, "height": height}
         for i, (file, (width, height)) in enumerate(zip(files, sizes, strict=True))
@@ -110,11 +120,9 @@ def _convert(odgt_file: Path, image_root: Path) -> Path:
         "annotations": annotations,
         "categories": [{"id": 1, "name": "person"}],
     }
-    # Whole or not there; of two processes that convert at once, both write the same.
-    with tempfile.TemporaryDirectory(prefix=".annotation-", dir=json_file.parent) as work:
-        new = Path(work, json_file.name)
-        new.write_text(json.dumps(coco))
-        new.replace(json_file)
+    write_file(
+        json_file, json.dumps(coco)
+    )  # two processes may convert at once: both write the same
     return json_file
 
 
@@ -128,15 +136,17 @@ def _odgt_file(folder: Path, split: str) -> Path:
 
 
 def convert_crowdhuman(root: str | Path | None = None) -> list[Path]:
-    """Convert the splits whose .odgt file is there; one that is converted already is skipped.
+    """Convert the labels of the splits whose .odgt files exist, unless they are converted already.
 
     Reads ``root``/crowdhuman/annotation_{train,val}.odgt and the headers of the images in
-    ``root``/crowdhuman/Images. Writes annotation_{train,val}.json beside the .odgt files: image
-    ids are line numbers from 0 (blank lines do not count), annotation ids count from 1.
+    ``root``/crowdhuman/Images. Writes annotation_{train,val}.json next to the .odgt files. Image
+    ids are line numbers from 0 (without blank lines), annotation ids are 1, 2, ...
 
     Args:
         root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.
-    Returns: the JSON files.
+
+    Returns:
+        paths of the JSON files.
 
     Raises:
         FileNotFoundError: there is no .odgt file, or an image is missing.
@@ -144,14 +154,14 @@ def convert_crowdhuman(root: str | Path | None = None) -> list[Path]:
     """
     folder = _folder(root)
     files = [_odgt_file(folder, split) for split in ("train", "val")]
-    found = [file for file in files if file.exists()]
-    if not found:
+    present = [file for file in files if file.exists()]
+    if not present:
         raise FileNotFoundError(
             f"{folder}: expected annotation_train.odgt or annotation_val.odgt, found neither. "
             f"Download them and the images from https://www.crowdhuman.org, or set "
-            f"DETECTRON2_DATASETS to the folder that crowdhuman/ lies in."
+            f"DETECTRON2_DATASETS to the folder that contains crowdhuman/."
         )
-    return [_convert(file, folder / "Images") for file in found]
+    return [_convert(file, folder / "Images") for file in present]
 
 
 def _load(folder: Path, split: str) -> list[dict[str, Any]]:
@@ -165,7 +175,7 @@ def register_crowdhuman(root: str | Path | None = None) -> None:
     """Register crowdhuman_train and crowdhuman_val with Detectron2.
 
     Nothing is read here: a split is converted when it is first loaded (see `convert_crowdhuman`).
-    Calling it again is fine; with another root, the last call holds.
+    You may call this again; the root of the last call is used.
 
     Args:
         root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.

@@ -1,10 +1,12 @@
-"""Data sets that are registered by where they lie.
+"""Register datasets by their place in the data folder.
 
-    <root>/<name>/annotations/<split>.json    COCO format, where there are labels
+The files
+
+    <root>/<name>/annotations/<split>.json    labels in COCO's format, if there are any
     <root>/<name>/<split>/...                 images
 
-is the data set `<name>_<split>`, or `<split>` where that begins with the name. Without the JSON its
-images have no labels.
+become the dataset `<name>_<split>`, or `<split>` if the split begins with `<name>_`. For example,
+datasets/clipart/train/ becomes `clipart_train`. A split without a JSON file has no labels.
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ __all__ = ["register_folder", "register_folders"]
 
 
 def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
-    """Register the splits of one data set. Nothing is read before a split is used.
+    """Register the splits of one dataset. Nothing is read before a split is used.
 
-    Names that are taken already are left to whoever has them.
+    A name that is registered already is left as it is.
 
     Args:
-        folder: see the module.
-        name: default: the folder's.
+        folder: <root>/<name>, see the module.
+        name: name of the dataset; default: the name of the folder.
 
     Returns:
-        the names of its splits, registered now or before.
+        the names of the splits, including those that were registered before.
 
     Raises:
         ValueError: the folder has no split.
@@ -37,7 +39,7 @@ def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
     folder = Path(folder)
     name = name or folder.name
     splits = {p.stem for p in folder.glob("annotations/*.json") if (folder / p.stem).is_dir()}
-    labelled = set(splits)
+    labeled = set(splits)
     if folder.is_dir():
         splits |= {p.name for p in folder.iterdir() if p.is_dir() and p.name != "annotations"}
     if not splits:
@@ -45,14 +47,14 @@ def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
             f"{folder}: expected images in {folder}/<split>/ and, where there are labels, "
             f"{folder}/annotations/<split>.json, found no split. See datasets/README.md."
         )
-    found = []
+    names = []
     for split in sorted(splits):
         full = split if split.startswith(f"{name}_") else f"{name}_{split}"
-        found.append(full)
+        names.append(full)
         if full in DatasetCatalog:
             continue
         images = folder / split
-        if split in labelled:
+        if split in labeled:
             table = folder / "annotations" / f"{split}.json"
             DatasetCatalog.register(full, functools.partial(_load, str(table), str(images), full))
             MetadataCatalog.get(full).set(
@@ -61,25 +63,25 @@ def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
         else:
             DatasetCatalog.register(full, functools.partial(_list, images))
             MetadataCatalog.get(full).set(image_root=str(images))
-    return found
+    return names
 
 
 def register_folders(root: str | Path | None = None) -> list[str]:
-    """Register every data set below a root that has labels in the layout above.
+    """Register all datasets in a data folder that have labels for at least one split.
 
     Args:
-        root: default: $DETECTRON2_DATASETS, or ``datasets``.
+        root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.
 
     Returns:
-        their names.
+        the names of their splits.
     """
     root = Path(root or os.environ.get("DETECTRON2_DATASETS", "datasets"))
-    found = []
+    names = []
     for tables in sorted(root.glob("*/annotations")):
         folder = tables.parent
         if any((folder / p.stem).is_dir() for p in tables.glob("*.json")):
-            found += register_folder(folder)
-    return found
+            names += register_folder(folder)
+    return names
 
 
 def _load(table: str, images: str, name: str) -> list[dict]:
@@ -87,7 +89,8 @@ def _load(table: str, images: str, name: str) -> list[dict]:
 
 
 def _list(folder: Path) -> list[dict]:
-    """Images of a split without labels, which were not searched for anything."""
+    """Images of a split without labels. Their `annotated_classes` is empty: for no class do we
+    know where its objects are, so that such an image is not background."""
     from .manifest import Manifest
 
     images = []

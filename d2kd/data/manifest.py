@@ -1,4 +1,4 @@
-"""Which images are to be labelled, in an order that all processes and runs agree on."""
+"""List the images that are to be labeled, in the same order in all processes and runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 @dataclass(frozen=True, slots=True)  # there may be millions
 class Image:
-    """One image to label.
+    """One image of a manifest.
 
     Attributes:
-        image_id: number, unique among the images of a manifest.
+        image_id: a number that is unique in the manifest.
         file_name: path of the file.
-        height, width: in pixels, as the file is read (EXIF orientation applied).
+        height, width: in pixels, after the EXIF orientation is applied; 0 if not known yet.
     """
 
     image_id: int
@@ -36,16 +36,16 @@ class Image:
 class Manifest:
     """The images of a registered dataset or of a folder, without their annotations.
 
-    No image is opened here. A folder does not say how large its images are, nor do some datasets:
-    height and width are then 0 until an image is labelled, and the raw cache keeps what was read.
+    No image is opened here. Folders and some datasets do not say how large their images are. Height
+    and width are then 0 until an image is labeled; the raw cache stores the true size.
 
     Attributes:
-        name: of the dataset, or path of the folder.
-        images: in the order of their ids.
-        rejected: (path, reason) of files that are missing or empty. Damaged files are found when
-            they are read.
-        digest: sha256 over id, path below the images' common folder, height, width and bytes of
-            each file. It does not change when the whole folder is moved.
+        name: name of the dataset, or path of the folder.
+        images: the images, in the order of their ids.
+        rejected: (path, reason) of files that are missing or empty. Damaged files are found only
+            when they are read.
+        digest: sha256 of the id, the path below the common folder of all images, height, width and
+            number of bytes of each file. It does not change when the whole folder is moved.
     """
 
     name: str
@@ -57,19 +57,20 @@ class Manifest:
     def from_dataset(cls, name: str, field: str = "labels.images.dataset") -> Manifest:
         """The images of a dataset that is registered with Detectron2.
 
-        Their ids are the dataset's where all are different whole numbers, else 1, 2, ... in the
-        order of the dataset's ids.
+        The dataset's own ids are kept if they are whole numbers and all different. Otherwise the
+        ids are 1, 2, ... in the order of the dataset's ids.
 
         Args:
-            field: what to call it in messages.
+            name: name of the dataset.
+            field: name of the config field, for error messages.
 
         Raises:
-            ValueError: the dataset is unknown, has no images or says no file names.
+            ValueError: the dataset is unknown, has no images, or has no file names.
         """
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"{field}: expected a dataset registered with Detectron2, found {name!r}. Register "
-                f"it in the config, or give labels.images.folder for images without."
+                f"it in the config, or set labels.images.folder to a folder of images."
             )
         records = DatasetCatalog.get(name)
         if any("file_name" not in r or "image_id" not in r for r in records):
@@ -85,18 +86,18 @@ class Manifest:
             Image(i, r["file_name"], int(r.get("height", 0)), int(r.get("width", 0)))
             for i, r in zip(ids, records, strict=True)
         ]
-        with ThreadPoolExecutor(16) as pool:  # asking a file server takes time, not work
+        with ThreadPoolExecutor(16) as pool:  # a file server is slow to answer
             sizes = list(pool.map(_bytes, (image.file_name for image in images)))
         return cls._of(name, images, sizes)
 
     @classmethod
     def from_folder(cls, path: str | os.PathLike) -> Manifest:
-        """All images below a folder, by their suffix. Their ids are 1, 2, ... in path order.
+        """All images below a folder, recognized by suffix. Their ids are 1, 2, ... in path order.
 
-        Hidden files and folders are left out, and links to folders are not followed.
+        Hidden files and folders are left out. Links to folders are not followed.
 
         Raises:
-            ValueError: there is no such folder, or no image in it.
+            ValueError: there is no such folder, or it has no images.
         """
         path = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(path):
@@ -107,7 +108,7 @@ class Manifest:
 
     @classmethod
     def _of(cls, name: str, images: Sequence[Image], sizes: Sequence[int]) -> Manifest:
-        # Of which a file of no bytes, or none at all, is rejected.
+        """Build a manifest. `sizes` are the bytes of each file; -1 if there is no such file."""
         folders = {os.path.dirname(image.file_name) for image in images}
         alike = len({os.path.isabs(folder) for folder in folders}) == 1
         root = os.path.join(os.path.commonpath(folders), "") if alike else ""
@@ -136,13 +137,17 @@ class Manifest:
         return iter(self.images)
 
     def units(self, size: int) -> list[tuple[Image, ...]]:
-        """The images in portions of `size`, which are labelled and stored as one."""
+        """The images in units of `size` images. A unit is labeled and stored as one.
+
+        Raises:
+            ValueError: `size` is not positive.
+        """
         if size < 1:
             raise ValueError(f"labels.unit_size: expected at least 1, found {size}")
         return [self.images[i : i + size] for i in range(0, len(self), size)]
 
     def sample(self, count: int, seed: int = 0) -> Manifest:
-        """A manifest of `count` of the images, chosen at random by `seed`; all, if it has fewer."""
+        """A manifest of `count` images, chosen at random; all images if there are not more."""
         if count >= len(self):
             return self
         chosen = np.sort(np.random.RandomState(seed).permutation(len(self))[:count]).tolist()
@@ -151,6 +156,7 @@ class Manifest:
 
 
 def _bytes(file: str) -> int:
+    """Size of a file in bytes, -1 if it cannot be found."""
     try:
         return os.path.getsize(file)
     except OSError:
@@ -158,7 +164,7 @@ def _bytes(file: str) -> int:
 
 
 def _walk(path: str) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of the images below a folder."""
+    """(path, size in bytes) of the images below a folder."""
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):

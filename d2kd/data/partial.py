@@ -1,4 +1,12 @@
-"""Images whose labels say only a part: by teachers, of some classes, or none at all."""
+"""Load images whose labels are incomplete, and combine datasets.
+
+Labels are incomplete if teachers made them (regions to ignore, weights), if only some classes were
+annotated, or if there are none. `PartialMapper` passes on what the labels say, and `Distiller`
+masks the losses where labels are missing.
+
+A dataset is a list of dicts in Detectron2's format. Besides the standard keys, a dict may have
+"annotated_classes": the class indices that were searched for in the image; without the key, all.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +24,12 @@ from ..signature import merge_signature
 
 __all__ = [
     "PartialMapper",
-    "load_unlabelled",
+    "exclude_images",
+    "load_class_subset",
+    "load_unlabeled",
     "mix",
-    "only",
-    "register_only",
-    "share",
-    "without",
+    "random_subset",
+    "register_class_subset",
 ]
 
 Images = list[dict]
@@ -29,15 +37,20 @@ Images = list[dict]
 
 @merge_signature
 class PartialMapper(DatasetMapper):
-    """Detectron2's `DatasetMapper` that keeps what labels leave open, for `Distiller`.
+    """Detectron2's `DatasetMapper` that also passes on what `Distiller` needs to mask losses.
 
-    It adds to its output: "ignore_boxes", float32 (I, 4) x1y1x2y2 in pixels of the output image,
-    the annotations with `pseudo_ignore`; `gt_weights` of the instances, the annotations' `weight`,
-    where one has any; and "annotated_classes" as it is, class indices.
+    In addition to `DatasetMapper`, its output has
+
+    - "ignore_boxes": (I, 4) float32, x1y1x2y2 in pixels of the output image, the boxes of the
+      annotations with ``pseudo_ignore``;
+    - `gt_weights` of the instances: (G,) float32, the ``weight`` of each annotation, if one of them
+      is not 1;
+    - "annotated_classes", unchanged.
 
     Args:
-        ignore_crowds: ignore all annotations with `iscrowd`, and not only those of teachers.
-            Detectron2 itself drops them: what they show is background.
+        is_train: see `DatasetMapper`.
+        ignore_crowds: ignore all annotations with ``iscrowd``, and not only those of teachers.
+            Detectron2 drops crowds, so that their regions are background.
         mapper: see `DatasetMapper`.
     """
 
@@ -46,7 +59,8 @@ class PartialMapper(DatasetMapper):
         self.ignore_crowds = ignore_crowds
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
-        # Detectron2's own method forgets which annotation a box came from; this is its sequence.
+        # Detectron2's own method does not tell which annotation a box came from. This method does
+        # the same steps in the same order.
         annotations = dataset_dict.pop("annotations")
         key = "iscrowd" if self.ignore_crowds else "pseudo_ignore"
         regions = [
@@ -78,35 +92,38 @@ class PartialMapper(DatasetMapper):
         )
         if any(a.get("weight", 1.0) != 1.0 for a in kept):
             instances.gt_weights = torch.tensor([float(a.get("weight", 1.0)) for a in kept])
-        if self.recompute_boxes and instances.has("gt_masks"):  # boxes by teachers have none
+        if self.recompute_boxes and instances.has("gt_masks"):  # boxes by teachers have no masks
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
 
-def load_unlabelled(name: str) -> Images:
-    """A registered data set as images that were not searched for anything, whatever its labels.
+def load_unlabeled(name: str) -> Images:
+    """Load a registered dataset without its labels.
 
-    Detection losses leave them out; methods that compare features or predictions do not.
+    The images get an empty "annotated_classes". Detection losses skip such images; methods that
+    compare features or predictions use them.
     """
     images = DatasetCatalog.get(name)
     return [{**image, "annotations": [], "annotated_classes": []} for image in images]
 
 
-def only(name: str, classes: Sequence[str]) -> Images:
-    """A registered data set with the boxes of some classes only. All images stay.
+def load_class_subset(dataset: str, classes: Sequence[str]) -> Images:
+    """Load a registered dataset with the boxes of some classes only. All images are kept.
 
-    Boxes of other classes are background, as in data that were made for these classes alone.
+    Objects of other classes become background, as in a dataset that was made for these classes
+    alone.
 
     Args:
-        classes: names; class indices count in this order.
+        dataset: name of the dataset.
+        classes: class names. The new class indices follow their order.
 
     Raises:
-        ValueError: the data set has no such class.
+        ValueError: the dataset does not have one of the classes.
     """
-    images = DatasetCatalog.get(name)
-    names = list(MetadataCatalog.get(name).thing_classes)
+    images = DatasetCatalog.get(dataset)
+    names = list(MetadataCatalog.get(dataset).thing_classes)
     if unknown := [c for c in classes if c not in names]:
-        raise ValueError(f"only: expected classes of {name!r}, {names}, found {unknown}")
+        raise ValueError(f"classes: expected classes of {dataset!r}, {names}, found {unknown}")
     index = {names.index(c): i for i, c in enumerate(classes)}
     return [
         {
@@ -121,80 +138,100 @@ def only(name: str, classes: Sequence[str]) -> Images:
     ]
 
 
-def register_only(name: str, dataset: str, classes: Sequence[str]) -> None:
-    """Register what `only` makes of a data set, unless the name is taken. Nothing is read.
+def register_class_subset(name: str, dataset: str, classes: Sequence[str]) -> None:
+    """Register the result of `load_class_subset` with Detectron2, unless `name` is registered.
 
-    Detectron2's COCOEvaluator wants an `output_dir` for such a set, where it writes its JSON.
+    Nothing is read here. For such a dataset, give Detectron2's COCOEvaluator an `output_dir`: it
+    writes a COCO file there.
+
+    Args:
+        name: name of the new dataset.
+        dataset, classes: see `load_class_subset`.
     """
     if name not in DatasetCatalog:
-        DatasetCatalog.register(name, functools.partial(only, dataset, list(classes)))
+        load = functools.partial(load_class_subset, dataset, list(classes))
+        DatasetCatalog.register(name, load)
         MetadataCatalog.get(name).set(thing_classes=list(classes), evaluator_type="coco")
 
 
-def share(dataset: Images, share: float, seed: int = 0, rest: str = "drop") -> Images:
-    """A fixed random share of a data set, the same for the same images, share and seed.
+def random_subset(dataset: Images, share: float, seed: int = 0, rest: str = "drop") -> Images:
+    """A random share of a dataset. The same images, share and seed give the same subset.
 
     Args:
-        share: in (0, 1]; a larger share contains the smaller ones.
-        rest: "drop" the other images, or keep them as "unlabelled".
+        dataset: the images.
+        share: in (0, 1]. With the same seed, a larger share contains the smaller ones.
+        seed: for the choice.
+        rest: what to do with the other images: "drop" them, or keep them as "unlabeled", as
+            `load_unlabeled` does.
 
     Raises:
-        ValueError: a share outside (0, 1], or without any image.
+        ValueError: the share is outside (0, 1] or so small that no image is left, or `rest` is
+            unknown.
     """
-    if not 0 < share <= 1 or rest not in ("drop", "unlabelled"):
+    if not 0 < share <= 1 or rest not in ("drop", "unlabeled"):
         raise ValueError(
-            f"share: expected a share in (0, 1] and rest 'drop' or 'unlabelled', found {share} and "
+            f"share: expected a share in (0, 1] and rest 'drop' or 'unlabeled', found {share} and "
             f"{rest!r}"
         )
-    # Ids decide, not the order in which a file lists them.
+    # The ids determine the choice, not the order of the images in their file.
     order = sorted(range(len(dataset)), key=lambda i: str(dataset[i]["image_id"]))
     random.Random(seed).shuffle(order)
     chosen = set(order[: round(share * len(dataset))])
     if not chosen:
         raise ValueError(f"share: expected images, found none in {share} of {len(dataset)}")
-    blank = {"annotations": [], "annotated_classes": []}
+    blank: dict[str, list] = {"annotations": [], "annotated_classes": []}
     return [
         image if i in chosen else {**image, **blank}
         for i, image in enumerate(dataset)
-        if i in chosen or rest == "unlabelled"
+        if i in chosen or rest == "unlabeled"
     ]
 
 
-def without(dataset: Images, images: Images) -> Images:
-    """A data set without the images that another one has.
+def exclude_images(dataset: Images, images: Images) -> Images:
+    """A dataset without the images that another dataset contains.
 
-    They are the same by their files: labels number images in their own way where a data set's ids
-    are no numbers, and a folder has none.
+    Images are identified by their files. Ids would not do: pseudo labels have ids of their own if
+    the ids of the dataset are not numbers, or if the images come from a folder.
+
+    Args:
+        dataset: the images to choose from.
+        images: the images to leave out.
 
     Raises:
-        ValueError: the two share no image.
+        ValueError: the two have no image in common.
     """
     known = {os.path.abspath(image["file_name"]) for image in images}
     rest = [i for i in dataset if os.path.abspath(i["file_name"]) not in known]
     if len(rest) == len(dataset):
         examples = [i[0]["file_name"] if i else "none" for i in (dataset, images)]
         raise ValueError(
-            f"without: expected images that both sets have, found none: {examples[0]} and "
-            f"{examples[1]} are examples. If a folder was moved, see image_root of "
-            f"d2kd.pseudo.coco.read."
+            f"exclude_images: expected images that both sets have, found none: {examples[0]} and "
+            f"{examples[1]} are examples. If a folder was moved, set image_root of "
+            f"load_pseudo_labels."
         )
     return rest
 
 
 def mix(shares: Sequence[float] | None = None, seed: int = 0, **parts: Images) -> Images:
-    """Several data sets as one, in which each has a set share.
+    """Combine several datasets into one, in which each has a given share.
 
-    Images of a set that is too small for its share are repeated, some once more than others, by
-    the seed; of none are any left out. As it is a list, sampling, epochs and exact resuming work as
-    ever; the share of a batch holds on average.
+    No image is left out. The images of a dataset that is too small for its share are repeated; the
+    seed decides which of them are repeated once more than the others. Because the result is a list,
+    sampling, epochs and exact resuming work as usual. A batch has these shares on average.
+
+    For example, `mix(shares=[1, 4], labeled=a, rest=b)` has four images of b for each image of a.
 
     Args:
-        shares: of each set, in their order, in any unit; default: as they are.
-        parts: the sets, by any names. Not as a list: of a list in a LazyConfig, Detectron2 makes
-            one of OmegaConf's, whose every image knows, and takes along, all others.
+        shares: one number > 0 for each dataset, in their order, in any unit. Default: concatenate
+            the datasets as they are.
+        seed: for the choice of repeated images.
+        parts: the datasets, under any names. They are keywords and not a list, because Detectron2
+            turns a list in a LazyConfig into an OmegaConf list. Each image would then refer to all
+            others, and sending it to another process would copy them all.
 
     Raises:
-        ValueError: no shares for some sets, or a share that is not positive; an empty set.
+        ValueError: the number of shares is not the number of datasets, a share is not positive, or
+            a dataset is empty.
     """
     sizes = {name: len(part) for name, part in parts.items()}
     if not parts or not all(sizes.values()):
@@ -203,7 +240,7 @@ def mix(shares: Sequence[float] | None = None, seed: int = 0, **parts: Images) -
         return [image for part in parts.values() for image in part]
     if len(shares) != len(parts) or min(shares) <= 0:
         raise ValueError(f"mix.shares: expected {len(parts)} numbers > 0, found {list(shares)}")
-    # The set that is the largest for its share stays as it is.
+    # The dataset that is largest in relation to its share is used once.
     unit = max(n / s for n, s in zip(sizes.values(), shares, strict=True))
     mixed: Images = []
     for i, (part, s) in enumerate(zip(parts.values(), shares, strict=True)):

@@ -1,4 +1,8 @@
-"""Telling whether two detectors are the same."""
+"""Fingerprints by which two detectors, or two objects of a config, are recognized as equal.
+
+The keys of raw caches contain these fingerprints. A change of this module makes all raw predictions
+unusable: raise the schema of `d2kd.pseudo.label.open_cache` with it.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ __all__ = ["fingerprint", "plain"]
 
 
 def fingerprint(model: nn.Module) -> str:
-    """sha256 of a detector as it is built and loaded, whatever kind of config it came from.
+    """sha256 of a detector as it is built and loaded. The kind of config does not matter.
 
-    Of each module: its class, its plain attributes (strides, thresholds, anchors' sizes, ...) and
-    the bytes of its tensors.
+    It covers the class of each module, the plain attributes of each module (strides, thresholds,
+    sizes of anchors, ...) and the bytes of all parameters and buffers.
     """
     own = set(vars(nn.Module()))
     modules = {
-        name: [_kind(m), {k: plain(v) for k, v in vars(m).items() if k not in own}]
+        name: [_class_path(m), {k: plain(v) for k, v in vars(m).items() if k not in own}]
         for name, m in model.named_modules()
     }
     tensors = [*model.named_parameters(), *model.named_buffers()]
@@ -32,19 +36,23 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def plain(value: Any, depth: int = 8) -> Any:
-    """What tells an object from others of its kind, for JSON: its class and attributes, and theirs.
+    """Describe an object for JSON, by its class and its attributes, recursively.
+
+    Two objects with the same description behave the same. Arrays and tensors are described by
+    dtype, shape and the sha256 of their content.
 
     Args:
-        depth: of attributes of attributes; of what lies deeper only the class is told.
+        depth: how deep to describe attributes of attributes. An object below this depth is
+            described by its class alone.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (Tensor, np.ndarray)):
         array = torch.as_tensor(value).detach().cpu().contiguous().reshape(-1)
-        content = hashlib.sha256(array.view(torch.uint8).numpy()).hexdigest()
+        content = hashlib.sha256(array.view(torch.uint8).numpy().tobytes()).hexdigest()
         return [str(array.dtype), list(value.shape), content]
     if isinstance(value, nn.Module) or depth == 0:
-        return _kind(value)
+        return _class_path(value)
     if isinstance(value, Mapping):
         return {str(k): plain(v, depth - 1) for k, v in value.items()}
     if isinstance(value, Sequence):
@@ -55,8 +63,8 @@ def plain(value: Any, depth: int = 8) -> Any:
         return [plain(v, depth - 1) for v in (value.func, value.args, value.keywords)]
     if hasattr(value, "__qualname__"):  # a function or a class
         return f"{value.__module__}.{value.__qualname__}"
-    return [_kind(value), plain(getattr(value, "__dict__", {}), depth - 1)]
+    return [_class_path(value), plain(getattr(value, "__dict__", {}), depth - 1)]
 
 
-def _kind(value: Any) -> str:
+def _class_path(value: Any) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,4 +1,4 @@
-"""Teachers label images, unit by unit, in any number of processes."""
+"""Run teachers over images, unit by unit, in any number of processes, and cache what they find."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import detectron2.data.transforms as T
@@ -23,25 +24,29 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.manifest import Image, Manifest
+from ..matching import Detections
 from .cache import Claims, RawCache, Unit
 from .teachers import LabelTeacher
 
-__all__ = ["label", "open_cache", "speed_alone"]
+__all__ = ["label_images", "open_cache", "teacher_speed"]
 
 logger = logging.getLogger(__name__)
 
-# Errors of the system that say something of a file; decoders set no number.
+# An OSError with one of these numbers means that the file is unusable, and the image is rejected.
+# Decoders set no number. Any other number means trouble of the disk or the machine, which stops the
+# run: the same file may be readable later.
 ABOUT_THE_FILE = (None, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP)
-WAITING = 8  # batches of images that may wait for others of their size
+WAITING = 8  # at most this many batches of images wait for other images of their padded size
 
 
 def open_cache(
     root: str | Path, manifest: Manifest, teacher: LabelTeacher, unit_size: int, device: str
 ) -> RawCache:
-    """The cache of what this teacher finds in these images, below `root`.
+    """Open the cache below `root` for the predictions of this teacher in these images.
 
-    Its key covers the images, the units and `LabelTeacher.settings`. Device and versions are noted
-    with each unit: their numbers may differ in the last digit, which is no reason to begin anew.
+    The key of the cache covers the images, the unit size and `LabelTeacher.settings`. Device and
+    library versions are noted with each unit but are not in the key: they may change the last digit
+    of a prediction, which is no reason to label everything again.
     """
     versions = {m.__name__: m.__version__ for m in (torch, torchvision, detectron2, np)}
     settings = dict(
@@ -50,7 +55,7 @@ def open_cache(
     return RawCache(root, settings, dict(versions, device=torch.device(device).type))
 
 
-def label(
+def label_images(
     manifest: Manifest,
     teacher: LabelTeacher,
     cache: RawCache,
@@ -60,21 +65,22 @@ def label(
     device: torch.device | str = "cpu",
     name: str = "labels",
 ) -> dict[str, float]:
-    """Label what is missing in the cache, together with all other processes that do the same.
+    """Label the units that are missing in the cache, together with all other processes that do so.
 
-    Processes take units as they get on, by `Claims`. The last one to return is as late as the
-    last unit. What a unit holds does not depend on who labelled it: its batches hold images of
-    the same padded size, in the order of the manifest, from this unit only.
+    Each process claims a unit when it is ready for one (`Claims`). The function returns when all
+    units are done, including the units of other processes. The content of a unit does not depend on
+    the process that labeled it: a batch contains images of one unit and of the same padded size, in
+    the order of the manifest.
 
     Args:
         manifest, teacher, cache: as given to `open_cache`.
-        max_rejected: share of the images that may be unreadable.
-        num_workers: processes that read and resize images, for each process that labels.
+        max_rejected: share of the images that may be unreadable, in [0, 1].
+        num_workers: number of processes that read and resize images, for each labeling process.
         device: where the teacher runs.
-        name: for the progress bar, which the main process shows.
+        name: title of the progress bar, which the main process shows.
 
     Returns:
-        images labelled by this process, and images in a second.
+        "images", the number of images that this process labeled, and "images_per_second".
 
     Raises:
         ValueError: too many images cannot be read.
@@ -82,7 +88,7 @@ def label(
     units = manifest.units(cache.settings["unit_size"])
     rejected = _count_rejected(manifest, cache, len(units), max_rejected)
     missing = cache.missing(len(units))
-    # Each process begins elsewhere, so that they seldom try the same unit.
+    # Processes start at different units, so that they rarely try to claim the same one.
     rank, world = comm.get_rank(), comm.get_world_size()
     missing = [unit for first in range(world) for unit in missing[(first + rank) % world :: world]]
     teacher.to(device)
@@ -92,41 +98,43 @@ def label(
     with cache.claims() as claims, bar, _one_thread(device):
         while missing:
             claimed = _claimed(units, missing, cache, claims)
-            for unit, read in groupby(_load(claimed, teacher, num_workers), key=lambda x: x[0]):
-                content = _label_unit((x[1:] for x in read), teacher, bar)
+            loaded = _load(claimed, teacher, num_workers)
+            for unit, items in groupby(loaded, key=lambda item: item[0]):
+                content = _label_unit((item[1:] for item in items), teacher, bar)
                 cache.write(unit, content)
-                claims.give_back(unit)
+                claims.release(unit)
                 images += len(units[unit])
                 rejected += len(content.rejected)
                 _check_rejected(manifest, cache, rejected, max_rejected)
-                if time.perf_counter() > look_again:  # at what others did
+                if time.perf_counter() > look_again:  # how far the other processes are
                     done = sum(len(units[u]) for u in missing if cache.marked(u))
                     bar.update(max(done - bar.n, 0))
                     look_again = time.perf_counter() + 10
             missing = [unit for unit in missing if not cache.done(unit)]
             if missing:
-                time.sleep(0.5)  # others are at work on these
+                time.sleep(0.5)  # other processes work on these
     speed = images / (time.perf_counter() - start)
     _count_rejected(manifest, cache, len(units), max_rejected)
     return dict(images=images, images_per_second=speed)
 
 
-def speed_alone(
+def teacher_speed(
     manifest: Manifest, teacher: LabelTeacher, device: torch.device | str = "cpu"
 ) -> float:
-    """Images in a second of a teacher that neither reads nor writes, for comparison with `label`.
+    """Images per second of a teacher without reading and writing, to compare with `label_images`.
 
     Args:
-        manifest: few images, which are in memory before the clock starts.
+        manifest: a few images. They are read into memory before the clock starts.
     """
-    read = (x[1:] for x in _load(iter([(0, image) for image in manifest]), teacher, 0))
-    usable = ((image, pixels) for image, pixels in read if not isinstance(pixels, str))
+    loaded = (item[1:] for item in _load(iter([(0, image) for image in manifest]), teacher, 0))
+    usable = ((image, pixels) for image, pixels in loaded if not isinstance(pixels, str))
     batches = list(_batches(usable, teacher.batch_size, teacher.divisibility))
     teacher.to(device)
     with _one_thread(device):
         start = time.perf_counter()
         for batch in batches:
-            teacher(*zip(*batch, strict=True))  # detections are on the CPU when it returns
+            images, pixels = zip(*batch, strict=True)
+            teacher(images, pixels)  # returns when the detections are on the CPU
         seconds = time.perf_counter() - start
     return sum(map(len, batches)) / seconds
 
@@ -134,12 +142,13 @@ def speed_alone(
 def _claimed(
     units: Sequence[tuple[Image, ...]], missing: Sequence[int], cache: RawCache, claims: Claims
 ) -> Iterator[tuple[int, Image]]:
-    """The images of the units that nobody else has, claimed when a loader gets to them."""
+    """The images of the units that this process can claim. A unit is claimed when the data loader
+    asks for its first image."""
     for unit in missing:
         if not claims.take(unit):
             continue
-        if cache.done(unit):  # by another process, meanwhile
-            claims.give_back(unit)
+        if cache.done(unit):  # another process has finished it in the meantime
+            claims.release(unit)
             continue
         for image in units[unit]:
             yield unit, image
@@ -148,21 +157,22 @@ def _claimed(
 def _load(
     claimed: Iterator[tuple[int, Image]], teacher: LabelTeacher, num_workers: int
 ) -> Iterable[tuple[int, Image, torch.Tensor | str]]:
+    """Read images: (unit, image, pixels), or (unit, image, reason) if an image is unreadable."""
     first = next(claimed, None)
     if first is None:
         return ()
-    # An image travels as its own index, so that workers need no copy of the manifest.
+    # The sampler gives the images themselves as indices. Workers then need no copy of the manifest.
     return DataLoader(
         _Images(teacher),
         sampler=chain([first], claimed),
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
     )
 
 
 class _Images(Dataset):
-    """Reads and resizes as Detectron2 does at test time."""
+    """Reads and resizes images as Detectron2 does at test time. Its indices are (unit, image)."""
 
     def __init__(self, teacher: LabelTeacher):
         self.input_format = teacher.input_format
@@ -178,29 +188,31 @@ class _Images(Dataset):
                     f"it is {width} by {height} pixels, the dataset says {image.width} by "
                     f"{image.height}"
                 )
-        except Exception as e:  # what a decoder raises on a damaged file is not specified
+        except Exception as e:  # decoders raise all kinds of errors on a damaged file
             if isinstance(e, OSError) and e.errno not in ABOUT_THE_FILE:
-                raise  # the disk or the machine: what is read another time may be whole
-            # The same words in each run: neither where the data lie nor where an object lies.
-            words = str(e).replace(image.file_name, Path(image.file_name).name)
-            words = re.sub(r" at 0x[0-9a-f]+", "", words)
-            return unit, image, f"{type(e).__name__}: {words}"
+                raise
+            # The reason must be the same in each run: without folders and memory addresses.
+            reason = str(e).replace(image.file_name, Path(image.file_name).name)
+            reason = re.sub(r" at 0x[0-9a-f]+", "", reason)
+            return unit, image, f"{type(e).__name__}: {reason}"
         pixels = self.resize.get_transform(pixels).apply_image(pixels)
         pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         return unit, replace(image, height=height, width=width), pixels
 
 
-def _as_it_is(item: tuple) -> tuple:
+def _identity(item: Any) -> Any:
     return item
 
 
 def _label_unit(
-    read: Iterable[tuple[Image, torch.Tensor | str]], teacher: LabelTeacher, bar
+    loaded: Iterable[tuple[Image, torch.Tensor | str]], teacher: LabelTeacher, bar: Any
 ) -> Unit:
-    found, sizes, rejected = {}, {}, {}
+    detections: dict[int, Detections] = {}
+    sizes: dict[int, tuple[int, int]] = {}
+    rejected: dict[int, str] = {}
 
     def usable() -> Iterator[tuple[Image, torch.Tensor]]:
-        for image, pixels in read:
+        for image, pixels in loaded:
             if isinstance(pixels, str):
                 logger.warning("%s is left out: %s", image.file_name, pixels)
                 rejected[image.image_id] = pixels
@@ -211,16 +223,17 @@ def _label_unit(
 
     for batch in _batches(usable(), teacher.batch_size, teacher.divisibility):
         images, pixels = zip(*batch, strict=True)
-        for image, boxes in zip(images, teacher(images, pixels), strict=True):
-            found[image.image_id] = boxes
+        for image, found in zip(images, teacher(images, pixels), strict=True):
+            detections[image.image_id] = found
         bar.update(len(images))
-    return Unit(sizes, found, rejected)
+    return Unit(sizes, detections, rejected)
 
 
 def _batches(
     images: Iterable[tuple[Image, torch.Tensor]], size: int, divisibility: int
 ) -> Iterator[list[tuple[Image, torch.Tensor]]]:
-    """Batches of images that padding makes equally large, so that none is padded for another."""
+    """Batches of images of the same padded size. No image is then padded more than it would be
+    alone, and its predictions do not depend on the other images of its batch."""
     waiting: dict[tuple[int, ...], list] = {}
     for item in images:
         key = tuple(-(-n // divisibility) for n in item[1].shape[1:])
@@ -233,6 +246,7 @@ def _batches(
 
 
 def _count_rejected(manifest: Manifest, cache: RawCache, units: int, share: float) -> int:
+    """Number of unreadable images in all units so far; see `_check_rejected`."""
     marked = (unit for unit in range(units) if cache.marked(unit))
     count = len(manifest.rejected) + sum(cache.counts(unit)["rejected"] for unit in marked)
     _check_rejected(manifest, cache, count, share)
@@ -245,13 +259,13 @@ def _check_rejected(manifest: Manifest, cache: RawCache, count: int, share: floa
         raise ValueError(
             f"{manifest.name}: expected at most {share:.2%} of {total} images to be unreadable "
             f"(labels.max_rejected), found {count} ({': '.join(_example(manifest, cache))}). Raise "
-            f"it to go on from here without them. Mended files are other images, as is a set "
-            f"without some: then all are labelled anew."
+            f"labels.max_rejected to continue without these images. If you repair or remove files "
+            f"instead, all images are labeled again, because they are then another set."
         )
 
 
 def _example(manifest: Manifest, cache: RawCache) -> tuple[str, str]:
-    """(path, reason) of an unreadable image."""
+    """(path, reason) of an unreadable image, for the message."""
     if manifest.rejected:
         return manifest.rejected[0]
     for unit, images in enumerate(manifest.units(cache.settings["unit_size"])):
@@ -265,6 +279,7 @@ def _example(manifest: Manifest, cache: RawCache) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def _one_thread(device: torch.device | str) -> Iterator[None]:
+    """On a CPU, run the teacher in one thread: the results must not depend on the number."""
     threads = torch.get_num_threads()
     try:
         if torch.device(device).type == "cpu":
@@ -274,7 +289,8 @@ def _one_thread(device: torch.device | str) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _bar(name: str, images: int):
+def _bar(name: str, images: int) -> Any:
+    """A progress bar over images, which only the main process shows."""
     from tqdm import tqdm
 
     return tqdm(

@@ -1,4 +1,4 @@
-"""Where labels come from and what is in them, as facts that can be checked later."""
+"""Record what labels were made from and what they contain, and check it later."""
 
 from __future__ import annotations
 
@@ -17,24 +17,31 @@ import numpy as np
 
 from ..files import sha256_of_file
 
-__all__ = ["Counts", "digest", "dump", "environment", "verify"]
+__all__ = ["SCHEMA", "Counts", "digest", "dump", "environment", "verify"]
 
+SCHEMA = 2
+"""Format number of labels.json and provenance.json. Raise it when the meaning of a field changes,
+or when a class that ``made_from.settings`` names (such as `FixedThresholds`) is moved or renamed.
+
+1: thresholds were called bars in ``made_from``. The rest is the same.
+2: the present format.
+"""
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False)
 
 
 def dump(content: Any) -> str:
-    """The same JSON for the same content, on one line. NaN is refused."""
+    """JSON on one line; the same content always gives the same text. Raises ValueError for NaN."""
     return _ENCODER.encode(content)
 
 
 def digest(content: Any) -> str:
-    """sha256 of what JSON can hold."""
+    """sha256 of content that JSON can represent."""
     return hashlib.sha256(dump(content).encode()).hexdigest()
 
 
 class Counts:
-    """Counts what is in a COCO file of labels, image by image."""
+    """Counts boxes and images of a COCO file of labels, image by image."""
 
     def __init__(self, classes: Sequence[str]):
         self.classes = classes
@@ -42,7 +49,7 @@ class Counts:
         self.per_image: Counter[int] = Counter()
 
     def add(self, annotations: Sequence[Mapping[str, Any]]) -> None:
-        """Count one image, given all its annotations."""
+        """Count one image, given all of its annotations."""
         for a in annotations:
             (self.ignored if a["iscrowd"] else self.boxes)[a["category_id"] - 1] += 1
         self.per_image[sum(not a["iscrowd"] for a in annotations)] += 1
@@ -61,24 +68,17 @@ class Counts:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, commit, time and command: what may explain that two runs differ."""
+    """Versions, commit, time and command, which may explain why two runs differ."""
     import torch
 
-    versions = {"python": sys.version.split()[0], "cuda": torch.version.cuda}
+    versions: dict[str, str | None] = {"python": sys.version.split()[0], "cuda": torch.version.cuda}
     for name in ("d2kd", "detectron2", "numpy", "pycocotools", "torch", "torchvision"):
         try:
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # used from its folder
+        except metadata.PackageNotFoundError:  # not installed, but imported from its folder
             versions[name] = getattr(sys.modules.get(name), "__version__", None)
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    git = ["git", "-C", str(Path(__file__).parent)]
+    git += ["describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -88,50 +88,55 @@ def environment() -> dict[str, Any]:
 
 
 def verify(path: str | Path) -> list[str]:
-    """What differs between a COCO file of labels, its ``provenance.json`` and its parents.
+    """Compare a COCO file of labels with its ``provenance.json`` and with its parents.
 
-    Counts are made again and digests are computed again. Nothing differs: an empty list.
+    All digests and counts are computed again.
+
+    Returns:
+        one sentence for each difference; an empty list if there is none.
     """
-    path, differs = Path(path), []
-    beside = path.with_name("provenance.json")
+    path, differences = Path(path), []
+    provenance = path.with_name("provenance.json")
     try:
-        text = beside.read_text()
-        said = json.loads(text)
-        if text != json.dumps(said, indent=1) + "\n":
-            differs.append("provenance.json: not as it was written")
-        if said.pop("sha256") != digest(said):
-            differs.append("provenance.json: its sha256 is not that of its content")
-        wanted, counted, parents = said["labels"]["sha256"], said["counts"], said["parents"]
-        made_from = digest(said["made_from"])
+        text = provenance.read_text()
+        recorded = json.loads(text)
+        if text != json.dumps(recorded, indent=1) + "\n":
+            differences.append("provenance.json: not as it was written")
+        if recorded.pop("sha256") != digest(recorded):
+            differences.append("provenance.json: its sha256 does not match its content")
+        expected_sha256, parents = recorded["labels"]["sha256"], recorded["parents"]
+        expected_counts = recorded["counts"]
+        made_from = digest(recorded["made_from"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [f"{beside}: expected a provenance file, found {error!r}"]
+        return [f"{provenance}: expected a provenance file, found {error!r}"]
     for name, expected in parents.items():
         file = path.parent / name
         if not file.exists():
-            differs.append(f"parent {name}: missing")
+            differences.append(f"parent {name}: missing")
         elif sha256_of_file(file) != expected:
-            differs.append(f"parent {name}: its sha256 differs")
+            differences.append(f"parent {name}: its sha256 differs")
     try:
-        if sha256_of_file(path) != wanted:
-            differs.append(f"{path.name}: its sha256 differs")
+        if sha256_of_file(path) != expected_sha256:
+            differences.append(f"{path.name}: its sha256 differs")
         content = json.loads(path.read_bytes())
         if content["info"]["provenance"] != made_from:
-            differs.append(f"{path.name}: made from something else than provenance.json says")
+            differences.append(f"{path.name}: not made from the settings in provenance.json")
         rows = defaultdict(list)
         for annotation in content["annotations"]:
             rows[annotation["image_id"]].append(annotation)
         counts = Counts([c["name"] for c in content["categories"]])
         for image in content["images"]:
             counts.add(rows.pop(image["id"], []))
-        found = counts.figures()
         if rows:
-            differs.append(f"annotations of images that are not there: {sorted(rows)[:5]}")
+            differences.append(f"annotations of images that are not listed: {sorted(rows)[:5]}")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        return [*differs, f"{path}: expected a COCO file, found {error!r}"]
-    for name, value in found.items():
-        if counted.get(name) != value:
-            differs.append(f"{name}: expected {counted.get(name)}, found {value}")
-    parts = [counted.get(f"{name}images", 0) for name in ("", "unsure_", "rejected_", "asked_")]
-    if sum(parts[:3]) != parts[3]:
-        differs.append(f"images: expected {parts[3]}, which were asked for, found {sum(parts[:3])}")
-    return differs
+        return [*differences, f"{path}: expected a COCO file, found {error!r}"]
+    for name, value in counts.figures().items():
+        if expected_counts.get(name) != value:
+            differences.append(f"{name}: expected {expected_counts.get(name)}, found {value}")
+    *parts, asked = (
+        expected_counts.get(f"{kind}images", 0) for kind in ("", "unsure_", "rejected_", "asked_")
+    )
+    if sum(parts) != asked:
+        differences.append(f"images: expected {asked}, which were asked for, found {sum(parts)}")
+    return differences

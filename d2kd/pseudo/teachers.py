@@ -1,4 +1,4 @@
-"""Detectors that label."""
+"""Detectors that label images."""
 
 from __future__ import annotations
 
@@ -10,48 +10,59 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ..data.manifest import Image
 from ..files import sha256_of_file
 from ..loading import FrozenDetector, predictions_in_fp32
+from ..matching import Detections
 from .fingerprint import fingerprint
-from .records import Found
+from .thresholds import ThresholdRule
 
 __all__ = ["LabelTeacher", "class_names"]
 
 logger = logging.getLogger(__name__)
 
+_TEST_SIZE = (800, 1333)  # of a detector whose config does not say one; Detectron2's default
+
 
 class LabelTeacher(FrozenDetector):
-    """A frozen detector with its class list, its scale and its own inference.
+    """A frozen detector with its class names and its test size, which labels by its own inference.
 
     Args:
-        model, weights, input_format: see `d2kd.Teacher`. Any detector whose outputs are
-            Detectron2's will do.
-        classes: names of the teacher's classes in the order of its outputs, or a registered
-            dataset that has them.
-        categories: teacher class -> student class, or None for a class that is left out; see
-            `CategoryMap`. Default: classes of the same name.
-        min_size_test, max_size_test: pixels of the shorter side that an image is resized to, unless
-            the longer one would exceed its limit, as Detectron2 tests. min_size_test=0: no
-            resizing.
-        score_floor: in [0, 1). What scores less is not kept, so no bar can be lower later.
-        max_detections: of each image, the surest.
-        batch_size: images in one forward pass. They are padded to the same size as each would be
-            alone.
-        dtype: autocast precision, "bfloat16" or "float16"; None for fp32.
-        bars: this teacher's, see `d2kd.pseudo.thresholds`; None for those of all teachers.
+        model, weights, input_format, dtype: see `d2kd.loading.FrozenDetector`. Every detector that
+            returns Detectron2's outputs is supported.
+        classes: names of the teacher's classes, in the order of its outputs, or a registered
+            dataset that has these classes.
+        categories: teacher class -> student class, or None to drop a class; see `CategoryMap`.
+            Default: classes of the same name.
+        min_size_test, max_size_test: images are resized as in Detectron2's tests: the shorter side
+            to `min_size_test` pixels, or less where the longer side would exceed `max_size_test`
+            pixels. min_size_test=0 means no resizing. Default (None): the test size of the
+            detector's config. That is INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST of a yacs config, and
+            the ResizeShortestEdge in `dataloader.test.mapper.augmentations` of a LazyConfig (an
+            empty list means no resizing). Where the config does not say a size, for example
+            because `model` is a node of `L(...)`, it is Detectron2's default, 800 and 1333.
+        score_floor: boxes that do not score more are not kept, in [0, 1). Thresholds below the
+            floor have no effect, because raw predictions are kept above it only.
+        max_detections: number of boxes to keep in each image, those of highest scores.
+        batch_size: images in one forward pass. Only images of the same padded size share a batch,
+            so that each is padded as it would be alone.
+        thresholds: the thresholds of this teacher, see `d2kd.pseudo.thresholds`. Default: the
+            thresholds of the config, `labels.thresholds`.
 
     Raises:
-        FileNotFoundError: no file or zoo entry of that name.
-        ValueError: weights or classes do not fit the detector, or a field has an impossible value.
+        FileNotFoundError: there is no file and no model-zoo entry of that name.
+        ValueError: the weights or the classes do not fit the detector, or an argument has an
+            impossible value.
     """
 
     def __init__(
         self,
-        model: nn.Module | str,
+        model: nn.Module | DictConfig | str,
         weights: str | None,
         classes: Sequence[str] | str,
         *,
@@ -63,7 +74,7 @@ class LabelTeacher(FrozenDetector):
         max_detections: int = 300,
         batch_size: int = 8,
         dtype: str | None = None,
-        bars: Any = None,
+        thresholds: ThresholdRule | None = None,
     ):
         if not 0 <= score_floor < 1:
             raise ValueError(f"score_floor: expected 0 <= score_floor < 1, found {score_floor}")
@@ -78,10 +89,9 @@ class LabelTeacher(FrozenDetector):
         self.score_floor = score_floor
         self.max_detections = max_detections
         self.batch_size = batch_size
-        self.bars = bars
-
+        self.thresholds = thresholds
         super().__init__(model, weights, input_format=input_format, dtype=dtype)
-        shortest, longest = self.test_size or (800, 1333)
+        shortest, longest = self.test_size or _TEST_SIZE
         self.min_size_test = shortest if min_size_test is None else min_size_test
         self.max_size_test = longest if max_size_test is None else max_size_test
         for name, value, least in (
@@ -90,11 +100,11 @@ class LabelTeacher(FrozenDetector):
         ):
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, found {value}")
-        self._sha256 = None
+        self._sha256: str | None = None
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
         _check_classes(self.model, self.classes)
-        _set_thresholds(self.model, score_floor, max_detections)
+        _set_output_limits(self.model, score_floor, max_detections)
         if dtype and isinstance(self.model, DenseDetector):
             self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)
@@ -103,7 +113,7 @@ class LabelTeacher(FrozenDetector):
         return f"LabelTeacher({type(self.model).__name__}, {len(self.classes)} classes)"
 
     def settings(self) -> dict[str, Any]:
-        """All that alters its raw predictions, for the key of a `RawCache`."""
+        """All settings that change its raw predictions, for the key of a `RawCache`."""
         return dict(
             weights=self._sha256,
             model=self._fingerprint,
@@ -117,15 +127,21 @@ class LabelTeacher(FrozenDetector):
         )
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image], pixels: Sequence[Tensor]) -> list[Found]:
-        """The detector's own inference, NMS included.
+    def __call__(self, images: Sequence[Image], pixels: Sequence[Tensor]) -> list[Detections]:
+        """Run the detector's own inference, including NMS.
 
         Args:
-            images: with height and width of their files, to which boxes are scaled.
-            pixels: (3, H, W) of each, raw in [0, 255], in `input_format`, resized.
+            images: the N images, with height and width of their files.
+            pixels: one (3, H, W) tensor of each image: raw pixels in [0, 255], in the channel order
+                `input_format`, resized.
+
+        Returns:
+            for each image, boxes in pixels of its file, inside the image, by descending score, with
+            the teacher's own class indices.
 
         Raises:
-            ValueError: it finds classes that are not in the list, or boxes that are not finite.
+            ValueError: the detector found a class index that is not in `classes`, or boxes that are
+                not finite.
         """
         inputs = [
             {"image": p, "height": i.height, "width": i.width}
@@ -134,36 +150,40 @@ class LabelTeacher(FrozenDetector):
         with self.autocast():
             try:
                 outputs = self.model(inputs)
-            except AssertionError as e:  # of Boxes.clip
+            except AssertionError as e:  # raised by Boxes.clip
                 if "NaN" not in str(e):
                     raise
                 names = ", ".join(i.file_name for i in images)
                 raise ValueError(
                     f"{self!r}: expected finite boxes, found others in one of {names}. "
-                    f"{'Set dtype=None. ' if self.dtype else ''}Do weights and config agree?"
+                    f"{'Set dtype=None. ' if self.dtype else ''}Check that the weights belong to "
+                    f"this config."
                 ) from e
-        return [self._found(i, y["instances"]) for i, y in zip(images, outputs, strict=True)]
+        return [self._convert(i, y["instances"]) for i, y in zip(images, outputs, strict=True)]
 
-    def _found(self, image: Image, instances) -> Found:
+    def _convert(self, image: Image, instances: Instances) -> Detections:
         boxes = instances.pred_boxes.tensor.float().cpu().numpy()
         scores = instances.scores.float().cpu().numpy()
         classes = instances.pred_classes.cpu().numpy().astype(np.int64)
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(self.classes):
             raise ValueError(
                 f"{self!r}: expected classes 0 to {len(self.classes) - 1}, found "
-                f"{classes.max()} in {image.file_name}. Give the names of all its classes."
+                f"{classes.max()} in {image.file_name}. Give the names of all classes of the "
+                f"teacher."
             )
         order = np.argsort(-scores, kind="stable")
         order = order[scores[order] > self.score_floor][: self.max_detections]
         limits = np.array([image.width, image.height] * 2, np.float32)
-        return Found(boxes[order].clip(0, limits), scores[order], classes[order])
+        return Detections(
+            boxes=boxes[order].clip(0, limits), scores=scores[order], classes=classes[order]
+        )
 
 
 def class_names(classes: Sequence[str] | str) -> tuple[str, ...]:
-    """A class list as it is given, or that of a registered dataset.
+    """The class names of a list, or of a dataset that is registered with Detectron2.
 
     Raises:
-        ValueError: the dataset is unknown or has no class list, or a name comes twice.
+        ValueError: the dataset is unknown or has no class names, or a name occurs twice.
     """
     if isinstance(classes, str):
         name = classes
@@ -173,18 +193,21 @@ def class_names(classes: Sequence[str] | str) -> tuple[str, ...]:
                 f"{name!r}."
             )
         if not hasattr(MetadataCatalog.get(name), "thing_classes"):
-            DatasetCatalog.get(name)  # some datasets know their classes only once they are loaded
+            DatasetCatalog.get(name)  # some datasets set their classes when they are loaded
         classes = MetadataCatalog.get(name).get("thing_classes", ())
         if not classes:
             raise ValueError(f"classes: expected a dataset with thing_classes, {name!r} has none.")
     classes = tuple(str(c) for c in classes)
-    twice = sorted({c for c in classes if classes.count(c) > 1})
-    if twice or not classes:
-        raise ValueError(f"classes: expected names that differ, found {', '.join(twice) or 'none'}")
+    repeated = sorted({c for c in classes if classes.count(c) > 1})
+    if repeated or not classes:
+        raise ValueError(
+            f"classes: expected names that differ, found {', '.join(repeated) or 'none'}"
+        )
     return classes
 
 
 def _check_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Compare the number of names with the number of classes of the detector, if it has one."""
     for owner in (model, getattr(model, "roi_heads", None)):
         count = getattr(owner, "num_classes", None)
         if isinstance(count, int):
@@ -196,22 +219,25 @@ def _check_classes(model: nn.Module, classes: Sequence[str]) -> None:
             return
 
 
-def _set_thresholds(model: nn.Module, score_floor: float, max_detections: int) -> None:
-    """Have a detector return all above the floor, wherever its architecture keeps the setting."""
+def _set_output_limits(model: nn.Module, score_floor: float, max_detections: int) -> None:
+    """Make a detector return all boxes above the floor. Architectures keep this setting in
+    different modules."""
     known = False
     for module in model.modules():
         if hasattr(module, "test_score_thresh"):
-            module.test_score_thresh, known = score_floor, True
+            setattr(module, "test_score_thresh", score_floor)  # noqa: B010, not a tensor or module
+            known = True
         for name in ("max_detections_per_image", "test_topk_per_image"):
             if hasattr(module, name):
                 setattr(module, name, max_detections)
     heads = getattr(model, "roi_heads", None)
-    for name in ("mask_on", "keypoint_on"):  # only boxes are wanted
+    for name in ("mask_on", "keypoint_on"):  # labels are boxes: skip the other heads
         if hasattr(heads, name):
             setattr(heads, name, False)
     if not known:
         logger.warning(
-            "%s has no test_score_thresh: it keeps its own where that is above %g.",
+            "%s has no test_score_thresh: boxes below its own threshold are missing if that is "
+            "above %g.",
             type(model).__name__,
             score_floor,
         )

@@ -1,10 +1,15 @@
 #!/usr/bin/env python
-"""Label images with teachers, as the config's `labels` says (see d2kd/pseudo/job.py).
+"""Label images with teachers, as `labels` of a config says (docs/pseudo.md explains its fields).
 
-Labels the units that are missing, then fuses what the teachers found and writes labels.json (COCO),
-provenance.json, report.md, report.json and samples.png to labels.output. The same command goes on
-after an interruption, in any number of processes: --num-gpus N (on a machine without a GPU,
-processes on its CPU), or torchrun.
+The command writes labels.json (in COCO's format), provenance.json, report.md, report.json and
+samples.png to the folder labels.output. After an interruption, the same command continues where it
+stopped. It runs in any number of processes: add --num-gpus N (on a machine without a GPU, N
+processes on its CPU), or use torchrun.
+
+Examples:
+
+    d2kd label --config-file configs/pseudo/demo/labels_train.py --dry-run
+    d2kd label --config-file configs/pseudo/demo/labels_train.py labels.thresholds.high=0.7
 """
 
 from __future__ import annotations
@@ -23,8 +28,9 @@ from detectron2.utils.logger import setup_logger
 from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.pseudo.coco import verify
-from d2kd.pseudo.job import Job
-from d2kd.pseudo.label import label, open_cache, speed_alone
+from d2kd.pseudo.job import LabelingJob
+from d2kd.pseudo.label import label_images, open_cache, teacher_speed
+from d2kd.pseudo.pipeline import run_labeling
 
 EXAMPLES = """\
 examples:
@@ -33,32 +39,43 @@ examples:
 """
 
 
-def try_out(job: Job, count: int = 50) -> None:
-    """Label some images into a folder that is removed again, and say how long all will take."""
-    some, total = job.manifest.sample(count, job.seed), len(job.manifest)
-    with tempfile.TemporaryDirectory() as place:
+def estimate(job: LabelingJob, count: int = 50) -> None:
+    """Label some images into a temporary folder, and print how long all images will take."""
+    sample, total = job.manifest.sample(count, job.seed), len(job.manifest)
+    with tempfile.TemporaryDirectory() as folder:
         for name, teacher in job.teachers.items():
-            for part, root in ((some.sample(2 * teacher.batch_size), "warm-up"), (some, name)):
-                cache = open_cache(Path(place, root), part, teacher, job.unit_size, job.device)
-                options = dict(num_workers=job.num_workers, device=job.device, name=name)
-                speed = label(part, teacher, cache, max_rejected=1, **options)["images_per_second"]
-            alone = speed_alone(some, teacher, job.device)
+            warm_up = sample.sample(2 * teacher.batch_size)
+            for images, root in ((warm_up, "warm-up"), (sample, name)):
+                cache = open_cache(Path(folder, root), images, teacher, job.unit_size, job.device)
+                done = label_images(
+                    images,
+                    teacher,
+                    cache,
+                    max_rejected=1,
+                    num_workers=job.num_workers,
+                    device=job.device,
+                    name=name,
+                )
+            speed = done["images_per_second"]
+            alone = teacher_speed(sample, teacher, job.device)
             share = f"{speed / alone:.2f}" if alone else "none"
-            counts = [cache.counts(unit) for unit in range(len(part.units(job.unit_size)))]
-            images, boxes = (sum(c[key] for c in counts) for key in ("images", "boxes"))
+            counts = [cache.counts(unit) for unit in range(len(sample.units(job.unit_size)))]
+            readable, boxes = (sum(c[key] for c in counts) for key in ("images", "boxes"))
             print(
-                f"{name}: {speed:.1f} images a second, {share} of what it does without "
-                f"reading and writing; {total / speed / 3600:.2f} hours for all {total} in one "
-                f"process on this {job.device}; {boxes / max(images, 1):.1f} boxes "
-                f"per image above its floor, {len(some) - images} of {len(some)} images unreadable"
+                f"{name}: {speed:.1f} images per second, {share} of its speed without reading and "
+                f"writing; {total / speed / 3600:.2f} hours for all {total} in one process on this "
+                f"{job.device}; {boxes / max(readable, 1):.1f} boxes per image above its floor, "
+                f"{len(sample) - readable} of {len(sample)} images unreadable"
             )
 
 
 def check(path: Path) -> None:
-    """Say what differs between labels, provenance and raw predictions; status 1 if anything."""
-    differs = verify(path)
-    print("\n".join(differs) or f"{path}, its provenance and its raw predictions are as written")
-    sys.exit(1 if differs else 0)
+    """Print what differs between labels, provenance and raw predictions; exit with 1 if it does."""
+    differences = verify(path)
+    print(
+        "\n".join(differences) or f"{path}, its provenance and its raw predictions are as written"
+    )
+    sys.exit(1 if differences else 0)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -68,14 +85,14 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
         check(Path(cfg.labels.output, "labels.json"))
-    job = Job(args.config_file, args.opts)
+    job = LabelingJob.from_config(args.config_file, args.opts)
     if args.dry_run:
         if comm.is_main_process():
-            try_out(job)
+            estimate(job)
         return
     if not args.overwrite:
         job.check_output()
-    job.make()
+    run_labeling(job)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

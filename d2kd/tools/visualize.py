@@ -32,7 +32,7 @@ from d2kd.checkpoint import load_strictly
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.loading import build_detector
-from d2kd.matching import Detections, Truth
+from d2kd.matching import Detections, GroundTruth
 from d2kd.methods import MCDropout
 from d2kd.readers import get_reader
 from d2kd.tools.demo.choose import suppress_across_classes
@@ -69,10 +69,10 @@ class Picture(NamedTuple):
     pixels: np.ndarray
     inputs: dict[str, Any]
     resized: np.ndarray
-    truth: Truth | None
+    truth: GroundTruth | None
 
     @property
-    def resized_truth(self) -> Truth | None:
+    def resized_truth(self) -> GroundTruth | None:
         """True boxes in pixels of `resized`."""
         if self.truth is None:
             return None
@@ -130,7 +130,7 @@ def make_picture(record: Mapping[str, Any], mapper: Callable[[dict], dict]) -> P
     resized = inputs["image"].permute(1, 2, 0).numpy()
     if _image_format(mapper) == "BGR":
         resized = resized[..., ::-1]
-    truth = Truth.of(record) if "annotations" in record else None
+    truth = GroundTruth.from_record(record) if "annotations" in record else None
     return Picture(pixels, inputs, np.ascontiguousarray(resized), truth)
 
 
@@ -200,9 +200,9 @@ def columns(
 
     def detections(detector: Detector, picture: Picture) -> Callable[[Any], None]:
         (output,) = detector.model([inputs_for(detector, picture)])
-        found = Detections.of(output["instances"]).above(threshold)
+        found = Detections.from_instances(output["instances"]).above(threshold)
         found = suppress_across_classes(found)
-        truth = picture.truth or Truth(found.boxes, found.classes)
+        truth = picture.truth or GroundTruth(found.boxes, found.classes)
         return lambda ax: draw_detections(ax, picture.pixels, found, truth, names)
 
     def heat(picture: Picture, values: np.ndarray, **style: Any) -> Callable[[Any], None]:

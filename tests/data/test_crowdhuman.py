@@ -133,7 +133,7 @@ def test_killed_while_writing_leaves_nothing(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(crowdhuman.Path, "replace", killed)
+        patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             crowdhuman.convert_crowdhuman(tmp_path)
     assert sorted(folder.iterdir()) == before

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 from pycocotools.coco import COCO
 
-from d2kd.data import demo, register_all
+from d2kd.data import demo, demo_images, register_all
 
 TINY = dict.fromkeys(demo.SPLITS, 6)
 
@@ -37,10 +37,9 @@ def catalogs():
 
 def run(code: str) -> subprocess.CompletedProcess:
     """Runs code in a process of its own with the module as ``demo``, without torch: quick."""
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(demo.__file__).parent)!r})\nimport demo\n{code}"
-    )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = f"import sys\nfrom d2kd.data import demo\nassert 'torch' not in sys.modules\n{code}"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
 
 
 def read(root: Path, split: str) -> dict:
@@ -80,7 +79,7 @@ def test_an_image_does_not_depend_on_the_others(root):
 
 def test_no_digit_and_no_photo_pixel_is_in_both_pools():
     shown = {"train": set(), "val": set()}
-    classes = demo.load_material()[1]
+    classes = demo_images.load_material()[1]
     for split, spec in demo.SPLITS.items():
         assert spec.pool == ("val" if split.endswith("_val") else "train")
         for index in range(40):
@@ -89,11 +88,11 @@ def test_no_digit_and_no_photo_pixel_is_in_both_pools():
             assert all(classes[label["digit"]] + 1 == label["category_id"] for label in labels)
     assert not shown["train"] & shown["val"]
     assert min(len(shown["train"]), len(shown["val"])) > 200
-    images = demo.load_material()[0]
+    images = demo_images.load_material()[0]
     assert not {images[i].tobytes() for i in shown["train"]} & {
         images[i].tobytes() for i in shown["val"]
     }  # no sample is there twice under two numbers
-    photos = demo.load_material()[2]
+    photos = demo_images.load_material()[2]
     for train, val in zip(photos["train"], photos["val"], strict=True):
         assert train.base is not None and not np.shares_memory(train, val)
 
@@ -101,13 +100,13 @@ def test_no_digit_and_no_photo_pixel_is_in_both_pools():
 def test_boxes_are_tight_around_the_ink(monkeypatch):
     """Each digit is drawn once more, alone; its ink is found by a loop over pixels."""
     calls = []
-    render = demo.render_digit
+    render = demo_images.render_digit
 
     def spy(digit, *where):
         calls.append((digit, where))
         return render(digit, *where)
 
-    monkeypatch.setattr(demo, "render_digit", spy)
+    monkeypatch.setattr(demo_images, "render_digit", spy)
     checked = 0
     for index in range(12):
         calls.clear()
@@ -138,7 +137,7 @@ def test_a_drawn_digit_is_where_it_should_be():
     digit = np.zeros((8, 8))
     digit[:, :2] = 1
     for angle, middle in ((0.0, (64, 64 - 12)), (np.pi / 2, (64 - 12, 64))):
-        cover, (rows, cols) = demo.render_digit(digit, 32, angle, 64, 64)
+        cover, (rows, cols) = demo_images.render_digit(digit, 32, angle, 64, 64)
         ys, xs = np.nonzero(cover >= 0.5)
         found = (ys.mean() + 0.5 + rows.start, xs.mean() + 0.5 + cols.start)
         assert np.allclose(found, middle, atol=1) and 200 < len(ys) < 330  # 32 x 8 = 256
@@ -149,13 +148,13 @@ def test_json_is_coco(root):
         coco = COCO(str(root / "demo" / "annotations" / f"{split}.json"))
         assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list("0123456789")
         assert coco.getCatIds() == list(range(1, 11)) and len(coco.getImgIds()) == 6
-        assert bool(coco.anns) == spec.labelled
+        assert bool(coco.anns) == spec.labeled
         for image in coco.loadImgs(coco.getImgIds()):
             with Image.open(root / "demo" / split / image["file_name"]) as file:
                 assert file.size == (image["width"], image["height"]) == (128, 128)
                 assert file.mode == "RGB" and file.format == "PNG"
             labels = coco.imgToAnns[image["id"]]
-            assert not spec.labelled or 1 <= len(labels) <= 6
+            assert not spec.labeled or 1 <= len(labels) <= 6
     for split in ("demo_unlabeled", "demo_fog_train", "demo_night_train"):
         assert "annotations" not in read(root, split)
 
@@ -167,8 +166,8 @@ def test_splits_show_different_scenes(root):
 
 def test_fog_and_night_go_the_right_way():
     rng = np.random.RandomState(0)
-    scene = demo._background(rng, demo.load_material()[2]["train"]).clip(0, 255)
-    foggy, dark = demo.fog(rng, scene), demo.night(rng, scene)
+    scene = demo_images._background(rng, demo_images.load_material()[2]["train"]).clip(0, 255)
+    foggy, dark = demo_images.fog(rng, scene), demo_images.night(rng, scene)
     assert foggy.std() < 0.8 * scene.std() and foggy.mean() > scene.mean()
     assert dark.mean() < 0.7 * scene.mean()
 
@@ -241,7 +240,7 @@ def test_the_slower_of_two_processes_uses_the_faster_ones(tmp_path, monkeypatch,
 
 
 def test_a_difference_from_the_recorded_digest_is_said(tmp_path, monkeypatch, caplog):
-    split = demo.Split(2, "0" * 16, pool="val")
+    split = demo_images.Split(2, "0" * 16, pool="val")
     monkeypatch.setitem(demo.SPLITS, "demo_val", split)
     with caplog.at_level(logging.WARNING, logger=demo.logger.name):
         made = json.loads((demo.make_demo(tmp_path, {"demo_val": 2}) / "made.json").read_text())
@@ -254,7 +253,7 @@ def test_a_difference_from_the_recorded_digest_is_said(tmp_path, monkeypatch, ca
 
 
 def test_missing_package_gives_one_plain_error(tmp_path, monkeypatch):
-    demo.load_material.cache_clear()
+    demo_images.load_material.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
     with pytest.raises(ImportError, match=r"pip install d2kd\[demo\]"):
         demo.make_demo(tmp_path / "data")
@@ -277,8 +276,8 @@ def test_registration(root, tmp_path, catalogs, monkeypatch):
     found = [(d["image_id"], a["category_id"] + 1, a["bbox"]) for d in dicts
              for a in d["annotations"]]  # fmt: skip
     assert found == [(t["image_id"], t["category_id"], t["bbox"]) for t in truth]
-    unlabelled = get_detection_dataset_dicts("demo_unlabeled", filter_empty=False)
-    assert len(unlabelled) == 6 and not any(d["annotations"] for d in unlabelled)
+    unlabeled = get_detection_dataset_dicts("demo_unlabeled", filter_empty=False)
+    assert len(unlabeled) == 6 and not any(d["annotations"] for d in unlabeled)
     metadata = MetadataCatalog.get("demo_val")
     assert metadata.thing_classes == list("0123456789") and metadata.evaluator_type == "coco"
     assert Path(metadata.json_file).exists() and Path(metadata.image_root).is_dir()

@@ -16,15 +16,15 @@ from detectron2.structures import BoxMode
 from d2kd.data.manifest import Image
 from d2kd.data.partial import (
     PartialMapper,
-    load_unlabelled,
+    exclude_images,
+    load_class_subset,
+    load_unlabeled,
     mix,
-    only,
-    register_only,
-    share,
-    without,
+    random_subset,
+    register_class_subset,
 )
-from d2kd.pseudo.coco import read, write_labels
-from d2kd.pseudo.records import Labels
+from d2kd.pseudo.coco import load_pseudo_labels, write_labels
+from d2kd.pseudo.fuse import Labels
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def labels(tmp_path):
 
 
 def test_labels_come_with_all_that_they_say(labels):
-    (image,) = read(labels)
+    (image,) = load_pseudo_labels(labels)
     assert image["annotated_classes"] == [0, 1]
     box, region = image["annotations"]
     assert (box["category_id"], region["category_id"]) == (1, 0)
@@ -161,12 +161,12 @@ def test_labels_come_with_all_that_they_say(labels):
     assert out["ignore_boxes"].tolist() == [[5.0, 5.0, 15.0, 15.0]]
 
 
-def test_unlabelled_images_forget_their_labels():
-    DatasetCatalog.register("_labelled", lambda: [{"image_id": 1, "annotations": [{"bbox": []}]}])
+def test_unlabeled_images_forget_their_labels():
+    DatasetCatalog.register("_labeled", lambda: [{"image_id": 1, "annotations": [{"bbox": []}]}])
     try:
-        (image,) = load_unlabelled("_labelled")
+        (image,) = load_unlabeled("_labeled")
     finally:
-        DatasetCatalog.remove("_labelled")
+        DatasetCatalog.remove("_labeled")
     assert image == {"image_id": 1, "annotations": [], "annotated_classes": []}
 
 
@@ -190,7 +190,7 @@ def farm():
 
 
 def test_boxes_of_some_classes_are_numbered_anew(farm):
-    found = only("_farm", ["cat", "ant"])
+    found = load_class_subset("_farm", ["cat", "ant"])
     assert [[(a["category_id"], a["bbox"][0]) for a in x["annotations"]] for x in found] == [
         [(1, 0), (0, 2)],
         [],
@@ -199,14 +199,14 @@ def test_boxes_of_some_classes_are_numbered_anew(farm):
     assert ids(found) == [0, 1, 2]
     assert [a["category_id"] for a in farm[0]["annotations"]] == [0, 2, 1]  # left as it was
     with pytest.raises(ValueError, match=r"'_farm', \['ant', 'bee', 'cat'\], found \['dog'\]"):
-        only("_farm", ["cat", "dog"])
+        load_class_subset("_farm", ["cat", "dog"])
 
 
 def test_some_classes_are_a_data_set_of_their_own(farm):
     for classes in (["cat"], ["ant", "bee"]):  # the name is taken the second time
-        register_only("_cats", "_farm", classes)
+        register_class_subset("_cats", "_farm", classes)
     assert MetadataCatalog.get("_cats").thing_classes == ["cat"]
-    assert DatasetCatalog.get("_cats") == only("_farm", ["cat"])
+    assert DatasetCatalog.get("_cats") == load_class_subset("_farm", ["cat"])
 
 
 # ---- shares and mixtures
@@ -224,41 +224,41 @@ def ids(dataset) -> list[int]:
 
 
 def test_a_share_is_fixed_by_ids_and_seed():
-    chosen = ids(share(images(50), 0.2, seed=3))
+    chosen = ids(random_subset(images(50), 0.2, seed=3))
     assert len(chosen) == 10
-    assert set(ids(share(images(50)[::-1], 0.2, seed=3))) == set(chosen)
-    assert set(ids(share(images(50), 0.2, seed=4))) != set(chosen)
-    assert set(chosen) < set(ids(share(images(50), 0.5, seed=3)))
-    assert ids(share(images(50), 1.0)) == ids(images(50))
+    assert set(ids(random_subset(images(50)[::-1], 0.2, seed=3))) == set(chosen)
+    assert set(ids(random_subset(images(50), 0.2, seed=4))) != set(chosen)
+    assert set(chosen) < set(ids(random_subset(images(50), 0.5, seed=3)))
+    assert ids(random_subset(images(50), 1.0)) == ids(images(50))
 
 
 def test_the_rest_of_a_share_can_stay_without_labels():
-    kept = share(images(50), 0.2, rest="unlabelled")
+    kept = random_subset(images(50), 0.2, rest="unlabeled")
     assert ids(kept) == ids(images(50))
     blank = [x for x in kept if x.get("annotated_classes") == []]
     assert len(blank) == 40 and not any(x["annotations"] for x in blank)
     assert sorted(x["image_id"] for x in kept if x not in blank) == sorted(
-        ids(share(images(50), 0.2))
+        ids(random_subset(images(50), 0.2))
     )
 
 
 @pytest.mark.parametrize("bad", [dict(share=0.0), dict(share=1.5), dict(share=0.001)])
 def test_impossible_shares_are_named(bad):
     with pytest.raises(ValueError, match="share: expected"):
-        share(images(50), **bad)
+        random_subset(images(50), **bad)
 
 
 def test_images_of_another_set_are_left_out():
-    assert ids(without(images(6), images(3, first=2))) == [0, 1, 5]
+    assert ids(exclude_images(images(6), images(3, first=2))) == [0, 1, 5]
     # Ids are those of other data, paths say the same in another way.
     others = [{"image_id": 0, "file_name": os.path.abspath("4.png"), "annotations": []}]
-    assert ids(without(images(6), others)) == [0, 1, 2, 3, 5]
+    assert ids(exclude_images(images(6), others)) == [0, 1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("others", [[], [{"image_id": 1, "file_name": "elsewhere/1.png"}]])
 def test_sets_that_share_no_image_are_told(others):
     with pytest.raises(ValueError, match=r"images that both sets have, found none: 0\.png and"):
-        without(images(3), others)
+        exclude_images(images(3), others)
 
 
 def test_a_mixture_has_its_shares_and_leaves_nothing_out():
@@ -282,7 +282,9 @@ def test_impossible_mixtures_are_named(bad):
 
 
 def test_a_mixture_of_a_config_is_plain_and_its_images_travel_alone():
-    node = L(mix)(a=L(images)(n=3), b=L(without)(dataset=L(images)(n=400), images=L(images)(n=2)))
+    node = L(mix)(
+        a=L(images)(n=3), b=L(exclude_images)(dataset=L(images)(n=400), images=L(images)(n=2))
+    )
     mixed = instantiate(node)
     assert type(mixed) is list and {type(image) for image in mixed} == {dict}
     assert len(pickle.dumps(mixed[0])) < 200

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from d2kd.data.manifest import Manifest
 from d2kd.engine import launch
-from d2kd.pseudo.label import label, open_cache
+from d2kd.pseudo.label import label_images, open_cache
 from d2kd.pseudo.teachers import LabelTeacher
 from tests.pseudo import pictures
 
@@ -37,7 +37,7 @@ def parts(images: Path, cache: Path, seconds: float = 0.0):
 
 
 def main(args) -> None:
-    label(*parts(args.images, args.cache), num_workers=1, max_rejected=0.1)
+    label_images(*parts(args.images, args.cache), num_workers=1, max_rejected=0.1)
 
 
 if __name__ == "__main__":

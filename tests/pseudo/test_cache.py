@@ -8,16 +8,16 @@ import zipfile
 import numpy as np
 import pytest
 
+from d2kd.matching import Detections
 from d2kd.pseudo.cache import RawCache, Unit
-from d2kd.pseudo.records import Found
 
 
 def found(count, seed=0):
     rng = np.random.RandomState(seed)
-    return Found(
-        (100 * rng.rand(count, 4)).astype(np.float32),
-        np.sort(rng.rand(count).astype(np.float32))[::-1],
-        rng.randint(0, 80, count),
+    return Detections(
+        boxes=(100 * rng.rand(count, 4)).astype(np.float32),
+        scores=np.sort(rng.rand(count).astype(np.float32))[::-1],
+        classes=rng.randint(0, 80, count),
     )
 
 
@@ -37,10 +37,10 @@ def test_what_is_written_is_read(cache):
     again = cache.read(2)
     assert again.sizes == unit().sizes
     assert again.rejected == unit().rejected
-    assert list(again.found) == [3, 5, 8]
-    for image_id, expected in unit().found.items():
+    assert list(again.detections) == [3, 5, 8]
+    for image_id, expected in unit().detections.items():
         for name in ("boxes", "scores", "classes"):
-            value = getattr(again.found[image_id], name)
+            value = getattr(again.detections[image_id], name)
             np.testing.assert_array_equal(value, getattr(expected, name))
             assert value.dtype == getattr(expected, name).dtype
     assert cache.counts(2) == dict(images=3, boxes=6, rejected=1)
@@ -53,7 +53,7 @@ def test_unit_without_boxes(cache, content):
     cache.write(0, content)
     again = cache.read(0)
     assert (again.sizes, again.rejected) == (content.sizes, content.rejected)
-    assert [f.boxes.shape for f in again.found.values()] == [(0, 4)] * len(content.found)
+    assert [f.boxes.shape for f in again.detections.values()] == [(0, 4)] * len(content.detections)
 
 
 def test_same_content_has_the_same_bytes_at_any_time(tmp_path, monkeypatch):
@@ -74,6 +74,11 @@ def test_another_setting_is_another_folder_and_a_record_is_not(tmp_path):
     assert RawCache(tmp_path, settings, {"torch": "9.9"}).folder == one.folder
     assert RawCache(tmp_path, {"a": 1, "b": {"c": 2.25}}).folder != one.folder
     assert json.loads((one.folder / "settings.json").read_text()) == settings
+
+
+def test_the_key_is_the_digest_of_the_settings_file(tmp_path):
+    # printf '{\n "a": 1,\n "b": {\n  "c": 2.5\n }\n}' | sha256sum
+    assert RawCache(tmp_path, {"b": {"c": 2.5}, "a": 1}).key == "38c8e6a8f6ff55a8"
 
 
 def test_record_is_in_the_marker(tmp_path):
@@ -118,7 +123,9 @@ def test_unit_that_is_not_whole_is_missing(cache, damage):
     assert cache.missing(4) == [3]
     damage(cache.folder / "unit_00001.npz", cache.folder / "unit_00001.json")
     assert cache.missing(4) == [1, 3]
-    with pytest.raises(ValueError, match=r"unit_00001\.npz: expected a whole unit with its marker"):
+    with pytest.raises(
+        ValueError, match=r"unit_00001\.npz: expected a complete unit with its marker"
+    ):
         cache.read(1)
     cache.write(1, unit(1))
     assert cache.missing(4) == [3]
@@ -168,7 +175,9 @@ def test_units_of_other_settings_are_refused(tmp_path, cache):
 
 def test_folder_of_other_settings_is_refused(tmp_path, cache):
     (cache.folder / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"settings\.json: expected the settings that the folder"):
+    with pytest.raises(
+        ValueError, match=r"settings\.json: expected the settings whose hash is the folder"
+    ):
         RawCache(tmp_path, cache.settings)
 
 
@@ -198,7 +207,7 @@ def test_claim_that_is_given_back_is_free(cache):
         claims.take(3)
         taken = subprocess.run([*command, "once"], capture_output=True)
         assert b"BlockingIOError" in taken.stderr
-        claims.give_back(3)
+        claims.release(3)
         assert subprocess.run([*command, "once"], capture_output=True).stdout == b"held\n"
 
 
@@ -209,4 +218,4 @@ def test_without_locks_every_unit_may_be_taken(cache, monkeypatch):
     monkeypatch.setattr("fcntl.lockf", lockf)
     with cache.claims() as claims:
         assert claims.take(0)
-        claims.give_back(0)
+        claims.release(0)

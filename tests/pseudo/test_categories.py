@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
+from d2kd.matching import Detections
 from d2kd.pseudo.categories import CategoryMap
-from d2kd.pseudo.records import Found
 
 
 def found(*rows):
     """Rows of x1, y1, x2, y2, score, class."""
     table = np.array(rows, dtype=np.float32).reshape(-1, 6)
-    return Found(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+    return Detections(boxes=table[:, :4], scores=table[:, 4], classes=table[:, 5].astype(np.int64))
 
 
 FOUR = found(
@@ -69,8 +69,8 @@ def test_one_object_by_two_names_becomes_one_box_where_the_names_become_one():
     "table, named",
     [
         (dict(cat="cat"), r"missing are \['dog', 'cow'\]"),
-        (dict(cat="cat", dog=None, cow=None, caw=None), r"names \['caw'\]"),
-        (dict(cat="Cat", dog="dog", cow=None), r"leads to \['Cat'\]"),
+        (dict(cat="cat", dog=None, cow=None, caw=None), r"found \['caw'\]"),
+        (dict(cat="Cat", dog="dog", cow=None), r"found \['Cat'\]"),
         (dict(cat=None, dog=None, cow=None), "drops every class"),
     ],
 )

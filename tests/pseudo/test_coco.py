@@ -3,6 +3,9 @@ import hashlib
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +19,8 @@ from pycocotools.cocoeval import COCOeval
 
 from d2kd.data.manifest import Image
 from d2kd.pseudo import coco
+from d2kd.pseudo.fuse import Labels
 from d2kd.pseudo.provenance import digest
-from d2kd.pseudo.records import Labels
 
 CLASSES = ["cat", "dog", "owl"]
 PROVENANCE = {
@@ -139,17 +142,17 @@ def test_read_gives_indices_and_what_was_searched_for(tmp_path):
         None,
         None,
     ]
-    records = coco.read(path, "/elsewhere")
+    records = coco.load_pseudo_labels(path, "/elsewhere")
     assert [r.get("annotated_classes") for r in records] == [[0, 2], None, None]
     assert [a["category_id"] for a in records[2]["annotations"]] == [0, 1, 2]
     assert records[2]["annotations"][2]["pseudo_ignore"] == 1
     assert records[2]["annotations"][0]["bbox_mode"] == BoxMode.XYWH_ABS
     assert records[2]["file_name"] == "/elsewhere/b/7.png"
-    assert coco.read(path)[0]["file_name"] == "/data/a/3.png"
+    assert coco.load_pseudo_labels(path)[0]["file_name"] == "/data/a/3.png"
 
 
 def test_files_outside_of_the_root_keep_their_path(tmp_path):
-    records = coco.read(write(tmp_path, image_root="/data/a")[0])
+    records = coco.load_pseudo_labels(write(tmp_path, image_root="/data/a")[0])
     assert [r["file_name"] for r in records] == ["/data/a/3.png", "/data/a/4.png", "/data/b/7.png"]
 
 
@@ -236,14 +239,14 @@ def test_verify_names_what_differs(tmp_path):
     differs = coco.verify(path)
     assert [d.split(":")[0] for d in differs] == ["parent unit.npz", "labels.json", "classes"]
     with pytest.raises(ValueError, match=r"labels.json: expected the file that provenance.json"):
-        coco.read(path)
-    assert len(coco.read(path, check=False)) == 3
+        coco.load_pseudo_labels(path)
+    assert len(coco.load_pseudo_labels(path, check=False)) == 3
 
     write(tmp_path)
     (tmp_path / "provenance.json").unlink()
     assert "expected a provenance file" in coco.verify(path)[0]
     with pytest.raises(ValueError, match=r"or no provenance\.json"):
-        coco.read(path)
+        coco.load_pseudo_labels(path)
 
 
 def test_verify_finds_images_that_nobody_accounts_for(tmp_path):
@@ -297,3 +300,54 @@ def test_no_images(tmp_path):
     path, said = write(tmp_path, {}, images=[], rejected=[])
     assert load(path).dataset["images"] == [] and said["counts"]["asked_images"] == 0
     assert coco.verify(path) == []
+
+
+FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "pseudo_format_1"  # written by an older d2kd
+
+
+def test_labels_of_format_1_are_read_and_verified(tmp_path):
+    (record,) = coco.load_pseudo_labels(FORMAT_1 / "labels.json")
+    assert (record["file_name"], record["image_id"]) == ("/data/a/3.png", 3)
+    rows = [(a["bbox"], a["category_id"], a["pseudo_ignore"]) for a in record["annotations"]]
+    assert rows == [([10, 10, 20, 30], 1, 0), ([0, 0, 20, 20], 0, 1)]
+    assert coco.verify(FORMAT_1 / "labels.json") == []
+
+
+def test_labels_of_a_newer_format_are_refused(tmp_path):
+    path, _ = write(tmp_path)
+    content = json.loads(path.read_text())
+    assert content["info"]["schema"] == 2
+    content["info"]["schema"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="expected labels of format 2 or older, found format 3"):
+        coco.load_pseudo_labels(path, check=False)
+
+
+def test_a_writer_that_is_killed_hard_leaves_the_old_file_and_its_rest_is_removed(tmp_path):
+    path, _ = write(tmp_path)
+    before = path.read_bytes()
+    code = f"""
+import os, signal
+from collections.abc import Mapping
+from tests.pseudo import test_coco as t
+class Killed(dict):
+    def __getitem__(self, key):
+        if key == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+t.write({str(tmp_path)!r}, Killed(t.LABELS))
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before and coco.verify(path) == []
+    names = {p.name for p in tmp_path.iterdir()}
+    assert len(names) == 3  # labels, provenance, and the temporary file of the killed process
+    write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"labels.json", "provenance.json"}
+
+
+def test_the_labels_are_in_place_before_the_provenance_that_describes_them(tmp_path, monkeypatch):
+    names, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (names.append(Path(b).name), replace(a, b)))
+    write(tmp_path)
+    assert names == ["labels.json", "provenance.json"]

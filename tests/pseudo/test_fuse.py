@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.ops import box_iou, nms
 
-from d2kd.pseudo.fuse import Fusion, _iou
-from d2kd.pseudo.records import Found, Labels
-from d2kd.pseudo.thresholds import Bars
+from d2kd.matching import Detections
+from d2kd.pseudo.fuse import Fusion, Labels, _iou
+from d2kd.pseudo.thresholds import Thresholds
 
 K = 4
 SIZE = (100, 120)  # height, width
@@ -20,19 +20,19 @@ NEVER = dict(conflict_iou=1.0)
 def found(*rows):
     """Rows of x1, y1, x2, y2, score, class."""
     table = np.array(sorted(rows, key=lambda row: -row[4]), dtype=np.float32).reshape(-1, 6)
-    return Found(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+    return Detections(boxes=table[:, :4], scores=table[:, 4], classes=table[:, 5].astype(np.int64))
 
 
-def bars(high=0.5, low=0.3):
-    return Bars(np.full(K, high), np.full(K, low))
+def thresholds(high=0.5, low=0.3):
+    return Thresholds(np.full(K, high), np.full(K, low))
 
 
 def fuse(*teachers, owned=None, levels=None, **settings) -> Labels:
-    """All teachers own all classes and have the same bars unless said otherwise."""
+    """All teachers own all classes and have the same thresholds unless said otherwise."""
     owned = (
         np.ones((len(teachers), K), dtype=bool) if owned is None else np.array(owned, dtype=bool)
     )
-    levels = levels or [bars()] * len(teachers)
+    levels = levels or [thresholds()] * len(teachers)
     return Fusion(**settings)(teachers, owned, levels, SIZE)
 
 
@@ -60,10 +60,10 @@ def random_teachers(seed, number=3, objects=10, classes=K):
     return teachers
 
 
-def random_bars(seed, number=3):
+def random_thresholds(seed, number=3):
     rng = np.random.default_rng(seed + 1000)
     low = rng.integers(2, 14, (number, K)) / 20
-    return [Bars(one + rng.integers(0, 7, K) / 20, one) for one in low]
+    return [Thresholds(one + rng.integers(0, 7, K) / 20, one) for one in low]
 
 
 # Classes
@@ -80,7 +80,7 @@ def test_weighted_boxes_fusion_equals_the_released_code():
         ),
         found((12, 8, 54, 48, 0.8, 0), (14, 62, 41, 92, 0.75, 0), (11, 11, 49, 52, 0.3, 0)),
         found((8, 12, 51, 53, 0.85, 0), (70, 60, 95, 95, 0.4, 0)),
-        levels=[bars(0.1, 0.1)] * 3,
+        levels=[thresholds(0.1, 0.1)] * 3,
     )
     boxes = [
         [10.0702, 10.1404, 51.3158, 50.5439],
@@ -134,7 +134,7 @@ def test_owners_that_found_nothing_lower_the_score_of_wbf():
     owned = [owning(0), owning(0, 1), owning(1)]  # of three teachers two know the class
     labels = fuse(box, none, none, owned=owned)
     assert labels.scores.tolist() == [np.float32(np.float32(0.9) / 2)]
-    assert labels.ignore.tolist() == [False]  # bars judge what a teacher said
+    assert labels.ignore.tolist() == [False]  # thresholds judge what a teacher said
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms"])
@@ -147,7 +147,7 @@ def test_boxes_are_fused_above_iou(method, iou, number):
 @pytest.mark.parametrize("seed", range(15))
 def test_nms_keeps_what_torchvision_keeps(seed):
     teachers = random_teachers(seed, classes=1)
-    labels = fuse(*teachers, method="nms", iou=0.4, levels=[bars(0, 0)] * 3)
+    labels = fuse(*teachers, method="nms", iou=0.4, levels=[thresholds(0, 0)] * 3)
     boxes = np.concatenate([t.boxes for t in teachers])
     scores = np.concatenate([t.scores for t in teachers])
     order = np.lexsort((*boxes.T[::-1], -scores))
@@ -161,7 +161,7 @@ def test_nms_keeps_what_torchvision_keeps(seed):
 @pytest.mark.parametrize("seed", range(15))
 def test_soft_nms_equals_a_loop(seed):
     teachers = random_teachers(seed, classes=1)
-    labels = fuse(*teachers, method="soft_nms", iou=0.4, levels=[bars(0.02, 0.02)] * 3)
+    labels = fuse(*teachers, method="soft_nms", iou=0.4, levels=[thresholds(0.02, 0.02)] * 3)
     left = [
         [float(s), *b] for t in teachers for s, b in zip(t.scores, t.boxes.tolist(), strict=True)
     ]
@@ -189,25 +189,25 @@ def test_iou_equals_torchvision():
     np.testing.assert_allclose(_iou(a[:, None], b), wanted, rtol=0, atol=1e-15)
 
 
-# Bars
+# Thresholds
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_teacher_has_its_own_bars(method):
+def test_each_teacher_has_its_own_thresholds(method):
     sure = found((0, 0, 20, 20, 0.6, 0), (40, 0, 60, 20, 0.5, 0), (80, 0, 99, 20, 0.4, 0))
     shy = found((0, 50, 20, 70, 0.3, 0), (40, 50, 60, 70, 0.2, 0), (80, 50, 99, 70, 0.1, 0))
-    labels = fuse(sure, shy, levels=[bars(0.6, 0.5), bars(0.3, 0.2)], method=method)
+    labels = fuse(sure, shy, levels=[thresholds(0.6, 0.5), thresholds(0.3, 0.2)], method=method)
     got = {tuple(box[:2].tolist()): i for box, i in zip(labels.boxes, labels.ignore, strict=True)}
     assert got == {(0, 0): False, (40, 0): True, (0, 50): False, (40, 50): True}
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms"])
 def test_one_member_at_its_bar_is_enough_and_others_below_theirs_do_not_count(method):
-    # The surer one is below its own low bar: neither box nor score nor vote come from it.
+    # The surer one is below its own low threshold: neither box nor score nor vote come from it.
     labels = fuse(
         found((0, 0, 20, 22, 0.7, 0)),
         found((0, 0, 20, 20, 0.4, 0)),
-        levels=[bars(0.9, 0.8), bars(0.4, 0.2)],
+        levels=[thresholds(0.9, 0.8), thresholds(0.4, 0.2)],
         method=method,
     )
     assert labels.boxes.tolist() == [[0, 0, 20, 20]]
@@ -218,7 +218,7 @@ def test_one_member_at_its_bar_is_enough_and_others_below_theirs_do_not_count(me
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(10))
 def test_raising_a_bar_never_adds_a_box(method, seed):
-    teachers, levels = random_teachers(seed, objects=15, classes=2), random_bars(seed)
+    teachers, levels = random_teachers(seed, objects=15, classes=2), random_thresholds(seed)
     before = fuse(*teachers, levels=levels, method=method, **NEVER)
     for t in range(3):
         for c in range(2):
@@ -226,7 +226,7 @@ def test_raising_a_bar_never_adds_a_box(method, seed):
             for by in (0.1, 0.3, 0.6):
                 low[c] = min(levels[t].low[c] + by, 1)
                 high[c] = max(high[c], low[c])
-                raised = [*levels[:t], Bars(high, low), *levels[t + 1 :]]
+                raised = [*levels[:t], Thresholds(high, low), *levels[t + 1 :]]
                 after = fuse(*teachers, levels=raised, method=method, **NEVER)
                 assert len(after.boxes) <= len(before.boxes)
                 assert (~after.ignore).sum() <= (~before.ignore).sum()
@@ -331,7 +331,7 @@ def test_a_teacher_does_not_contradict_itself():
 
 def test_an_ignore_region_contradicts_nobody():
     teachers, owned = chain(0.7, 0.6)
-    levels = [bars(0.8, 0.5), bars(0.4, 0.3)]
+    levels = [thresholds(0.8, 0.5), thresholds(0.4, 0.3)]
     assert ignored(teachers, owned, levels=levels) == [True, False]
 
 
@@ -341,14 +341,10 @@ def test_an_ignore_region_contradicts_nobody():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(12))
 def test_the_order_of_teachers_is_of_no_consequence(method, seed):
-    teachers, levels = random_teachers(seed, objects=20), random_bars(seed)
-    teachers[1] = teachers[0] if seed % 2 else teachers[1]  # equal boxes with other bars
+    teachers, levels = random_teachers(seed, objects=20), random_thresholds(seed)
+    teachers[1] = teachers[0] if seed % 2 else teachers[1]  # equal boxes with other thresholds
     owned = np.random.default_rng(seed).random((3, K)) < 0.7
-    teachers = [
-        Found(t.boxes[k], t.scores[k], t.classes[k])
-        for t, mine in zip(teachers, owned, strict=True)
-        for k in [mine[t.classes]]
-    ]
+    teachers = [t[k] for t, mine in zip(teachers, owned, strict=True) for k in [mine[t.classes]]]
     settings = dict(method=method, iou=0.4, conflict_iou=0.5)
     first = fuse(*teachers, owned=owned, levels=levels, **settings)
     assert len(first.boxes)
@@ -369,8 +365,13 @@ def test_the_order_of_teachers_is_of_no_consequence(method, seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_order_of_equal_scores_is_of_no_consequence(method, seed):
     teachers = random_teachers(seed, objects=20, classes=2)
-    teachers = [Found(t.boxes, np.full_like(t.scores, 0.6), t.classes) for t in teachers]
-    turned = [Found(t.boxes[::-1], t.scores, t.classes[::-1]) for t in teachers]
+    teachers = [
+        Detections(boxes=t.boxes, scores=np.full_like(t.scores, 0.6), classes=t.classes)
+        for t in teachers
+    ]
+    turned = [
+        Detections(boxes=t.boxes[::-1], scores=t.scores, classes=t.classes[::-1]) for t in teachers
+    ]
     first, second = (fuse(*ts, method=method, conflict_iou=0.5) for ts in (teachers, turned))
     for name in ("boxes", "scores", "classes", "votes", "teachers", "ignore"):
         assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
@@ -407,7 +408,7 @@ def test_one_pixel_and_empty_boxes(method, side):
 @pytest.mark.parametrize("method", METHODS)
 def test_scores_of_zero_are_no_division_by_zero(method):
     none = found((0, 0, 9, 9, 0, 0))
-    labels = fuse(none, none, levels=[bars(0, 0)] * 2, method=method)
+    labels = fuse(none, none, levels=[thresholds(0, 0)] * 2, method=method)
     assert (labels.boxes == none.boxes).all() and (labels.scores == 0).all()
 
 
@@ -422,7 +423,7 @@ def test_boxes_are_cut_at_the_image_and_refused_far_outside():
     "arguments, message",
     [
         (dict(teachers=[]), "at least one teacher"),
-        (dict(teachers=[found()] * 2, levels=[bars()]), "found 2, 1"),
+        (dict(teachers=[found()] * 2, levels=[thresholds()]), "found 2, 1"),
         (dict(teachers=[found()], owned=np.ones((2, K))), r"\(2, 4\)"),
         (dict(teachers=[found()], owned=np.ones((1, K + 1))), r"\(1, 5\)"),
         (dict(teachers=[found((0, 0, 9, 9, 0.9, 1))], owned=[owning(0)]), "does not own"),

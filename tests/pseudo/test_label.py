@@ -15,7 +15,7 @@ from detectron2.data import transforms as T
 from PIL import Image as Picture
 
 from d2kd.data.manifest import Image, Manifest
-from d2kd.pseudo.label import _batches, label, open_cache
+from d2kd.pseudo.label import _batches, label_images, open_cache
 from tests.pseudo import pictures
 from tests.pseudo.ranks import parts
 
@@ -33,7 +33,7 @@ def images(tmp_path_factory) -> Path:
 def whole(images, tmp_path_factory):
     """The cache of one process that was not interrupted."""
     manifest, teacher, cache = parts(images, tmp_path_factory.mktemp("whole"))
-    label(manifest, teacher, cache, num_workers=0, max_rejected=0.1)
+    label_images(manifest, teacher, cache, num_workers=0, max_rejected=0.1)
     return cache
 
 
@@ -42,10 +42,10 @@ def content(cache) -> dict[str, bytes]:
 
 
 def run(made, **fields):
-    return label(*made, **{"num_workers": 0, "max_rejected": 0.1, **fields})
+    return label_images(*made, **{"num_workers": 0, "max_rejected": 0.1, **fields})
 
 
-def test_every_image_is_labelled_at_the_scale_of_its_file(images, whole):
+def test_every_image_is_labeled_at_the_scale_of_its_file(images, whole):
     units = [whole.read(unit) for unit in range(4)]
     assert [list(u.sizes) for u in units] == [
         [1, 2, 3, 4, 5],
@@ -55,7 +55,7 @@ def test_every_image_is_labelled_at_the_scale_of_its_file(images, whole):
     ]
     manifest, teacher, _ = parts(images, whole.folder.parent)
     for unit in units:
-        for image_id, found in unit.found.items():
+        for image_id, found in unit.detections.items():
             height, width = unit.sizes[image_id]
             assert (height, width) == pictures.SIZES[(image_id - 1) % 4]
             assert len(found.scores) > 3
@@ -101,7 +101,7 @@ def test_errors_of_the_system_say_nothing_of_a_file(images, tmp_path, monkeypatc
     assert run(made)["images"] == 17
 
 
-def test_missing_files_count_as_corrupt_before_anything_is_labelled(images, tmp_path):
+def test_missing_files_count_as_corrupt_before_anything_is_labeled(images, tmp_path):
     made = parts(images, tmp_path)
     manifest = Manifest(
         "toy", made[0].images, (("a.png", "there is no such file"),) * 2, made[0].digest
@@ -236,7 +236,7 @@ def test_orientation_is_that_of_the_camera(tmp_path):
     run((manifest, teacher, cache))
     unit = cache.read(0)
     assert unit.sizes == {1: (64, 40)}
-    boxes = unit.found[1].boxes
+    boxes = unit.detections[1].boxes
     assert boxes[:, 3].max() > 40 >= boxes[:, 2].max()
 
 
@@ -255,7 +255,7 @@ def test_image_of_another_size_than_its_dataset_says_is_rejected(tmp_path):
     cache = open_cache(tmp_path / "cache", manifest, teacher, 5, "cpu")
     run((manifest, teacher, cache), max_rejected=0.5)
     unit = cache.read(0)
-    assert list(unit.found) == [4]
+    assert list(unit.detections) == [4]
     said = "SizeMismatchError: it is 48 by 64 pixels, the dataset says 64 by 48"
     assert unit.rejected == {9: said}
 

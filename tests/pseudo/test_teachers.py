@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from d2kd.checkpoint import Checkpointer
 from d2kd.data.manifest import Image
 from d2kd.pseudo.fingerprint import fingerprint
+from d2kd.pseudo.label import _load
 from d2kd.pseudo.teachers import LabelTeacher, class_names
 from tests import toys
 from tests.pseudo import pictures
@@ -149,6 +152,66 @@ def test_classes_of_a_dataset():
         for name in ("toy_late", "toy_nameless"):
             DatasetCatalog.remove(name)
             MetadataCatalog.remove(name)
+
+
+LAZY = """
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from tests import toys
+
+model = L(toys.retinanet)()
+{dataloader}
+"""
+MAPPER = "dataloader = dict(test=dict(mapper=L(DatasetMapper)(is_train=False, augmentations={})))"
+RESIZE = "[L(T.ResizeShortestEdge)(short_edge_length={}, max_size={})]"
+
+
+def yacs(path):
+    config = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST = 320, 500
+    config.MODEL.FPN.OUT_CHANNELS, config.MODEL.RETINANET.NUM_CLASSES = 8, 3
+    path.write_text(config.dump())
+    return str(path)
+
+
+def lazy(path, augmentations=None):
+    dataloader = "" if augmentations is None else MAPPER.format(augmentations)
+    path.write_text(LAZY.format(dataloader=dataloader))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "shape"),
+    [
+        # Of an image of 48 x 64 pixels the shorter side becomes 320, the other 64 * 320 / 48 = 427.
+        (lambda path: yacs(path / "a.yaml"), (320, 500), (320, 427)),
+        (lambda path: lazy(path / "a.py", RESIZE.format(96, 120)), (96, 120), (90, 120)),
+        (lambda path: lazy(path / "a.py", RESIZE.format([96], 200)), (96, 200), (96, 128)),
+        (lambda path: lazy(path / "a.py", "[]"), (0, 1333), (48, 64)),
+        (lambda path: lazy(path / "a.py", "[L(T.RandomFlip)()]"), (800, 1333), (800, 1067)),
+        (lambda path: lazy(path / "a.py"), (800, 1333), (800, 1067)),
+        (lambda path: L(toys.retinanet)(), (800, 1333), (800, 1067)),
+        (lambda path: pictures.detector(), (800, 1333), (800, 1067)),
+    ],
+)
+def test_images_have_the_test_size_of_the_teachers_config(model, size, shape, tmp_path):
+    made = LabelTeacher(model(tmp_path), None, NAMES)
+    assert (made.min_size_test, made.max_size_test) == size
+    assert tuple(made.settings()[f"{x}_size_test"] for x in ("min", "max")) == size
+    folder = pictures.folder(tmp_path / "images", 1, sizes=[(48, 64)])
+    ((_, image, pixels),) = _load(iter([(0, Image(1, str(folder / "00.png"), 0, 0))]), made, 0)
+    assert tuple(pixels.shape) == (3, *shape) and (image.height, image.width) == (48, 64)
+
+
+def test_a_test_size_that_is_given_overrules_the_config(tmp_path):
+    config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
+    made = LabelTeacher(config, None, NAMES, min_size_test=64)
+    assert (made.min_size_test, made.max_size_test) == (64, 120)
+    made = LabelTeacher(config, None, NAMES, min_size_test=0, max_size_test=99)
+    assert (made.min_size_test, made.max_size_test) == (0, 99)
+    with pytest.raises(ValueError, match="max_size_test: expected at least 96, found 95"):
+        LabelTeacher(config, None, NAMES, max_size_test=95)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
-"""The choice of bars against loops over all of them, the mixture against scikit-learn."""
+"""The choice of thresholds against loops over all of them, the mixture against scikit-learn."""
 
 import numpy as np
 import pytest
 
-from d2kd.matching import Truth
-from d2kd.pseudo.records import Found
+from d2kd.matching import Detections, GroundTruth
 from d2kd.pseudo.thresholds import (
-    Bars,
-    DistributionBars,
-    FBetaBars,
-    FixedBars,
-    MixtureBars,
+    DistributionThresholds,
+    FBetaThresholds,
+    FixedThresholds,
+    MixtureThresholds,
+    Thresholds,
     _mixture,
 )
 
@@ -28,13 +27,15 @@ def found(*rows):
     rows = sorted(rows, key=lambda row: -row[2])
     boxes = np.array([place(i) for i, _, _ in rows], dtype=np.float32).reshape(-1, 4)
     scores = np.array([s for _, _, s in rows], dtype=np.float32)
-    return Found(boxes, scores, np.array([c for _, c, _ in rows], dtype=np.int64))
+    return Detections(
+        boxes=boxes, scores=scores, classes=np.array([c for _, c, _ in rows], dtype=np.int64)
+    )
 
 
 def truth(*rows):
     """Rows of place, class."""
     boxes = np.array([place(i) for i, _ in rows], dtype=float).reshape(-1, 4)
-    return Truth(boxes, np.array([c for _, c in rows], dtype=int))
+    return GroundTruth(boxes, np.array([c for _, c in rows], dtype=int))
 
 
 def random_images(seed: int, images: int = 12):
@@ -54,14 +55,14 @@ def random_images(seed: int, images: int = 12):
     return all_found, truths
 
 
-def f_beta(bar, all_found, truths, classes, beta):
+def f_beta(threshold, all_found, truths, classes, beta):
     """By counting: a place and class is found at most once."""
     right = labels = objects = 0
     for one, true in zip(all_found, truths, strict=True):
         there = {(box[0], c) for box, c in zip(true.boxes, true.classes, strict=True)}
         objects += sum(c in classes for _, c in there)
         for box, score, c in zip(one.boxes, one.scores, one.classes, strict=True):
-            if score >= bar and c in classes:
+            if score >= threshold and c in classes:
                 labels += 1
                 right += (box[0], c) in there
                 there.discard((box[0], c))
@@ -69,27 +70,29 @@ def f_beta(bar, all_found, truths, classes, beta):
 
 
 def brute_force(all_found, truths, classes, beta):
-    bars = sorted({s for one in all_found for s in one.scores}, reverse=True)
-    return max(bars, key=lambda bar: f_beta(bar, all_found, truths, classes, beta))
+    thresholds = sorted({s for one in all_found for s in one.scores}, reverse=True)
+    return max(
+        thresholds, key=lambda threshold: f_beta(threshold, all_found, truths, classes, beta)
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("beta, low_beta", [(1, 2), (0.5, 1.5)])
 def test_f_beta_is_best_where_counting_says_so(seed, beta, low_beta):
     all_found, truths = random_images(seed)
-    bars = FBetaBars(beta, low_beta, objects=1).fit(all_found, truths, ALL)
+    thresholds = FBetaThresholds(beta, low_beta, objects=1).fit(all_found, truths, ALL)
     for c in range(K):
-        assert bars.high[c] == brute_force(all_found, truths, {c}, beta)
-        assert bars.low[c] == brute_force(all_found, truths, {c}, low_beta)
-    assert (bars.low < bars.high).any()
+        assert thresholds.high[c] == brute_force(all_found, truths, {c}, beta)
+        assert thresholds.low[c] == brute_force(all_found, truths, {c}, low_beta)
+    assert (thresholds.low < thresholds.high).any()
 
 
 def test_rare_classes_lean_on_all():
     all_found, truths = random_images(3)
     number = np.bincount(np.concatenate([t.classes for t in truths]))
     assert number.min() >= 10
-    bars = FBetaBars(objects=100).fit(all_found, truths, ALL)
-    for got, beta in ((bars.high, 1), (bars.low, 2)):
+    thresholds = FBetaThresholds(objects=100).fit(all_found, truths, ALL)
+    for got, beta in ((thresholds.high, 1), (thresholds.low, 2)):
         together = brute_force(all_found, truths, set(range(K)), beta)
         for c in range(K):
             own, trust = brute_force(all_found, truths, {c}, beta), number[c] / 100
@@ -97,26 +100,24 @@ def test_rare_classes_lean_on_all():
 
 
 def test_a_class_without_objects_gets_the_bar_of_all():
-    bars = FBetaBars().fit([found((0, 0, 0.8), (1, 1, 0.3))], [truth((0, 0))], ALL)
-    assert bars.high.tolist() == [np.float32(0.8)] * 3
+    thresholds = FBetaThresholds().fit([found((0, 0, 0.8), (1, 1, 0.3))], [truth((0, 0))], ALL)
+    assert thresholds.high.tolist() == [np.float32(0.8)] * 3
 
 
-def test_a_class_that_is_never_right_is_not_labelled():
+def test_a_class_that_is_never_right_is_not_labeled():
     boxes = found((0, 0, 0.6), *[(i, 1, 0.9) for i in range(1, 4)])
     objects = truth((0, 0), *[(i, 1) for i in range(5, 25)])
-    bars = FBetaBars().fit([boxes], [objects], ALL)
-    assert bars.high[1] == bars.low[1] == 1
+    thresholds = FBetaThresholds().fit([boxes], [objects], ALL)
+    assert thresholds.high[1] == thresholds.low[1] == 1
 
 
 def test_objects_of_classes_that_the_teacher_lacks_are_not_missed():
     all_found, truths = random_images(5)
     owned = np.array([True, False, True])
-    known = [
-        Found(f.boxes[k], f.scores[k], f.classes[k]) for f in all_found for k in [f.classes != 1]
-    ]
-    lacking = [Truth(t.boxes[k], t.classes[k]) for t in truths for k in [t.classes != 1]]
+    known = [f[k] for f in all_found for k in [f.classes != 1]]
+    lacking = [GroundTruth(t.boxes[k], t.classes[k]) for t in truths for k in [t.classes != 1]]
     assert sum(len(t.classes) for t in lacking) < sum(len(t.classes) for t in truths)
-    fitted = [FBetaBars(objects=100).fit(known, t, owned) for t in (truths, lacking)]
+    fitted = [FBetaThresholds(objects=100).fit(known, t, owned) for t in (truths, lacking)]
     np.testing.assert_array_equal(fitted[0].high, fitted[1].high)
     np.testing.assert_array_equal(fitted[0].low, fitted[1].low)
 
@@ -124,13 +125,13 @@ def test_objects_of_classes_that_the_teacher_lacks_are_not_missed():
 @pytest.mark.parametrize("boxes", [[], [found()], [found((0, 1, 0.9))]])
 def test_f_beta_without_a_correct_box_is_refused(boxes):
     with pytest.raises(ValueError, match="none of the"):
-        FBetaBars().fit(boxes, [truth((0, 0))] * len(boxes), ALL)
+        FBetaThresholds().fit(boxes, [truth((0, 0))] * len(boxes), ALL)
 
 
-@pytest.mark.parametrize("bars", [FBetaBars(), DistributionBars()])
-def test_labelled_images_are_asked_for(bars):
-    with pytest.raises(ValueError, match="needs labelled images"):
-        bars.fit([found()], None, ALL)
+@pytest.mark.parametrize("thresholds", [FBetaThresholds(), DistributionThresholds()])
+def test_labeled_images_are_asked_for(thresholds):
+    with pytest.raises(ValueError, match="needs labeled images"):
+        thresholds.fit([found()], None, ALL)
 
 
 def test_as_many_boxes_pass_as_the_distribution_says():
@@ -140,20 +141,22 @@ def test_as_many_boxes_pass_as_the_distribution_says():
     images = [
         found(*[(6 * c + i, c, one[c, i]) for c in range(2) for i in range(6)]) for one in scores
     ]
-    bars = DistributionBars().fit(images, truths, ALL)
+    thresholds = DistributionThresholds().fit(images, truths, ALL)
     for c, expected in ((0, 20), (1, 5)):
         own = np.concatenate([one.scores[one.classes == c] for one in images])
-        assert (own >= bars.high[c]).sum() == 0.2 * expected
-        assert (own >= bars.low[c]).sum() == expected
-    assert bars.high[2] == bars.low[2] == 1  # no object is expected
+        assert (own >= thresholds.high[c]).sum() == 0.2 * expected
+        assert (own >= thresholds.low[c]).sum() == expected
+    assert thresholds.high[2] == thresholds.low[2] == 1  # no object is expected
 
 
 def test_the_distribution_may_be_given_and_floors_hold():
     images = [found((0, 0, 0.9), (1, 0, 0.02), (2, 1, 0.5))] * 10
-    bars = DistributionBars(objects_per_image=[2, 5, 1]).fit(images, None, ALL)
-    np.testing.assert_array_equal(bars.high, np.float32([0.9, 0.5, 0.05]))
-    np.testing.assert_array_equal(bars.low, np.float32([0.05, 0.5, 0.05]))
-    shifted = DistributionBars(low_floor=0.001, objects_per_image=[2, 5, 1]).fit(images, None, ALL)
+    thresholds = DistributionThresholds(objects_per_image=[2, 5, 1]).fit(images, None, ALL)
+    np.testing.assert_array_equal(thresholds.high, np.float32([0.9, 0.5, 0.05]))
+    np.testing.assert_array_equal(thresholds.low, np.float32([0.05, 0.5, 0.05]))
+    shifted = DistributionThresholds(low_floor=0.001, objects_per_image=[2, 5, 1]).fit(
+        images, None, ALL
+    )
     assert shifted.low[0] == np.float32(0.02)
 
 
@@ -181,61 +184,63 @@ def heaps(seed=0, images=200):
 
 
 def test_the_mixture_parts_two_heaps():
-    bars = MixtureBars(high=0.6, low=0.4).fit(heaps(), None, ALL)
-    assert 0.75 < bars.high[0] < 0.85
-    assert 0.5 < bars.low[0] < 0.75
-    assert bars.high[1:].tolist() == [np.float32(0.6)] * 2  # 3 scores and none are too few
-    assert bars.low[1:].tolist() == [np.float32(0.4)] * 2
+    thresholds = MixtureThresholds(high=0.6, low=0.4).fit(heaps(), None, ALL)
+    assert 0.75 < thresholds.high[0] < 0.85
+    assert 0.5 < thresholds.low[0] < 0.75
+    assert thresholds.high[1:].tolist() == [np.float32(0.6)] * 2  # 3 scores and none are too few
+    assert thresholds.low[1:].tolist() == [np.float32(0.4)] * 2
 
 
 def test_the_mixture_sees_about_as_many_boxes_as_the_scores_sum_up_to():
     # 0.9 + 0.8 + 0.2 + 0.05 = 1.95: two boxes of an image stay, 0.9 and 0.8 are the two heaps. All
     # four would be parted between 0.8 and 0.2.
     one = found((0, 0, 0.9), (1, 0, 0.8), (2, 0, 0.2), (3, 0, 0.05))
-    bars = MixtureBars().fit([one] * 20, None, ALL)
-    assert bars.low[0] == bars.high[0] == np.float32(0.9)
+    thresholds = MixtureThresholds().fit([one] * 20, None, ALL)
+    assert thresholds.low[0] == thresholds.high[0] == np.float32(0.9)
 
 
 def test_what_lies_below_the_lower_heap_is_not_in_the_upper_one():
     # The upper heap is so wide that 0.1 is likelier in it than in the narrow lower one at 0.3.
     scores = [0.1, *np.linspace(0.29, 0.31, 40), *np.linspace(0.35, 1, 40)]
     images = [found((0, 0, s), (1, 1, 0.99)) for s in scores]
-    assert MixtureBars().fit(images, None, ALL).low[0] > 0.3
+    assert MixtureThresholds().fit(images, None, ALL).low[0] > 0.3
 
 
 def test_a_heap_of_equal_scores_is_a_heap():
     images = [found((0, 0, s)) for s in [*[1.0] * 30, *np.linspace(0.1, 0.2, 30)]]
-    bars = MixtureBars(high=0.6).fit(images, None, ALL)
-    assert bars.high[0] == bars.low[0] == 1
+    thresholds = MixtureThresholds(high=0.6).fit(images, None, ALL)
+    assert thresholds.high[0] == thresholds.low[0] == 1
 
 
 def test_equal_scores_are_no_mixture():
-    bars = MixtureBars().fit([found((0, 0, 0.7))] * 9, None, ALL)
-    assert (bars.high[0], bars.low[0]) == (0.5, np.float32(0.3))
+    thresholds = MixtureThresholds().fit([found((0, 0, 0.7))] * 9, None, ALL)
+    assert (thresholds.high[0], thresholds.low[0]) == (0.5, np.float32(0.3))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_mixture_orders_its_bars_whatever_the_scores(seed):
+def test_the_mixture_orders_its_thresholds_whatever_the_scores(seed):
     rng = np.random.default_rng(seed)
     shape = rng.uniform(0.3, 5, 2)
     images = [found(*[(i, 0, s) for i, s in enumerate(rng.beta(*shape, 5))]) for _ in range(30)]
-    bars = MixtureBars().fit(images, None, ALL)  # `Bars` checks them
-    assert 0 < bars.low[0] <= bars.high[0]
+    thresholds = MixtureThresholds().fit(images, None, ALL)  # `Thresholds` checks them
+    assert 0 < thresholds.low[0] <= thresholds.high[0]
 
 
-@pytest.mark.parametrize("fitted", [MixtureBars(), DistributionBars(objects_per_image=[1, 1, 1])])
+@pytest.mark.parametrize(
+    "fitted", [MixtureThresholds(), DistributionThresholds(objects_per_image=[1, 1, 1])]
+)
 @pytest.mark.parametrize("images", [[], [found()], [found((0, 0, 0.5))]])
-def test_few_or_no_boxes_still_give_bars(fitted, images):
-    bars = fitted.fit(images, None, ALL)
-    assert bars.high.shape == bars.low.shape == (K,)
+def test_few_or_no_boxes_still_give_thresholds(fitted, images):
+    thresholds = fitted.fit(images, None, ALL)
+    assert thresholds.high.shape == thresholds.low.shape == (K,)
 
 
-def test_fixed_bars():
-    bars = FixedBars(high=[0.5, 0.6, 0.7], low=0.2).fit([], None, ALL)
-    np.testing.assert_array_equal(bars.high, np.float32([0.5, 0.6, 0.7]))
-    np.testing.assert_array_equal(bars.low, np.float32([0.2, 0.2, 0.2]))
+def test_fixed_thresholds():
+    thresholds = FixedThresholds(high=[0.5, 0.6, 0.7], low=0.2).fit([], None, ALL)
+    np.testing.assert_array_equal(thresholds.high, np.float32([0.5, 0.6, 0.7]))
+    np.testing.assert_array_equal(thresholds.low, np.float32([0.2, 0.2, 0.2]))
     with pytest.raises(ValueError, match="expected 3 values for high"):
-        FixedBars(high=[0.5, 0.6]).fit([], None, ALL)
+        FixedThresholds(high=[0.5, 0.6]).fit([], None, ALL)
 
 
 @pytest.mark.parametrize(
@@ -247,13 +252,14 @@ def test_fixed_bars():
         ([0.5], [0.1, 0.1], "shape"),
     ],
 )
-def test_wrong_bars_are_refused(high, low, message):
+def test_wrong_thresholds_are_refused(high, low, message):
     with pytest.raises(ValueError, match=message):
-        Bars(high, low)
+        Thresholds(high, low)
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: FBetaBars(2, 1), lambda: DistributionBars(floor=0.1, low_floor=0.2)]
+    "wrong",
+    [lambda: FBetaThresholds(2, 1), lambda: DistributionThresholds(floor=0.1, low_floor=0.2)],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="expected 0 <"):

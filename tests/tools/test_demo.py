@@ -32,7 +32,7 @@ with open(folder / "metrics.json", "a") as metrics:
 """
 
 
-def test_the_surest_of_a_place():
+def test_the_most_confident_of_overlapping_detections():
     # The second overlaps the first by 9/10, the third by 1/3; the fourth is elsewhere.
     boxes = found(
         (0, 0, 10, 10, 3, 0.5),

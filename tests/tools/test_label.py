@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 from detectron2.config import LazyCall as L
-from d2kd.pseudo.thresholds import FBetaBars, FixedBars
+from d2kd.pseudo.thresholds import FBetaThresholds, FixedThresholds
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
 from tests import toys
@@ -50,10 +50,10 @@ labels = dict(
             min_size_test=0,
             score_floor=0.3,
             max_detections=12,
-            bars=L(FixedBars)(high=0.5, low=0.45),
+            thresholds=L(FixedThresholds)(high=0.5, low=0.45),
         ),
     ),
-    bars=L(FixedBars)(high=0.6, low=0.5),
+    thresholds=L(FixedThresholds)(high=0.6, low=0.5),
     fusion=L(Fusion)(),
     output="{folder}/labels",
     unit_size=4,
@@ -100,7 +100,7 @@ def test_two_teachers_label_a_folder(place):
     small = {names[a["category_id"]] for a in found["annotations"] if "small" in a["teachers"]}
     assert small == {"cat"}
     said = json.loads((place / "labels" / "provenance.json").read_text())
-    assert said["made_from"]["bars"]["small"]["high"] == [0.5] * 3
+    assert said["made_from"]["thresholds"]["small"]["high"] == [0.5] * 3
     assert said["rejected"][0][0].endswith("03.png")
     assert len(said["parents"]) == 6
     assert {f.name for f in (place / "labels").glob("*.*")} >= {
@@ -122,19 +122,51 @@ def test_second_run_writes_the_same_and_labels_nothing(place, monkeypatch):
     assert (raw(place), path.read_bytes()) == (before, labels)
 
 
-def test_other_bars_use_raw_predictions_again_and_overwrite_only_when_told(place, monkeypatch):
+def test_other_thresholds_use_raw_predictions_again_and_overwrite_only_when_told(
+    place, monkeypatch
+):
     before = run(place)
     unchanged = raw(place)
     monkeypatch.setattr("d2kd.pseudo.teachers.LabelTeacher.__call__", None)
     with pytest.raises(ValueError, match=r"made with other settings.*add --overwrite"):
-        run(place, "labels.bars.high=0.95")
-    after = run(place, "labels.bars.high=0.95", overwrite=True)
+        run(place, "labels.thresholds.high=0.95")
+    after = run(place, "labels.thresholds.high=0.95", overwrite=True)
     assert raw(place) == unchanged
     objects = [sum(not a["iscrowd"] for a in x["annotations"]) for x in (before, after)]
     assert objects[0] > objects[1]
 
 
-def test_other_floor_is_labelled_anew_beside_the_old(place):
+def test_labels_of_an_older_format_are_replaced_only_when_told(place, monkeypatch):
+    run(place)
+    unchanged = raw(place)
+    for file in (ROOT / "tests" / "fixtures" / "pseudo_format_1").iterdir():
+        shutil.copy(file, place / "labels")
+    monkeypatch.setattr("d2kd.pseudo.teachers.LabelTeacher.__call__", None)
+    with pytest.raises(ValueError, match=r"has format 2, found .*labels\.json of format 1: its.*"):
+        run(place)
+    said = json.loads((place / "labels" / "provenance.json").read_text())
+    assert said["schema"] == 1
+    found = run(place, overwrite=True)
+    assert found["info"]["schema"] == 2 and raw(place) == unchanged
+
+
+def test_provenance_names_the_rules(place):
+    """If this fails because a class has moved, raise d2kd.pseudo.provenance.SCHEMA with it."""
+    run(place)
+    made_from = json.loads((place / "labels" / "provenance.json").read_text())["made_from"]
+    assert made_from.keys() == {"teachers", "settings", "manifest", "thresholds"}
+    settings = made_from["settings"]
+    assert settings["thresholds"] == [
+        ["d2kd.pseudo.thresholds.FixedThresholds", {"high": 0.6, "low": 0.5}],
+        ["d2kd.pseudo.thresholds.FixedThresholds", {"high": 0.5, "low": 0.45}],
+    ]
+    assert settings["fusion"][0] == "d2kd.pseudo.fuse.Fusion"
+    assert [m[0] for m in settings["maps"]] == ["d2kd.pseudo.categories.CategoryMap"] * 2
+    assert settings["classes"] == ["ant", "bee", "cat"]
+    assert (settings["unit_size"], settings["seed"]) == (4, 0)
+
+
+def test_other_floor_is_labeled_anew_beside_the_old(place):
     run(place)
     before = raw(place)
     with pytest.raises(ValueError, match="made with other teachers"):
@@ -149,7 +181,7 @@ def test_dry_run_says_how_long_it_takes_and_leaves_nothing(place, capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said] == ["big", "small"]
     for line in said:
-        assert re.search(r"images a second, \d+\.\d\d of what it does without reading", line)
+        assert re.search(r"images per second, \d+\.\d\d of its speed without reading", line)
         assert "for all 11 in one process on this cpu" in line
         assert "1 of 11 images unreadable" in line
     assert not (place / "labels").exists()
@@ -169,58 +201,59 @@ def test_verify_finds_an_altered_unit(place, capsys):
 
 
 @pytest.fixture
-def labelled(place):
-    path = toys.coco_dataset(place / "labelled", n=6, classes=3)
+def labeled(place):
+    path = toys.coco_dataset(place / "labeled", n=6, classes=3)
     text = json.loads(path[0].read_text())
     for category, name in zip(text["categories"], ["ant", "bee", "cat"], strict=True):
         category["name"] = name
     path[0].write_text(json.dumps(text))
-    register_coco_instances("toy_labelled", {}, *map(str, path))
-    yield "toy_labelled"
-    DatasetCatalog.remove("toy_labelled")
-    MetadataCatalog.remove("toy_labelled")
+    register_coco_instances("toy_labeled", {}, *map(str, path))
+    yield "toy_labeled"
+    DatasetCatalog.remove("toy_labeled")
+    MetadataCatalog.remove("toy_labeled")
 
 
 def fitted(place):
-    """A config whose bars are fitted on labelled images."""
+    """A config whose thresholds are fitted on labeled images."""
     path = place / "config.py"
-    bars = "bars=L(FBetaBars)(iou=0.05, objects=1)"
-    path.write_text(path.read_text().replace("bars=L(FixedBars)(high=0.6, low=0.5)", bars))
+    fixed, rule = "L(FixedThresholds)(high=0.6, low=0.5)", "L(FBetaThresholds)(iou=0.05, objects=1)"
+    path.write_text(path.read_text().replace(fixed, rule))
 
 
-def test_bars_are_fitted_on_labelled_images_that_the_teachers_label_too(place, labelled):
+def test_thresholds_are_fitted_on_labeled_images_that_the_teachers_label_too(place, labeled):
     fitted(place)
     with pytest.raises(ValueError, match=r"Set labels\.fit\.dataset"):
         run(place)
-    run(place, f"labels.fit.dataset={labelled}", "labels.fit.images=5")
+    run(place, f"labels.fit.dataset={labeled}", "labels.fit.images=5")
     said = json.loads((place / "labels" / "provenance.json").read_text())["made_from"]
-    assert said["bars"]["small"]["high"] == [0.5] * 3  # its own
-    assert len(set(said["bars"]["big"]["high"])) > 1
+    assert said["thresholds"]["small"]["high"] == [0.5] * 3  # its own
+    assert len(set(said["thresholds"]["big"]["high"])) > 1
     assert len({Path(f).parent for f in raw(place)}) == 4
-    # The report compares how much is labelled with those images.
+    # The report compares how much is labeled with those images.
     report = json.loads((place / "labels" / "report.json").read_text())
-    assert report["reference"]["source"] == labelled
+    assert report["reference"]["source"] == labeled
 
 
-def test_report_compares_with_the_truth(place, labelled):
-    images = ["labels.images.folder=null", f"labels.images.dataset={labelled}"]
-    run(place, *images, f"labels.truth={labelled}")
+def test_report_compares_with_the_truth(place, labeled):
+    images = ["labels.images.folder=null", f"labels.images.dataset={labeled}"]
+    run(place, *images, f"labels.truth={labeled}")
     report = json.loads((place / "labels" / "report.json").read_text())
     assert report["truth"]["images"] > 0
     found = json.loads((place / "labels" / "labels.json").read_text())
     assert {image["id"] for image in found["images"]} <= set(range(6))
 
 
-def test_bar_below_the_floor_is_told(place, caplog):
+def test_threshold_below_the_floor_is_told(place, caplog):
     with caplog.at_level(logging.WARNING):
-        run(place, "labels.bars.low=0.1")
-    assert "big: its lowest bar is 0.100, but what scores less than score_floor=0.3" in caplog.text
+        run(place, "labels.thresholds.low=0.1")
+    said = "big: its lowest threshold is 0.100, but boxes that score less than score_floor=0.3"
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("labels.bar=0.5", r"unknown are \['bar'\]"),
+        ("labels.threshold=0.5", r"unknown are \['threshold'\]"),
         ("labels.output=null", r"missing are \['output \(folder"),
         ("labels.images.dataset=demo_train", r"labels\.images: expected dict\(dataset=NAME\) or"),
         ("labels.images.path=x", r"labels\.images: expected dict\(dataset=NAME\) or"),
@@ -240,41 +273,41 @@ def test_mistakes_are_named(place, override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("labels.truth=toy_lbelled", r"truth: expected a data set registered .*'toy_lbelled'"),
+        ("labels.truth=toy_lbelled", r"truth: expected a dataset registered .*'toy_lbelled'"),
         ("labels.truth=gone.json", r"truth: expected a COCO file, found none at gone\.json"),
-        ("labels.truth=toy_labelled", r"toy_labelled: expected true boxes of the images that are"),
+        ("labels.truth=toy_labeled", r"toy_labeled: expected true boxes of the images that are"),
         ("labels.fit.dataset=toy_lbelled", r"labels\.fit\.dataset: expected a dataset registered"),
-        ("labels.fit.datset=toy_labelled", r"labels\.fit: expected dict\(dataset=NAME, images="),
+        ("labels.fit.datset=toy_labeled", r"labels\.fit: expected dict\(dataset=NAME, images="),
         (
             "labels.fit.dataset=toy_two",
             r"of all classes that teachers know, 'toy_two' .* \['cat'\]",
         ),
         (
-            "labels.bars=fixed",
-            r"labels\.bars: expected L\(FixedBars\)\(\.\.\.\) or such, found 'fix",
+            "labels.thresholds=fixed",
+            r"labels\.thresholds: expected L\(FixedThresholds\)\(\.\.\.\) or .*, found 'fix",
         ),
         (
-            "labels.bars.high=50",
-            r"bars: expected 0 <= low <= high <= 1, found low 0\.5 and high 50",
+            "labels.thresholds.high=50",
+            r"thresholds: expected 0 <= low <= high <= 1, found low 0\.5 and high 50",
         ),
-        ("labels.bars.high=[0.6,0.6]", r"bars: expected 3 values for high, .* found 2"),
-        ("labels.fusion=nms", r"labels\.fusion: expected L\(Fusion\)\(\.\.\.\) or such"),
+        ("labels.thresholds.high=[0.6,0.6]", r"thresholds: expected 3 values for high, .* found 2"),
+        ("labels.fusion=nms", r"labels\.fusion: expected L\(Fusion\)\(\.\.\.\), found"),
         (
             "labels.fusion.classes=[bee, ant, cat]",
             r"fusion\.classes: expected the student's, \['ant",
         ),
     ],
 )
-def test_mistakes_are_named_before_anything_is_labelled(
-    place, labelled, override, message, monkeypatch
+def test_mistakes_are_named_before_anything_is_labeled(
+    place, labeled, override, message, monkeypatch
 ):
     path = place / "two.json"
-    content = json.loads((place / "labelled" / "annotations.json").read_text())
+    content = json.loads((place / "labeled" / "annotations.json").read_text())
     content["categories"].pop()
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 3]
     path.write_text(json.dumps(content))
-    register_coco_instances("toy_two", {}, str(path), str(place / "labelled"))
-    monkeypatch.setattr("d2kd.pseudo.job.label", None)
+    register_coco_instances("toy_two", {}, str(path), str(place / "labeled"))
+    monkeypatch.setattr("d2kd.pseudo.pipeline.label_images", None)
     try:
         with pytest.raises(ValueError, match=message):
             run(place, override)
@@ -283,19 +316,19 @@ def test_mistakes_are_named_before_anything_is_labelled(
         MetadataCatalog.remove("toy_two")
 
 
-def test_bars_that_need_truths_say_so_before_anything_is_labelled(place, monkeypatch):
+def test_thresholds_that_need_truths_say_so_before_anything_is_labeled(place, monkeypatch):
     path = place / "config.py"
-    text = path.read_text().replace("FBetaBars,", "DistributionBars,")
+    text = path.read_text().replace("FBetaThresholds,", "DistributionThresholds,")
     path.write_text(
-        text.replace("bars=L(FixedBars)(high=0.6, low=0.5)", "bars=L(DistributionBars)()")
+        text.replace("L(FixedThresholds)(high=0.6, low=0.5)", "L(DistributionThresholds)()")
     )
-    monkeypatch.setattr("d2kd.pseudo.job.label", None)
+    monkeypatch.setattr("d2kd.pseudo.pipeline.label_images", None)
     with pytest.raises(
-        ValueError, match=r"DistributionBars are fitted .* Set labels\.fit\.dataset"
+        ValueError, match=r"DistributionThresholds is fitted .* Set labels\.fit\.dataset"
     ):
         run(place)
     with pytest.raises(TypeError, match="not callable"):  # `label`: nothing was amiss
-        run(place, "labels.bars.objects_per_image=2")
+        run(place, "labels.thresholds.objects_per_image=2")
 
 
 def test_output_that_cannot_be_written_is_named(place):

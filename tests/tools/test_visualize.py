@@ -12,7 +12,7 @@ from PIL import Image
 
 from d2kd import visualize as drawing
 from d2kd.checkpoint import Checkpointer
-from d2kd.matching import Truth
+from d2kd.matching import GroundTruth
 from d2kd.methods import MCDropout
 from d2kd.tools import visualize
 from tests import toys
@@ -129,7 +129,7 @@ def test_each_network_sees_its_own_channel_order(folder, sheet, monkeypatch):
 
 def test_true_boxes_follow_the_resized_image():
     picture = visualize.Picture(
-        np.zeros((50, 100, 3)), {}, np.zeros((100, 300, 3)), Truth(np.ones((1, 4)), np.zeros(1))
+        np.zeros((50, 100, 3)), {}, np.zeros((100, 300, 3)), GroundTruth(np.ones((1, 4)), np.zeros(1))
     )
     np.testing.assert_array_equal(picture.resized_truth.boxes, [[3, 2, 3, 2]])
     assert picture._replace(truth=None).resized_truth is None
@@ -144,7 +144,7 @@ def test_key_regions_are_those_of_the_resized_boxes(folder, sheet, monkeypatch):
     (x, y, width, height) = DatasetCatalog.get("toy_draw")[0]["annotations"][0]["bbox"]
     boxes = np.array([[x, y, x + width, y + height]]) * 1.5
     image = toys.image(size=(96, 96))
-    expected = drawing.key_regions(toys.retinanet(), image, Truth(boxes, np.zeros(1)))
+    expected = drawing.key_regions(toys.retinanet(), image, GroundTruth(boxes, np.zeros(1)))
     np.testing.assert_allclose(drawn[0], np.sqrt(expected))
 
 

@@ -1,7 +1,8 @@
-"""How good labels are, before any student trains on them.
+"""Measure how good labels are, before a student trains on them.
 
-At the high bar the labels are the boxes alone. At the low bar the regions to ignore are counted as
-boxes too: what would be, were the bar that low.
+Precision and recall are given at two thresholds. At the high one, the labels are the boxes alone.
+At the low one, regions to ignore count as boxes too. This shows what you would get if you lowered
+the high threshold to the low one.
 
 Shapes: K classes of the student, T teachers, R labels of all images.
 """
@@ -17,13 +18,13 @@ import numpy as np
 from ...data.manifest import Image
 from ...matching import Detections
 from ..coco import is_kept
-from ..records import Labels
+from ..fuse import Labels
 from .truth import TrueBoxes, TrueImage, accuracy, average_precision
 
 __all__ = ["assess"]
 
-BINS = np.linspace(0, 1, 11)  # of scores
-RATIO = (0.3, 3.0)  # boxes per image, of those of labelled data
+BINS = np.linspace(0, 1, 11)  # edges of the histogram of scores
+RATIO = (0.3, 3.0)  # allowed range of boxes per image, relative to labeled data
 
 
 def assess(
@@ -35,40 +36,43 @@ def assess(
     owned: np.ndarray | None = None,
     annotated: Mapping[int, np.ndarray] | None = None,
     truth: TrueBoxes | None = None,
-    labelled: TrueBoxes | None = None,
+    reference: TrueBoxes | None = None,
     min_boxes: int = 20,
 ) -> dict[str, Any]:
-    """Figures of labels, as JSON, with warnings.
+    """Compute figures of labels, as JSON, with warnings.
 
     Only images that a student would see are counted (see `coco.is_kept`).
 
     Args:
-        images: what was to be labelled.
-        labels: image id -> labels; images without are passed over.
-        classes: the student's, K names.
+        images: the images that were to be labeled.
+        labels: image id -> labels. Images that have none are skipped.
+        classes: the student's K class names.
         teachers: T names, in the order of `Labels.teachers`.
         owned: (T, K) bool, the classes that each teacher knows; default: all.
-        annotated: image id -> (K,) bool, the classes that were looked for; default: all.
-        truth: true boxes of the same images, or of some of them, which neither the teachers nor
-            the bars have seen; see `read_truth`.
-        labelled: labelled data like these images, for comparison of how much is labelled; default:
-            the truth.
-        min_boxes: warn of classes that have fewer.
+        annotated: image id -> (K,) bool, the classes that were searched for; default: all.
+        truth: ground truth of the same images or of some of them; see `read_truth`. Neither the
+            teachers nor the thresholds should have seen it.
+        reference: labeled data similar to these images. The number of boxes per image and the
+            shares of the classes are compared with it. Default: `truth`.
+        min_boxes: warn of classes that have fewer boxes.
+
+    Returns:
+        the content of report.json.
 
     Raises:
         ValueError: no image of the truth is among `images`.
     """
-    everything, annotated = np.ones(len(classes), dtype=bool), annotated or {}
-    found = {i.image_id: labels[i.image_id] for i in images if i.image_id in labels}
-    kept = {i: x for i, x in found.items() if is_kept(x)}
-    searched = {i: np.asarray(annotated.get(i, everything), dtype=bool) for i in kept}
+    all_classes, annotated = np.ones(len(classes), dtype=bool), annotated or {}
+    present = {i.image_id: labels[i.image_id] for i in images if i.image_id in labels}
+    kept = {i: x for i, x in present.items() if is_kept(x)}
+    searched = {i: np.asarray(annotated.get(i, all_classes), dtype=bool) for i in kept}
     per_image = np.array([(~x.ignore).sum() for x in kept.values()], dtype=int)
     report: dict[str, Any] = {
         "images": {
             "asked": len(images),
-            "labelled": len(kept),
+            "labeled": len(kept),
             "empty": int((per_image == 0).sum()),
-            "unsure": len(found) - len(kept),
+            "unsure": len(present) - len(kept),
         },
         "boxes_per_image": float(per_image.mean()) if len(kept) else None,
         "boxes_per_image_histogram": np.bincount(per_image).tolist(),
@@ -77,18 +81,19 @@ def assess(
     }
     if truth is not None:
         report["truth"] = _with_truth(images, kept, searched, classes, truth)
-    if labelled is not None or truth is not None:
-        everywhere = np.logical_and.reduce([everything, *searched.values()])
-        report["reference"] = _reference(kept, everywhere, classes, labelled or truth)
+    reference = reference or truth
+    if reference is not None:
+        everywhere = np.logical_and.reduce([all_classes, *searched.values()])
+        report["reference"] = _reference(kept, everywhere, classes, reference)
     report["warnings"] = _warnings(report, searched, classes, min_boxes)
     return report
 
 
 def _scores(labels: Sequence[Labels], classes: Sequence[str]) -> dict[str, Any]:
-    none = np.zeros(0)
-    scores = np.concatenate([none, *(x.scores for x in labels)])
-    index = np.concatenate([none.astype(int), *(x.classes for x in labels)])
-    ignore = np.concatenate([none.astype(bool), *(x.ignore for x in labels)])
+    empty = np.zeros(0)  # there may be no labels at all
+    scores = np.concatenate([empty, *(x.scores for x in labels)])
+    index = np.concatenate([empty.astype(int), *(x.classes for x in labels)])
+    ignore = np.concatenate([empty.astype(bool), *(x.ignore for x in labels)])
 
     def figures(rows: np.ndarray) -> dict[str, Any]:
         boxes, regions = scores[rows & ~ignore], scores[rows & ignore]
@@ -107,16 +112,17 @@ def _scores(labels: Sequence[Labels], classes: Sequence[str]) -> dict[str, Any]:
 def _agreement(
     labels: Sequence[Labels], teachers: Sequence[str], owned: np.ndarray | None
 ) -> list[dict[str, Any]]:
-    """Of the boxes that one of two teachers found, how many both did; of classes that both know.
+    """For each two teachers: of the boxes that either found, how many both found. Only classes that
+    both know are counted.
 
-    Cohen's kappa would need a number of places where both rightly found nothing.
+    Cohen's kappa is not defined here: it needs the number of places where both found nothing.
     """
     boxes = [(x.teachers[~x.ignore], x.classes[~x.ignore]) for x in labels]
     rows = []
     for a, b in combinations(range(len(teachers)), 2):
         both = either = 0
-        for by, index in boxes:
-            pair = by[:, [a, b]]
+        for found_by, index in boxes:
+            pair = found_by[:, [a, b]]
             if owned is not None:
                 pair = pair[owned[a, index] & owned[b, index]]
             both, either = both + int(pair.all(1).sum()), either + int(pair.any(1).sum())
@@ -133,15 +139,16 @@ def _with_truth(
     classes: Sequence[str],
     truth: TrueBoxes,
 ) -> dict[str, Any]:
-    truths = truth.of(images)
+    truths = truth.select_images(images)
     shared = [i for i in images if i.image_id in labels and i.image_id in truths]
-    high, low = [], []
+    high: list[tuple[Detections, TrueImage]] = []
+    low: list[tuple[Detections, TrueImage]] = []
     for image in shared:
-        theirs = truths[image.image_id]
         judged, x = truth.known & searched[image.image_id], labels[image.image_id]
+        objects = truths[image.image_id].select_classes(judged)
         for pairs, rows in ((high, judged[x.classes] & ~x.ignore), (low, judged[x.classes])):
-            found = Detections(x.boxes[rows], x.classes[rows], x.scores[rows])
-            pairs.append((found, theirs.of(judged)))
+            boxes = Detections(boxes=x.boxes[rows], classes=x.classes[rows], scores=x.scores[rows])
+            pairs.append((boxes, objects))
     return {
         "source": truth.source,
         "images": len(shared),
@@ -153,11 +160,19 @@ def _with_truth(
 
 
 def _reference(
-    labels: Mapping[int, Labels], everywhere: np.ndarray, classes: Sequence[str], truth: TrueBoxes
+    labels: Mapping[int, Labels],
+    everywhere: np.ndarray,
+    classes: Sequence[str],
+    reference: TrueBoxes,
 ) -> dict[str, Any]:
-    """How many boxes there are and of which classes, beside labelled data; of the classes that are
-    labelled everywhere in both."""
-    shared = np.flatnonzero(everywhere & truth.known)
+    """Compare the number of boxes and the shares of the classes with labeled data.
+
+    Only classes that are labeled in all images of both are counted.
+
+    Args:
+        everywhere: (K,) bool, the classes that were searched for in all images.
+    """
+    shared = np.flatnonzero(everywhere & reference.known).tolist()
 
     def count(index: Sequence[np.ndarray]) -> np.ndarray:
         return np.bincount(np.concatenate(index), minlength=len(classes))[shared]
@@ -165,14 +180,14 @@ def _reference(
     def objects(x: TrueImage) -> np.ndarray:
         return x.classes[~x.crowds]
 
-    none = np.zeros(0, dtype=int)
-    ours = count([none, *(x.classes[~x.ignore] for x in labels.values())])
-    theirs = count([none, *map(objects, truth.images)])
-    # One more of each: a class that one of them lacks would make the divergence infinite.
-    p, q = ((n + 1) / (n + 1).sum() for n in (ours, theirs))
-    mean, expected = ours.sum() / max(len(labels), 1), theirs.sum() / len(truth.images)
+    empty = np.zeros(0, dtype=int)
+    pseudo = count([empty, *(x.classes[~x.ignore] for x in labels.values())])
+    true = count([empty, *map(objects, reference.images)])
+    # Add one to each count: a class that is missing would make the divergence infinite.
+    p, q = ((n + 1) / (n + 1).sum() for n in (pseudo, true))
+    mean, expected = pseudo.sum() / max(len(labels), 1), true.sum() / len(reference.images)
     return {
-        "source": truth.source,
+        "source": reference.source,
         "classes": [classes[k] for k in shared],
         "boxes_per_image": float(mean),
         "expected_boxes_per_image": float(expected),
@@ -187,19 +202,19 @@ def _warnings(
     classes: Sequence[str],
     min_boxes: int,
 ) -> list[str]:
-    if not report["images"]["labelled"]:
-        return ["no image is labelled"]
+    if not report["images"]["labeled"]:
+        return ["no image is labeled"]
     somewhere, warnings = np.logical_or.reduce(list(searched.values())), []
-    for name, looked_for in zip(classes, somewhere, strict=True):
+    for name, is_searched in zip(classes, somewhere, strict=True):
         count = report["classes"][name]["boxes"]
-        if not looked_for:
-            warnings.append(f"{name}: no teacher looked for it")
+        if not is_searched:
+            warnings.append(f"{name}: no teacher searched for it")
         elif count < min_boxes:
             warnings.append(f"{name}: {count} boxes, expected {min_boxes} or more")
     ratio = report.get("reference", {}).get("ratio")
     if ratio is not None and not RATIO[0] <= ratio <= RATIO[1]:
         warnings.append(
-            f"boxes per image: {ratio:.2f} times those of labelled data, expected "
+            f"boxes per image: {ratio:.2f} times the number in labeled data, expected "
             f"{RATIO[0]:g} to {RATIO[1]:g} times"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""The quality report as files: report.json, report.md and samples.png."""
+"""Write the quality report: report.json, report.md and samples.png."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ...data.manifest import Image
 from ...files import write_file, write_json
 from ..coco import is_kept
-from ..records import Labels
+from ..fuse import Labels
 from .assess import BINS, assess
 from .truth import IOU, NEAR, TrueBoxes, TrueImage
 
@@ -34,14 +34,15 @@ def write_report(
     truth: TrueBoxes | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Write report.json, report.md and samples.png to a folder; each appears whole.
+    """Write report.json, report.md and samples.png to a folder, each in one step.
 
     Args:
-        samples: number of images to draw, chosen at random by `seed`; 0: no PNG.
-        truth, options: and all else: see `d2kd.pseudo.quality.assess`.
+        images, labels, classes, teachers, truth, options: see `d2kd.pseudo.quality.assess.assess`.
+        samples: number of images to draw, chosen at random; 0 for no picture.
+        seed: for this choice.
 
     Returns:
-        what report.json says.
+        the content of report.json.
     """
     folder = Path(folder)
     report = assess(images, labels, classes, teachers, truth=truth, **options)
@@ -52,7 +53,7 @@ def write_report(
     if samples and kept:
         order = np.random.RandomState(seed).permutation(len(kept))[:samples]
         chosen = [kept[i] for i in np.sort(order)]
-        truths = truth.of(images) if truth else {}
+        truths = truth.select_images(images) if truth else {}
         draw_samples(folder / "samples.png", chosen, labels, classes, truths)
     return report
 
@@ -77,29 +78,30 @@ def _histogram(head: Sequence[str], names: Sequence[str], columns: Sequence[Sequ
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """A report of `d2kd.pseudo.quality.assess` to be read."""
-    images, truth, reference = (report.get(k) for k in ("images", "truth", "reference"))
+    """Format the result of `d2kd.pseudo.quality.assess.assess` as Markdown."""
+    images, truth, reference = report["images"], report.get("truth"), report.get("reference")
     parts = ["# Quality of the labels\n"]
     if report["warnings"]:
         parts += ["**Warnings**\n", "".join(f"- {line}\n" for line in report["warnings"])]
     else:
         parts.append("No warnings.\n")
     parts.append(
-        f"{images['labelled']} of {images['asked']} images are labelled, {images['empty']} of them "
-        f"as empty; {images['unsure']} are left out, because all that was found in them is between "
-        f"the bars. {report['boxes']} boxes and {report['ignore_regions']} regions to ignore; "
-        f"{_number(report['boxes_per_image'], 2)} boxes per image.\n"
+        f"{images['labeled']} of {images['asked']} images are labeled, {images['empty']} of them "
+        f"as empty. {images['unsure']} images are left out, because all of their boxes are between "
+        f"the low and the high threshold. {report['boxes']} boxes and {report['ignore_regions']} "
+        f"regions to ignore; {_number(report['boxes_per_image'], 2)} boxes per image.\n"
     )
     if reference:
         parts.append(
-            f"Labelled data ({reference['source']}) have "
+            f"Labeled data ({reference['source']}) have "
             f"{_number(reference['expected_boxes_per_image'], 2)} boxes per image of the "
-            f"{len(reference['classes'])} classes that both label everywhere; these labels "
-            f"{_number(reference['ratio'], 2)} times as many. Divergence of the classes' shares "
-            f"(KL, labels from labelled data): {_number(reference['class_divergence'])} nats.\n"
+            f"{len(reference['classes'])} classes that are labeled in all images of both. These "
+            f"labels have {_number(reference['ratio'], 2)} times as many. KL divergence of the "
+            f"shares of the classes from labeled data: {_number(reference['class_divergence'])} "
+            f"nats.\n"
         )
     else:
-        parts.append("No labelled data given: the number of boxes is compared with none.\n")
+        parts.append("The number of boxes is not compared: no labeled data were given.\n")
     if truth:
         parts += _truth_parts(truth)
     parts += ["## Classes\n", _classes(report)]
@@ -110,7 +112,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             for r in report["agreement"]
         ]
         parts += ["## Agreement of teachers\n", _table(head, rows)]
-        parts.append("Boxes of classes that both teachers know.\n")
+        parts.append("Only boxes of classes that both teachers know are counted.\n")
     bins = [f"{low:.1f} to {high:.1f}" for low, high in itertools.pairwise(BINS)]
     scores = [report["score_histogram"], report["ignore_score_histogram"]]
     parts += ["## Scores\n", _histogram(["score", "boxes", "regions to ignore"], bins, scores)]
@@ -126,11 +128,12 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
     summary = [f"{name} {_number(truth[name], 1)}" for name in ("AP", "AP50", "AP75")]
     summary += [f"{name} {_number(truth[name], 1)}" for name in ("APs", "APm", "APl")]
     parts = [
-        f"## Beside the truth\n\n{truth['source']}: {truth['images']} images. AP of the boxes, in "
-        f"percent: {', '.join(summary)}. Images that are left out and crowds do not count.\n"
+        f"## Comparison with ground truth\n\n{truth['source']}: {truth['images']} images. AP of "
+        f"the boxes, in percent: {', '.join(summary)}. Images that are left out and crowds do not "
+        f"count.\n"
     ]
     if truth["unknown_classes"]:
-        parts.append(f"Not in the truth: {', '.join(truth['unknown_classes'])}.\n")
+        parts.append(f"Not in the ground truth: {', '.join(truth['unknown_classes'])}.\n")
     rows = [
         [name, str(x["labels"]), str(x["objects"]), *(_number(x[k]) for k in keys)]
         + [str(n) for n in x["errors"].values()]
@@ -138,13 +141,14 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
         for name, x in (("high", high), ("low", low))
         if (keys := ("precision", "recall", "mean_iou"))
     ]
-    head = ["bar", "labels", "objects", "precision", "recall", "mean IoU", *high["errors"]]
+    head = ["threshold", "labels", "objects", "precision", "recall", "mean IoU", *high["errors"]]
     parts.append(_table([*head, "missed"], rows))
     parts.append(
-        f"A label is correct from IoU {IOU:g} with an object of its class that no surer label has. "
-        f"Of the others, by the first that holds: duplicate, IoU {IOU:g} with an object of its "
-        f"class; class, IoU {IOU:g} with one of another class; localisation, IoU {NEAR:g} with one "
-        f"of its class; background. At the low bar, regions to ignore count as boxes.\n"
+        f"A label is correct if its IoU with an object of its class is at least {IOU:g} and no "
+        f"label of higher score has taken the object. The first of these that holds names the "
+        f"error of another label: duplicate, IoU {IOU:g} with an object of its class; class, IoU "
+        f"{IOU:g} with an object of another class; localization, IoU {NEAR:g} with an object of "
+        f"its class; background. At the low threshold, regions to ignore count as boxes.\n"
     )
     rows = [
         [
@@ -166,8 +170,8 @@ def _classes(report: Mapping[str, Any]) -> str:
         row = [name, str(x["boxes"]), str(x["ignore_regions"]), _number(x["mean_score"])]
         if truth:
             row.append(_number(truth["classes"][name], 1))
-            bars = (truth[bar]["classes"][name] for bar in ("high", "low"))
-            row += [_number(bar[k]) for bar in bars for k in ("precision", "recall")]
+            both = (truth[threshold]["classes"][name] for threshold in ("high", "low"))
+            row += [_number(figures[k]) for figures in both for k in ("precision", "recall")]
         rows.append(row)
     return _table(head, rows)
 
@@ -182,12 +186,16 @@ def draw_samples(
     columns: int = 4,
     side: int = 420,
 ) -> None:
-    """Write a PNG of images with their boxes, regions to ignore (dashed) and true boxes (dotted).
+    """Draw images with their boxes, regions to ignore (dashed) and true boxes (dotted), as a PNG.
 
     Args:
-        images: those to draw, row by row.
-        truths: image id -> true boxes, if any.
-        side: of an image, in pixels.
+        path: the PNG file.
+        images: the images to draw, row by row.
+        labels: image id -> labels.
+        classes: the student's K class names.
+        truths: image id -> ground truth, if there is any.
+        columns: images in a row.
+        side: size of the square for each image, in pixels.
     """
     from detectron2.data.detection_utils import read_image
     from matplotlib import patheffects
@@ -199,34 +207,39 @@ def draw_samples(
     rows = -(-len(images) // columns)
     width, height = columns * side, rows * side + foot
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)  # no window and no global state: nothing to close
+    FigureCanvasAgg(figure)  # unlike pyplot, this has no window and no global state to clean up
     casing = [patheffects.Stroke(linewidth=3, foreground=_CASING), patheffects.Normal()]
 
     def outline(ax, box: np.ndarray, color: str, style: Any) -> None:
-        size = box[2] - box[0], box[3] - box[1]
-        frame = Rectangle(box[:2], *size, fill=False, color=color, linewidth=1.6, linestyle=style)
+        x1, y1, x2, y2 = box.tolist()
+        frame = Rectangle(
+            (x1, y1), x2 - x1, y2 - y1, fill=False, color=color, linewidth=1.6, linestyle=style
+        )
         frame.set_path_effects(casing)
         ax.add_patch(frame)
 
     for n, image in enumerate(images):
         left, bottom = n % columns * side + 4, height - (n // columns + 1) * side + 4
         place = (left / width, bottom / height, (side - 8) / width, (side - 8) / height)
-        ax, found = figure.add_axes(place), labels[image.image_id]
+        ax, shown = figure.add_axes(place), labels[image.image_id]
         ax.imshow(read_image(image.file_name, "RGB"), extent=(0, image.width, image.height, 0))
         ax.set(xlim=(0, image.width), ylim=(image.height, 0))
         ax.axis("off")
         if truths and image.image_id in truths:
             for box in truths[image.image_id].boxes:
                 outline(ax, box, TRUTH, (0, (1, 2)))
-        for i in np.argsort(found.scores, kind="stable"):
-            color, style = (REGION, (0, (4, 2))) if found.ignore[i] else (BOX, "-")
-            outline(ax, found.boxes[i], color, style)
-            text = f"{classes[found.classes[i]]} {100 * found.scores[i]:.0f}%"
+        for i in np.argsort(shown.scores, kind="stable"):
+            color, style = (REGION, (0, (4, 2))) if shown.ignore[i] else (BOX, "-")
+            outline(ax, shown.boxes[i], color, style)
+            text = f"{classes[shown.classes[i]]} {100 * shown.scores[i]:.0f}%"
             back = {"facecolor": color, "edgecolor": "none", "pad": 1}
-            x, y = found.boxes[i, :2].clip(0, None)
+            x, y = shown.boxes[i, :2].clip(0, None)
             over = "bottom" if y > 0.05 * image.height else "top"  # above the box, if there is room
             ax.text(x, y, text, size=7, va=over, bbox=back, clip_on=True)
-    kinds = [(BOX, "-", "box"), (REGION, (0, (4, 2)), "region to ignore")]
+    kinds: list[tuple[str, Any, str]] = [
+        (BOX, "-", "box"),
+        (REGION, (0, (4, 2)), "region to ignore"),
+    ]
     kinds += [(TRUTH, (0, (1, 2)), "true box")] if truths else []
     handles = [
         Patch(facecolor="#45494d", edgecolor=color, linestyle=style, linewidth=1.6, label=label)

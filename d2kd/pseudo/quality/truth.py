@@ -1,4 +1,4 @@
-"""Labels beside the truth, where there is one: precision, recall, AP and kinds of errors.
+"""Compare labels with ground truth: precision, recall, AP and kinds of errors.
 
 Shapes: K classes of the student; D labels and G true boxes of one image. Boxes are x1y1x2y2 in
 pixels of the image file.
@@ -19,7 +19,7 @@ from detectron2.structures import BoxMode
 from torchvision.ops import box_iou
 
 from ...data.manifest import Image
-from ...matching import Detections, Truth, match
+from ...matching import Detections, GroundTruth, match
 
 __all__ = [
     "AREAS",
@@ -32,14 +32,22 @@ __all__ = [
     "read_truth",
 ]
 
-IOU = 0.5  # from which a label is at an object's place
-NEAR = 0.1  # from which it is near
-AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # COCO's
+IOU = 0.5  # smallest IoU of a correct label with its object
+NEAR = 0.1  # smallest IoU of a badly localized label with its object
+# COCO's ranges, in square pixels.
+AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
 
 class TrueImage(NamedTuple):
-    """What is in one image: boxes (G, 4), classes (G,), the student's, crowds (G,) bool, areas (G,)
-    in square pixels."""
+    """The ground truth of one image.
+
+    Attributes:
+        file_name: path of the image, or the last part of it.
+        boxes: (G, 4).
+        classes: (G,), the student's class indices.
+        crowds: (G,) bool.
+        areas: (G,) in square pixels.
+    """
 
     file_name: str
     boxes: np.ndarray
@@ -47,82 +55,99 @@ class TrueImage(NamedTuple):
     crowds: np.ndarray
     areas: np.ndarray
 
-    def of(self, owned: np.ndarray) -> TrueImage:
-        """Only the classes that are True in (K,)."""
-        return TrueImage(self.file_name, *(x[owned[self.classes]] for x in self[1:]))
+    def select_classes(self, chosen: np.ndarray) -> TrueImage:
+        """The boxes of the classes that are True in `chosen`, (K,) bool."""
+        rows = chosen[self.classes]
+        return TrueImage(
+            self.file_name,
+            self.boxes[rows],
+            self.classes[rows],
+            self.crowds[rows],
+            self.areas[rows],
+        )
 
 
 class TrueBoxes(NamedTuple):
-    """What is in the images of one source, and (K,) bool, the classes that it knows."""
+    """The ground truth of one source.
+
+    Attributes:
+        source: name of the dataset, or path of the COCO file.
+        images: ground truth of each image.
+        known: (K,) bool, the student's classes that the source labels.
+    """
 
     source: str
     images: list[TrueImage]
     known: np.ndarray
 
-    def of(self, images: Sequence[Image]) -> dict[int, TrueImage]:
-        """Those of some images, by their ids. Images are the same by their files: ids of other
-        data mean other images, and some data sets' ids are no numbers.
+    def select_images(self, images: Sequence[Image]) -> dict[int, TrueImage]:
+        """Image id -> ground truth, for those of the images that have it.
+
+        Images are identified by their files. Ids would not do: another dataset uses the same ids
+        for other images, and the ids of some datasets are not numbers.
 
         Raises:
-            ValueError: none of the images is here, or one here may be two of them.
+            ValueError: none of the images has ground truth here, or the file name of some ground
+                truth fits several images.
         """
-        # A COCO file knows the last part of a path only.
+        # A COCO file has only the last part of each path: compare as many parts as it has.
         index: dict[str, Image | None] = {}
         for folders in {truth.file_name.count("/") for truth in self.images}:
             for image in images:
                 parts = os.path.abspath(image.file_name).rsplit("/", folders + 1)
                 end = "/".join(parts[-1 - folders :])
                 index[end] = None if end in index else image
-        found: dict[int, TrueImage] = {}
+        selected: dict[int, TrueImage] = {}
         for truth in self.images:
             if truth.file_name not in index:
                 continue
-            image = index[truth.file_name]
-            if image is None or image.image_id in found:
+            same_file = index[truth.file_name]
+            if same_file is None or same_file.image_id in selected:
                 raise ValueError(
                     f"{self.source}: expected one image to label for each with true boxes, found "
                     f"several {truth.file_name}. Register the truth with the images' folder."
                 )
-            found[image.image_id] = truth
-        if not found:
-            ours = images[0].file_name if len(images) else "none"
+            selected[same_file.image_id] = truth
+        if not selected:
+            example = images[0].file_name if len(images) else "none"
             raise ValueError(
-                f"{self.source}: expected true boxes of the images that are labelled, such as "
-                f"{ours}, found those of {len(self.images)} other images, such as "
+                f"{self.source}: expected true boxes of the images that are labeled, such as "
+                f"{example}, found {len(self.images)} other images, such as "
                 f"{self.images[0].file_name}"
             )
-        return found
+        return selected
 
 
 def read_truth(source: str | Path, classes: Sequence[str]) -> TrueBoxes:
-    """True boxes of the student's classes, which are told by their names; others are left out.
+    """Read the true boxes of the student's classes. Classes are identified by their names, boxes of
+    other classes are left out.
 
     Args:
-        source: a COCO JSON file, or the name of a data set that is registered with Detectron2.
+        source: a COCO JSON file, or the name of a dataset that is registered with Detectron2.
+        classes: the student's K class names.
 
     Raises:
-        ValueError: there is no such file or data set, it knows none of the classes, or has no boxes
-            at all.
+        ValueError: there is no such file or dataset, or it has no boxes of these classes.
     """
     records, names = _read_json(source) if str(source).endswith(".json") else _registered(source)
     index = {i: classes.index(name) for i, name in names.items() if name in classes}
     truths = []
     for record in records:
         rows = [a for a in record.get("annotations", ()) if a["category_id"] in index]
-        boxes = [
+        corners = [
             BoxMode.convert(a["bbox"], a.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS)
             for a in rows
         ]
-        boxes = np.array(boxes, dtype=float).reshape(-1, 4)
+        boxes = np.array(corners, dtype=float).reshape(-1, 4)
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        one = TrueImage(
+        truth = TrueImage(
             record["file_name"],
             boxes,
             np.array([index[a["category_id"]] for a in rows], dtype=int),
             np.array([bool(a.get("iscrowd", 0)) for a in rows], dtype=bool),
             np.array([a.get("area", area) for a, area in zip(rows, areas, strict=True)], float),
         )
-        truths.append(one)
+        truths.append(truth)
     if not any(len(truth.boxes) for truth in truths):
         raise ValueError(
             f"{source}: expected true boxes of {', '.join(classes)}, found none in {len(truths)} "
@@ -150,89 +175,102 @@ def _registered(name: str | Path) -> tuple[list[dict], dict[int, str]]:
 
     if str(name) not in DatasetCatalog.list():
         raise ValueError(
-            f"truth: expected a data set registered with Detectron2, or a COCO file (.json), found "
+            f"truth: expected a dataset registered with Detectron2, or a COCO file (.json), found "
             f"{str(name)!r}"
         )
     records = DatasetCatalog.get(str(name))
     names = MetadataCatalog.get(str(name)).get("thing_classes")
     if not names:
-        raise ValueError(f"truth: expected a data set with thing_classes, {str(name)!r} has none")
-    # Paths as a manifest has them.
+        raise ValueError(f"truth: expected a dataset with thing_classes, {str(name)!r} has none")
+    # The same form of paths as in a manifest.
     records = [{**r, "file_name": os.path.abspath(r["file_name"])} for r in records]
     return records, dict(enumerate(names))
 
 
 class _Judged(NamedTuple):
-    """Labels beside the truth at one bar, of one image or of all."""
+    """Labels compared with ground truth, of one image or of all images."""
 
     classes: np.ndarray  # (D,)
-    areas: np.ndarray  # (D,)
-    kinds: np.ndarray  # (D,) correct, class, localisation, background or duplicate
-    ious: np.ndarray  # (D,) with the true box of the class that it overlaps most
-    objects: np.ndarray  # (G,) classes of the true boxes
-    object_areas: np.ndarray  # (G,)
-    found: np.ndarray  # (G,) bool
+    areas: np.ndarray  # (D,) in square pixels
+    kinds: np.ndarray  # (D,) "correct", or the kind of error, see `accuracy`
+    ious: np.ndarray  # (D,) IoU with the object of its class that the label overlaps most
+    objects: np.ndarray  # (G,) classes of the objects
+    object_areas: np.ndarray  # (G,) in square pixels
+    found: np.ndarray  # (G,) bool, whether a label has the object
 
 
 def _judge(labels: Detections, truth: TrueImage) -> _Judged:
     boxes, plain = torch.as_tensor(labels.boxes, dtype=torch.float64), ~truth.crowds
     overlap = box_iou(boxes, torch.as_tensor(truth.boxes, dtype=torch.float64)).numpy()
     same = labels.classes[:, None] == truth.classes
-    result = match(labels, Truth(truth.boxes[plain], truth.classes[plain]), IOU)
+    result = match(labels, GroundTruth(truth.boxes[plain], truth.classes[plain]), IOU)
     best, other = (np.where(x & plain, overlap, 0).max(1, initial=0) for x in (same, ~same))
     kinds = np.select(
         [result.correct, best >= IOU, other >= IOU, best >= NEAR],
-        ["correct", "duplicate", "class", "localisation"],
+        ["correct", "duplicate", "class", "localization"],
         "background",
     )
-    # COCO: a label of which half or more lies in a crowd of its class is neither right nor wrong.
+    # As in COCO, a label with at least half of its area in a crowd of its class does not count.
     low = np.maximum(labels.boxes[:, None, :2], truth.boxes[:, :2])
     high = np.minimum(labels.boxes[:, None, 2:], truth.boxes[:, 2:])
     areas = (labels.boxes[:, 2:] - labels.boxes[:, :2]).prod(1)
     inside = (high - low).clip(0).prod(2) / areas[:, None].clip(1e-9)
     counts = result.correct | ~((inside >= IOU) & same & truth.crowds).any(1)
-    columns = (x[counts] for x in (labels.classes, areas, kinds, best))
-    return _Judged(*columns, truth.classes[plain], truth.areas[plain], result.found)
+    return _Judged(
+        labels.classes[counts],
+        areas[counts],
+        kinds[counts],
+        best[counts],
+        truth.classes[plain],
+        truth.areas[plain],
+        result.found,
+    )
 
 
-def _share(part: np.ndarray) -> float | None:
+def _mean(part: np.ndarray) -> float | None:
     return float(part.mean()) if len(part) else None
 
 
 def accuracy(
     pairs: Sequence[tuple[Detections, TrueImage]], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Precision and recall at IoU 0.5 by COCO's matching, in all, by class and by size.
+    """Precision and recall at IoU 0.5 with COCO's matching: in total, by class and by size.
 
-    The kinds of errors, over all classes, are a simple form of TIDE's (D. Bolya et al., ECCV 2020).
-    A wrong label is, by the first that holds: a duplicate, if its IoU with an object of its class
-    is `IOU` or more, which a surer label has taken; of the wrong class, if that is so with an
-    object of another class; badly localised, if its IoU with an object of its class is `NEAR` or
-    more; else background. Crowds of the truth are neither objects nor background.
+    Errors are classified over all classes, by a simple form of TIDE (D. Bolya et al., ECCV 2020).
+    The first of these conditions that holds names the kind of a wrong label:
+
+    - "duplicate": its IoU with an object of its class is at least `IOU`, but a label of higher
+      score has taken the object;
+    - "class": its IoU with an object of another class is at least `IOU`;
+    - "localization": its IoU with an object of its class is at least `NEAR`;
+    - "background": none of these.
+
+    Crowds are neither objects nor background.
 
     Args:
-        pairs: labels of an image, and what is in it; of one image at least.
+        pairs: labels and ground truth of each image, at least one.
+        classes: the student's K class names.
 
     Returns:
-        precision, recall and mean_iou (of correct labels with the object of their class that they
-        overlap most) in [0, 1], or None where there is nothing to count.
+        among others "precision", "recall" and "mean_iou" (of correct labels with the object of
+        their class that they overlap most), in [0, 1] or None where there is nothing to count.
     """
     judged = zip(*(_judge(*pair) for pair in pairs), strict=True)
     rows = _Judged(*(np.concatenate(column) for column in judged))
     right = rows.kinds == "correct"
 
     def both(labels: Any, objects: Any) -> dict[str, float | None]:
-        return {"precision": _share(right[labels]), "recall": _share(rows.found[objects])}
+        return {"precision": _mean(right[labels]), "recall": _mean(rows.found[objects])}
 
     def within(areas: np.ndarray, low: float, high: float) -> np.ndarray:
         return (areas >= low) & (areas < high)
 
-    kinds = ["class", "localisation", "background", "duplicate"]
+    kinds = ["class", "localization", "background", "duplicate"]
     return {
         **both(..., ...),
         "labels": len(right),
         "objects": len(rows.objects),
-        "mean_iou": _share(rows.ious[right]),
+        "mean_iou": _mean(rows.ious[right]),
         "errors": {kind: int((rows.kinds == kind).sum()) for kind in kinds},
         "missed": int((~rows.found).sum()),
         "sizes": {
@@ -248,7 +286,11 @@ def accuracy(
 def average_precision(
     pairs: Sequence[tuple[Detections, TrueImage]], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """COCO's AP in percent, as Detectron2 computes it; None where there is no truth."""
+    """COCO's AP in percent, as Detectron2 computes it; None where there are no objects.
+
+    Args:
+        pairs, classes: see `accuracy`.
+    """
     from detectron2.evaluation.coco_evaluation import COCOeval_opt
     from pycocotools.coco import COCO
 
@@ -261,7 +303,7 @@ def average_precision(
     truths = [
         row for i, (_, t) in enumerate(pairs) for row in rows(t, i, iscrowd=t.crowds, area=t.areas)
     ]
-    found = [row for i, (d, _) in enumerate(pairs) for row in rows(d, i, score=d.scores)]
+    labels = [row for i, (d, _) in enumerate(pairs) for row in rows(d, i, score=d.scores)]
     truth = COCO()
     truth.dataset = {
         "info": {},
@@ -271,12 +313,12 @@ def average_precision(
     }
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        evaluation = COCOeval_opt(truth, truth.loadRes(found) if found else COCO(), "bbox")
+        evaluation = COCOeval_opt(truth, truth.loadRes(labels) if labels else COCO(), "bbox")
         evaluation.params.imgIds = list(range(len(pairs)))
         evaluation.params.maxDets = [max([100, *(len(d.scores) for d, _ in pairs)])]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"]  # IoU, recall, class, area, 1; -1 without truth
+    precision = evaluation.eval["precision"]  # (IoU, recall, class, area, 1); -1 without objects
 
     def mean(part: np.ndarray) -> float | None:
         part = part[part > -1]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-from d2kd.matching import Detections, Truth, match
+from d2kd.matching import Detections, GroundTruth, match
 
 __all__ = ["best_threshold", "choose_images", "suppress_across_classes"]
 
@@ -23,16 +23,11 @@ def suppress_across_classes(detections: Detections, iou: float = 0.5) -> Detecti
     Detectors suppress duplicates class by class. A detector that is unsure therefore reports one
     object under several classes, which makes a picture hard to read.
     """
-    boxes, scores = torch.as_tensor(detections.boxes), torch.as_tensor(detections.scores)
-    keep = np.sort(nms(boxes, scores, iou).numpy())
-    return Detections(
-        boxes=detections.boxes[keep],
-        classes=detections.classes[keep],
-        scores=detections.scores[keep],
-    )
+    keep = nms(torch.as_tensor(detections.boxes), torch.as_tensor(detections.scores), iou)
+    return detections[np.sort(keep.numpy())]
 
 
-def best_threshold(detections: Sequence[Detections], truths: Sequence[Truth]) -> float:
+def best_threshold(detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> float:
     """The score threshold at which the F1 of a detector over these images is highest.
 
     The scores of different detectors are not comparable, so the demo shows each detector at its own
@@ -51,7 +46,7 @@ def best_threshold(detections: Sequence[Detections], truths: Sequence[Truth]) ->
 
 
 def choose_images(
-    truths: Mapping[Any, Truth],
+    truths: Mapping[Any, GroundTruth],
     alone: Mapping[Any, Detections],
     distilled: Mapping[Any, Detections],
     *,

@@ -98,17 +98,17 @@ def draw(path: Path, results: dict, instances: dict, teacher, headline: str) -> 
     from detectron2.data import MetadataCatalog
 
     from d2kd.config import load_config
-    from d2kd.matching import Detections, Truth
+    from d2kd.matching import Detections, GroundTruth
 
     from .choose import best_threshold, choose_images, suppress_across_classes
     from .pictures import View, compose_sheet, distillation_columns
 
     test = load_config(config_path(CONFIGS["student"])).dataloader.test
     records = {record["image_id"]: record for record in instantiate(test.dataset)}
-    truths = {i: Truth.of(record) for i, record in records.items()}
+    truths = {i: GroundTruth.from_record(record) for i, record in records.items()}
     views, shown = [], {}
     for name, title in TITLES.items():
-        boxes = {i: Detections.of(instances[name][i]) for i in records}
+        boxes = {i: Detections.from_instances(instances[name][i]) for i in records}
         distinct = {i: suppress_across_classes(b) for i, b in boxes.items()}
         threshold = best_threshold(list(distinct.values()), list(truths.values()))
         shown[name] = {i: detections.above(threshold) for i, detections in distinct.items()}

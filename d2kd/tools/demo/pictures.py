@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from d2kd.matching import Detections, Truth
+from d2kd.matching import Detections, GroundTruth
 from d2kd.visualize import (
     CORRECT,
     MISSED,
@@ -58,7 +58,7 @@ def distillation_columns(
     views: Sequence[View],
     teacher: nn.Module,
     inputs: Mapping[Any, Mapping[str, Any]],
-    truths: Mapping[Any, Truth],
+    truths: Mapping[Any, GroundTruth],
     names: Sequence[str],
     *,
     tau: float = 0.5,

@@ -12,10 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from d2kd.data.manifest import Image
+from d2kd.pseudo.fuse import Labels
 from d2kd.pseudo.quality.assess import assess
 from d2kd.pseudo.quality.report import write_report
 from d2kd.pseudo.quality.truth import read_truth
-from d2kd.pseudo.records import Labels
 
 CLASSES = ["cat", "dog", "owl"]
 TEACHERS = ["big", "other"]
@@ -71,7 +71,7 @@ def test_worked_by_hand(tmp_path):
     assert (high["labels"], high["objects"], high["missed"]) == (5, 3, 2)
     assert (high["precision"], high["recall"]) == (1 / 5, 1 / 3)
     assert (low["precision"], low["recall"]) == (2 / 6, 2 / 3)
-    errors = {"class": 1, "localisation": 1, "background": 1, "duplicate": 1}
+    errors = {"class": 1, "localization": 1, "background": 1, "duplicate": 1}
     assert high["errors"] == low["errors"] == errors
     assert high["classes"] == {
         "cat": {"precision": 1 / 3, "recall": 1 / 2},
@@ -93,7 +93,7 @@ def test_the_surer_of_a_class_and_a_place_error_is_named_first(tmp_path):
     file = truth(tmp_path, [(1, 0, 0, 10, 10, 1), (1, 10, 0, 20, 10, 2)])
     found = {1: labels((8, 0, 18, 10, 0, 0.9))}
     errors = assess(images(1), found, CLASSES, TEACHERS, truth=file)["truth"]["high"]["errors"]
-    assert errors == {"class": 1, "localisation": 0, "background": 0, "duplicate": 0}
+    assert errors == {"class": 1, "localization": 0, "background": 0, "duplicate": 0}
 
 
 def test_overlap_of_correct_labels(tmp_path):
@@ -101,7 +101,7 @@ def test_overlap_of_correct_labels(tmp_path):
     found = {1: labels((0, 0, 10, 8, 0, 0.9), (0, 50, 10, 56, 0, 0.8), (0, 50, 10, 54, 0, 0.7))}
     judged = assess(images(1), found, CLASSES, TEACHERS, truth=file)["truth"]["high"]
     assert judged["mean_iou"] == pytest.approx((0.8 + 0.6) / 2)  # the third is wrong
-    assert judged["errors"]["localisation"] == 1
+    assert judged["errors"]["localization"] == 1
 
 
 def test_perfect_labels(tmp_path):
@@ -225,7 +225,7 @@ def test_a_registered_data_set(tmp_path):
 def test_truth_is_told_by_the_files_whatever_the_ids(tmp_path):
     file = truth(tmp_path, [(1, 0, 0, 10, 10, 1), (2, 0, 0, 20, 20, 2), (3, 0, 0, 30, 30, 3)])
     ours = [Image(7, "/data/3.png", 9, 9), Image(1, "/data/2.png", 9, 9)]
-    boxes = {i: x.boxes.tolist() for i, x in file.of(ours).items()}
+    boxes = {i: x.boxes.tolist() for i, x in file.select_images(ours).items()}
     assert boxes == {7: [[0, 0, 30, 30]], 1: [[0, 0, 20, 20]]}
 
 
@@ -245,15 +245,15 @@ def test_ids_of_a_data_set_need_not_be_numbers(tmp_path):
     assert found.known.tolist() == [True, False, False]
     # A manifest may have the path as the data set says it, or whole.
     ours = [Image(5, "data/2.png", 9, 9), Image(6, os.path.abspath("data/1.png"), 9, 9)]
-    assert {i: x.boxes.max() for i, x in found.of(ours).items()} == {5: 2, 6: 1}
+    assert {i: x.boxes.max() for i, x in found.select_images(ours).items()} == {5: 2, 6: 1}
 
 
 def test_truth_of_other_images_is_refused(tmp_path):
     file = truth(tmp_path, OBJECTS)
-    with pytest.raises(ValueError, match=r"such as /data/7.png, found .* 1 other images.* 1.png"):
+    with pytest.raises(ValueError, match=r"such as /data/7.png, found 1 other images.* 1.png"):
         assess(images(7), {7: FOUND}, CLASSES, TEACHERS, truth=file)
     with pytest.raises(ValueError, match=r"one image to label for each.* found several 1.png"):
-        file.of([Image(1, "/a/1.png", 9, 9), Image(2, "/b/1.png", 9, 9)])
+        file.select_images([Image(1, "/a/1.png", 9, 9), Image(2, "/b/1.png", 9, 9)])
     with pytest.raises(ValueError, match=r"expected true boxes of fox, found none in 1 images"):
         truth(tmp_path, OBJECTS, ours=["fox"])
     with pytest.raises(ValueError, match="expected true boxes of cat, dog, owl, found none"):
@@ -264,7 +264,7 @@ def test_truth_of_other_images_is_refused(tmp_path):
     "source, message",
     [
         ("nowhere.json", "truth: expected a COCO file, found none at nowhere.json"),
-        ("quality_tset", "truth: expected a data set registered .* found 'quality_tset'"),
+        ("quality_tset", "truth: expected a dataset registered .* found 'quality_tset'"),
     ],
 )
 def test_truth_that_is_not_there_is_named(source, message):
@@ -280,7 +280,7 @@ def test_without_truth():
         4: labels((0, 0, 9, 9, 0, 0.52)),
     }
     result = assess(images(1, 2, 3, 4, 5), found, CLASSES, TEACHERS)
-    assert result["images"] == {"asked": 5, "labelled": 3, "empty": 1, "unsure": 1}
+    assert result["images"] == {"asked": 5, "labeled": 3, "empty": 1, "unsure": 1}
     assert (result["boxes"], result["ignore_regions"], result["boxes_per_image"]) == (3, 1, 1)
     assert result["boxes_per_image_histogram"] == [1, 1, 1]
     assert result["score_histogram"] == [0, 0, 0, 0, 0, 2, 0, 0, 0, 1]
@@ -314,26 +314,28 @@ def test_warnings(tmp_path):
 
     def warnings(each, **options):
         found = {i: labels(*[box] * each) for i in range(10)}
-        result = assess(images(*range(10)), found, CLASSES[:2], TEACHERS, labelled=file, **options)
+        result = assess(images(*range(10)), found, CLASSES[:2], TEACHERS, reference=file, **options)
         return result["warnings"], result["reference"]["ratio"]
 
     few = "dog: 0 boxes, expected 20 or more"
     assert warnings(12) == ([few], 3)
     lines, ratio = warnings(13)
-    assert ratio == 3.25 and lines[1].startswith("boxes per image: 3.25 times those of labelled")
+    assert ratio == 3.25 and lines[1].startswith(
+        "boxes per image: 3.25 times the number in labeled"
+    )
     lines, ratio = warnings(1)
     assert ratio == 0.25 and lines[0] == "cat: 10 boxes, expected 20 or more" and len(lines) == 3
     assert warnings(12, min_boxes=0) == ([], 3)
     never = {i: np.array([True, False]) for i in range(10)}
     # Of cats alone there are 2 an image.
-    assert warnings(5, annotated=never) == (["dog: no teacher looked for it"], 2.5)
-    assert assess(images(1), {}, CLASSES, TEACHERS)["warnings"] == ["no image is labelled"]
+    assert warnings(5, annotated=never) == (["dog: no teacher searched for it"], 2.5)
+    assert assess(images(1), {}, CLASSES, TEACHERS)["warnings"] == ["no image is labeled"]
 
 
 def test_divergence_of_classes(tmp_path):
     file = truth(tmp_path, [(1, 0, 0, 9, 9, k) for k in (1, 1, 2)])
     found = {5: labels(*[(0, 0, 9, 9, k, 0.9) for k in (0, 1, 1, 1, 1)])}
-    result = assess(images(5), found, CLASSES, TEACHERS, labelled=file)["reference"]
+    result = assess(images(5), found, CLASSES, TEACHERS, reference=file)["reference"]
     p, q = np.array([2, 5, 1]) / 8, np.array([3, 2, 1]) / 6  # one more of each
     assert result["class_divergence"] == pytest.approx((p * np.log(p / q)).sum())
     assert (result["boxes_per_image"], result["expected_boxes_per_image"]) == (5, 3)
@@ -372,8 +374,8 @@ def test_files(tmp_path):
 
 def test_files_without_truth_or_labels(tmp_path):
     files_of(tmp_path / "a", tmp_path, samples=0)
-    assert "No labelled data given" in (tmp_path / "a" / "report.md").read_text()
+    assert "no labeled data were given" in (tmp_path / "a" / "report.md").read_text()
     write_report(tmp_path / "b", images(1), {}, CLASSES, TEACHERS)
-    assert "- no image is labelled" in (tmp_path / "b" / "report.md").read_text()
+    assert "- no image is labeled" in (tmp_path / "b" / "report.md").read_text()
     for name in "ab":
         assert not (tmp_path / name / "samples.png").exists()
