@@ -1,4 +1,4 @@
-"""Checks of a LazyConfig that find mistakes before the first iteration."""
+"""Load a LazyConfig, and find the mistakes in it before the first iteration."""
 
 from __future__ import annotations
 
@@ -53,36 +53,20 @@ def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Find unknown fields, unknown or empty data sets, data sets with more classes than the model
-    or that number them differently, other channel orders and missing devices.
+    """Check fields, datasets, classes, channel order and device of a config.
+
+    It finds fields that their target does not have, datasets that are not registered, missing or
+    empty, datasets with more classes than the model, datasets that number a class differently, a
+    channel order that the distiller does not expect, and a device that this machine does not have.
 
     Raises:
-        ValueError: with the field, what was expected, what was found and the nearest names.
+        ValueError: the message names the field, what was expected, what was found, and the nearest
+            names.
     """
     for path, node in _nodes(cfg):
         if "_target_" in node:
             _check_fields(path, node)
-    for path, names in _dataset_names(cfg.get("dataloader", {})):
-        for name in [names] if isinstance(names, str) else names:
-            if name not in DatasetCatalog.list():
-                raise ValueError(
-                    f"dataloader.{path}: expected a registered dataset, found {name!r}."
-                    f"{_nearest(name, DatasetCatalog.list())} Register it in the config or with "
-                    f"detectron2.data.datasets.register_coco_instances."
-                )
-    # The training set is read before the first step anyway; the test set only after an hour.
-    for path, names in _dataset_names(cfg.get("dataloader", {}).get("test", {})):
-        for name in [names] if isinstance(names, str) else names:
-            try:
-                images = DatasetCatalog.get(name)
-            except FileNotFoundError as e:
-                raise ValueError(
-                    f"dataloader.test.{path}: expected the files of {name!r}, found no "
-                    f"{e.filename}. Detectron2's data sets lie in $DETECTRON2_DATASETS, by default "
-                    f"./datasets."
-                ) from e
-            if not images:
-                raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
+    _check_datasets(cfg)
     _check_classes(cfg)
     _check_channel_order(cfg)
     device = str(cfg.train.get("device", "cuda"))
@@ -96,8 +80,31 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError(f"train.amp.dtype: expected float16 or bfloat16, found {amp.dtype!r}")
 
 
+def _check_datasets(cfg: DictConfig) -> None:
+    for path, name in _dataset_names(cfg.get("dataloader", {})):
+        if name not in DatasetCatalog.list():
+            raise ValueError(
+                f"dataloader.{path}: expected a registered dataset, found {name!r}."
+                f"{_nearest(name, DatasetCatalog.list())} Register it in the config or with "
+                f"detectron2.data.datasets.register_coco_instances."
+            )
+    # The training set is read before the first step anyway. The test set would be read only at the
+    # first evaluation, hours later.
+    for path, name in _dataset_names(cfg.get("dataloader", {}).get("test", {})):
+        try:
+            images = DatasetCatalog.get(name)
+        except FileNotFoundError as e:
+            raise ValueError(
+                f"dataloader.test.{path}: expected the files of {name!r}, found no {e.filename}. "
+                f"Detectron2 looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."
+            ) from e
+        if not images:
+            raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
+
+
 def _check_classes(cfg: DictConfig) -> None:
-    # On a GPU, a class too many stops the first step with an assertion that names nothing.
+    # On a GPU, a class index that is too large stops the first step with a device-side assertion
+    # that names neither the field nor the dataset.
     model = cfg.model.get("student", cfg.model)
     lists = list(_class_lists(cfg.get("dataloader", {})))
     for path in ("num_classes", "roi_heads.num_classes"):
@@ -108,7 +115,7 @@ def _check_classes(cfg: DictConfig) -> None:
                     f"{path}: expected at least the {len(classes)} classes of {where}, found "
                     f"{found}."
                 )
-    # A name in two places of two lists: what one teaches or asks for is another class to the other.
+    # If two lists number the same name differently, training and evaluation mean different classes.
     known: dict[str, tuple[int, str]] = {}
     for where, classes in lists:
         for i, name in enumerate(classes):
@@ -122,24 +129,27 @@ def _check_classes(cfg: DictConfig) -> None:
 
 
 def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
-    """Where classes are named, and in which order: by registered sets, and by teachers' labels."""
-    for path, names in _dataset_names(cfg):
-        for name in [names] if isinstance(names, str) else names:
-            # Some sets know their classes only once they are loaded.
-            classes = MetadataCatalog.get(name).get("thing_classes", None)
-            if classes is not None:
-                yield f"{name!r} (dataloader.{path})", list(classes)
+    """Pairs of a place in the config and its ordered class names.
+
+    Classes are named by registered datasets and by pseudo labels.
+    """
+    for path, name in _dataset_names(cfg):
+        # Some datasets know their classes only after they are loaded.
+        classes = MetadataCatalog.get(name).get("thing_classes", None)
+        if classes is not None:
+            yield f"{name!r} (dataloader.{path})", list(classes)
     for path, node in _nodes(cfg):
         if "_target_" in node and resolve_target(node) is read:
-            beside = Path(node.path).with_name("provenance.json")
-            if beside.exists():  # what is missing is said when the labels are read
-                said = json.loads(beside.read_text()).get("made_from", {}).get("settings", {})
-                if classes := said.get("classes"):
+            provenance = Path(node.path).with_name("provenance.json")
+            if provenance.exists():  # reading the labels reports a missing file
+                made_from = json.loads(provenance.read_text()).get("made_from", {})
+                if classes := made_from.get("settings", {}).get("classes"):
                     yield f"{node.path} (dataloader.{path})", list(classes)
 
 
 def _check_channel_order(cfg: DictConfig) -> None:
-    # A teacher that is fed blue for red is only somewhat worse: nobody would notice.
+    # With red and blue swapped, a teacher is only a little worse, so that the losses would not show
+    # the mistake.
     loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
     if "student" not in cfg.model or loaded is None:
         return
@@ -154,22 +164,23 @@ def _check_channel_order(cfg: DictConfig) -> None:
     if loaded != expected:
         raise ValueError(
             f"dataloader.train.mapper.image_format: expected {expected!r}, the order that the "
-            f"distiller believes the images to have, found {loaded!r}. Set model.input_format."
+            f"distiller assumes the images to have, found {loaded!r}. Set model.input_format."
         )
 
 
 def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """All nodes of a config with their paths, from the top down."""
     if isinstance(cfg, DictConfig):
         yield path, cfg
-        for key in cfg:
-            yield from _nodes(OmegaConf.select(cfg, str(key)), f"{path}.{key}".lstrip("."))
+        for key in map(str, cfg):
+            yield from _nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
     elif isinstance(cfg, ListConfig):
         for i, item in enumerate(cfg):
             yield from _nodes(item, f"{path}[{i}]")
 
 
 def _fields(node: DictConfig) -> list[str] | None:
-    """Names of the arguments of a node's target; None where it takes any."""
+    """Names of the arguments of a node's target; None if it accepts any name."""
     target = resolve_target(node)
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -185,7 +196,7 @@ def _check_fields(path: str, node: DictConfig) -> None:
     if fields is None:
         return
     target = resolve_target(node)
-    for key in node:
+    for key in map(str, node):
         if key != "_target_" and key not in fields:
             raise ValueError(
                 f"{path}.{key}: expected a field of {target.__name__} ({', '.join(fields)}), found "
@@ -199,28 +210,31 @@ def _check_key(cfg: DictConfig, key: str) -> None:
         parent_path = ".".join(parts[:i])
         parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
         if not isinstance(parent, DictConfig):
-            return  # a list index, or Detectron2's own message for a value
+            return  # a list index; Detectron2 reports other mistakes
         if part in parent:
             continue
-        fields = list(parent)
+        fields = [str(key) for key in parent]
         if "_target_" in parent:
-            fields = _fields(parent)
-            if fields is None or part in fields:
+            accepted = _fields(parent)
+            if accepted is None or part in accepted:
                 return
+            fields = accepted
         raise ValueError(
             f"override {key}: expected a field of {parent_path or 'the config'} "
-            f"({', '.join(str(f) for f in fields)}), found {part!r}.{_nearest(part, fields)}"
+            f"({', '.join(fields)}), found {part!r}.{_nearest(part, fields)}"
         )
 
 
-def _dataset_names(cfg) -> Iterator[tuple[str, str | Sequence[str]]]:
+def _dataset_names(cfg) -> Iterator[tuple[str, str]]:
+    """Pairs of a field that names a dataset, and the name; one pair for each name of a list."""
     for path, node in _nodes(cfg):
         for key in ("names", "dataset_name"):
-            value = node.get(key) if isinstance(node, DictConfig) else None
+            value = node.get(key)
             if isinstance(value, (str, ListConfig, list, tuple)):
-                yield f"{path}.{key}".lstrip("."), value
+                for name in [value] if isinstance(value, str) else value:
+                    yield f"{path}.{key}".lstrip("."), name
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: object, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""

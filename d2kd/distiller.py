@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from .inherit import inherit_weights
@@ -22,42 +24,48 @@ __all__ = ["Distiller"]
 
 logger = logging.getLogger(__name__)
 
+# Below this share of the student's neck and head, `inherit=True` hardly does what its name says.
+_INHERITS_LITTLE = 0.5
+
 
 class Distiller(nn.Module):
-    """The student with one more child, `distillation`.
+    """A student detector with one more child module, `distillation`.
 
-    The student's own children, parameters and buffers are this module's, under the student's own
-    names. Whatever goes by names (checkpoints, weight decay, layer-wise learning rates, freezing,
-    EMA) works as for the plain student, and a checkpoint loads into the plain student's config.
-    In training it gives the student's losses and one more for each method; in evaluation it is
-    the student. Without methods it is the student in training too.
+    The distiller shares the student's children, parameters and buffers, under the student's own
+    names. So everything that depends on names (checkpoints, weight decay, layer-wise learning
+    rates, freezing, EMA) works as for the student alone, and a checkpoint loads into the student's
+    own config. In training, the distiller returns the student's losses and one more loss for each
+    method. In evaluation, it is the student. Without methods, it is the student in training, too.
 
     Args:
-        student: any detector that `d2kd.readers.get_reader` knows, or whatever `build_detector`
-            takes.
-        teacher: a `Teacher`; None only without methods.
+        student: any detector that `d2kd.readers.get_reader` knows, or what `build_detector` takes.
+        teacher: a `Teacher`. It may be None only without methods.
         methods: the distillation methods by name.
-        inherit: start the student from all of the teacher's tensors outside its bottom-up
-            backbone that fit by name and shape (FGD and PGD do; see `inherit`).
-        same_classes: refuse a teacher with another number of classes than the student's.
+        inherit: start the student with the teacher's tensors outside the bottom-up backbone that
+            fit by name and shape, as FGD and PGD do; see `inherit_weights`.
+        same_classes: refuse a teacher whose number of classes differs from the student's.
         teacher_assigns: assign the student's boxes by the teacher's predictions, as PGD does for
-            DDOD; for students whose label assignment depends on predictions.
+            DDOD. This needs a student whose label assignment depends on predictions.
         input_format: channel order of the images that the data loader gives, "BGR" or "RGB".
-            Default: the student's `input_format` where it has one, else "BGR", as in Detectron2.
+            Default: the student's `input_format` if it has one, else "BGR", as in Detectron2.
         log_period: steps between two records of the methods' terms and ratios.
-        balance_period: steps between two measurements of all gradients at the neck, which are
-            made where a method has `balance`. One costs about the backward pass of the head and
+        balance_period: steps between two measurements of all gradients at the neck, for methods
+            with `balance`. One measurement costs about as much as the backward pass of the head and
             of the methods.
 
     Raises:
-        TypeError: a detector that no reader knows.
+        TypeError: no reader knows the student.
         ValueError: student, teacher and methods do not fit.
     """
+
+    # A Detectron2 detector: nn.Module declares none of its attributes.
+    student: Any
+    distillation: Methods
 
     def __init__(
         self,
         *,
-        student: nn.Module | str,
+        student: nn.Module | DictConfig | str,
         teacher: Teacher | None = None,
         methods: Methods | None = None,
         inherit: bool = False,
@@ -69,50 +77,60 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         built = build_detector(student)
-        student = built.model
-        self._reader = get_reader(student)
+        self._reader: Any = get_reader(built.model)
         if methods and teacher is None:
             raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
         if inherit and teacher is None:
             raise ValueError("Distiller: inherit=True needs a teacher, found none")
+        self._adopt(built.model)
+        self.distillation = Methods() if methods is None else methods
+        self.teacher = teacher
+        self.input_format = check_input_format(input_format or built.input_format, built.model)
+        features = frozenset({"features"})
+        self._needs = features.union(*(m.needs for m in self._methods))
+        self.teacher_needs = features.union(*(m.teacher_needs for m in self._methods))
+        self.teacher_assigns = teacher_assigns
+        if teacher is not None:
+            self._check_classes(teacher, same_classes)
+            for method in self._methods:
+                method.setup(self._reader, teacher.reader)
+        if teacher_assigns:
+            self._check_assignment()
+            self.teacher_needs |= {"logits", "boxes"}
+        self.loss_weights = LossWeights(dict(self.distillation.items()), log_period, balance_period)
+        self._inherits = inherit
+        self.inherit()
+
+    @property
+    def _methods(self) -> list[Any]:
+        return list(self.distillation.values())
+
+    def _adopt(self, student: nn.Module) -> None:
+        """Share the student's children, parameters and buffers.
+
+        The dicts of parameters and buffers are the same objects, so that moving, casting or loading
+        the distiller does the same to the student. The student itself is not a child module.
+        """
         if "distillation" in student._modules:
-            raise ValueError("Distiller: the student has a child named 'distillation' already")
-        # Not a child: its children are. The dicts are shared, so that moving, casting or
-        # loading this module does the same to the student.
+            raise ValueError("Distiller: the student already has a child named 'distillation'")
         self.__dict__["student"] = student
         self._parameters = student._parameters
         self._buffers = student._buffers
         self._non_persistent_buffers_set = student._non_persistent_buffers_set
         self._modules.update(student._modules)
-        self.distillation = methods if methods is not None else Methods()
 
-        self.teacher = teacher
-        self.input_format = check_input_format(input_format or built.input_format, student)
-        methods = self.distillation.values()
-        self._needs = frozenset({"features"}).union(*(m.needs for m in methods))
-        # What the teacher is asked for.
-        self.teacher_needs = frozenset({"features"}).union(*(m.teacher_needs for m in methods))
-        if teacher is not None:
-            classes = self._reader.num_classes, teacher.reader.num_classes
-            if same_classes and classes[0] != classes[1]:
-                raise ValueError(
-                    f"student ({self._reader.name}) and teacher ({teacher.reader.name}): expected "
-                    f"the same number of classes, found {classes[0]} and {classes[1]}. Set "
-                    f"num_classes alike, or Distiller(same_classes=False) to distil features only."
-                )
-        for method in methods:
-            method.setup(self._reader, teacher.reader)
-        self.teacher_assigns = teacher_assigns
-        if teacher_assigns:
-            self._check_assignment()
-            self.teacher_needs |= {"logits", "boxes"}
-        self.loss_weights = LossWeights(self.distillation, log_period, balance_period)
-        self._inherits = inherit
-        self.inherit()
+    def _check_classes(self, teacher: Teacher, same_classes: bool) -> None:
+        counts = self._reader.num_classes, teacher.reader.num_classes
+        if same_classes and counts[0] != counts[1]:
+            raise ValueError(
+                f"student ({self._reader.name}) and teacher ({teacher.reader.name}): expected "
+                f"the same number of classes, found {counts[0]} and {counts[1]}. Set num_classes "
+                f"alike, or Distiller(same_classes=False) to distill features only."
+            )
 
     def _check_assignment(self) -> None:
-        if not self.distillation:
-            raise ValueError("Distiller.teacher_assigns: expected a method at least, found none")
+        if self.teacher is None or not self.distillation:
+            raise ValueError("Distiller.teacher_assigns: expected at least one method, found none")
         if not hasattr(self._reader, "guide_assignment"):
             raise ValueError(
                 f"Distiller.teacher_assigns: expected a student whose label assignment depends on "
@@ -122,9 +140,9 @@ class Distiller(nn.Module):
         for name, method in self.distillation.items():
             if getattr(method, "assigner", "teacher") != "teacher":
                 raise ValueError(
-                    f"methods.{name}.assigner: expected 'teacher', by whose predictions "
-                    f"teacher_assigns=True assigns the boxes of the student's own losses, found "
-                    f"{method.assigner!r}."
+                    f"methods.{name}.assigner: expected 'teacher', because teacher_assigns=True "
+                    f"assigns the boxes of the student's own losses by the teacher's predictions, "
+                    f"found {method.assigner!r}."
                 )
 
     def train(self, mode: bool = True) -> Distiller:
@@ -133,14 +151,21 @@ class Distiller(nn.Module):
         return self
 
     def inherit(self) -> None:
-        """Copy what fits of the teacher's neck and head into the student, if `inherit` is set.
+        """Copy the fitting tensors of the teacher's neck and head, if `inherit` is set.
 
-        Call it again after loading any other initial weights, which would overwrite the copies;
-        `train_net.py` does.
+        Call it again after loading other initial weights, because they overwrite the copies.
+        `train_net.py` does this.
         """
-        if self._inherits:
-            report = inherit_weights(self._reader, self.teacher.reader)
-            logger.info("Inherited from the teacher: %s", report)
+        if not self._inherits or self.teacher is None:
+            return
+        inherited = inherit_weights(self._reader, self.teacher.reader)
+        logger.info("Inherited from the teacher: %s", inherited)
+        if inherited.share < _INHERITS_LITTLE:
+            logger.warning(
+                "inherit=True copied little from the teacher: %s. Give the student the neck and "
+                "head widths of its teacher, or set inherit=False.",
+                inherited,
+            )
 
     def forward(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor] | list[dict]:
         """
@@ -154,46 +179,49 @@ class Distiller(nn.Module):
         if not self.training:
             return self.student(batched_inputs)
         device = next(self.student.parameters()).device
-        # Once for both networks, which would copy them apart.
+        # Copy the images once for both networks. Each of them would make its own copy.
         batched_inputs = [{**x, "image": x["image"].to(device)} for x in batched_inputs]
         targets = Targets.from_inputs(batched_inputs, device, self._reader.num_classes)
         if not self.distillation:
             with mask_partial_labels(self.student, targets):
                 return self.student(batched_inputs)
-        scheduled = self.loss_weights.schedule_factors()
-        taught: list[Knowledge] = []
+        return self._distill(batched_inputs, targets)
 
-        def teach(images: Tensor) -> None:
-            taught.append(
-                self.teacher.to(images.device)(
-                    batched_inputs,
-                    input_format=self.input_format,
-                    padded_size=tuple(images.shape[-2:]),
-                    needs=self.teacher_needs,
-                )
+    def _distill(self, batched_inputs: Sequence[dict], targets: Targets) -> dict[str, Tensor]:
+        factors = self.loss_weights.schedule_factors()
+        teacher = Knowledge()
+
+        def run_teacher(images: Tensor) -> None:
+            nonlocal teacher
+            assert self.teacher is not None
+            teacher = self.teacher.to(images.device)(
+                batched_inputs,
+                input_format=self.input_format,
+                padded_size=(images.shape[-2], images.shape[-1]),
+                needs=self.teacher_needs,
             )
             if self.teacher_assigns:
-                self._reader.guide_assignment(taught[0])
+                self._reader.guide_assignment(teacher)
 
-        # The teacher runs as soon as the student has padded its batch: its predictions may be
-        # what the student's boxes are assigned by, and the peak of its memory is over before the
-        # student's begins.
-        asked = self.teacher_assigns or any(scheduled.values())
+        # The teacher runs as soon as the student has padded its batch. Its predictions may be what
+        # the student's boxes are assigned by, and its peak of memory is over before the student's
+        # begins. If all methods are paused by their schedules, it does not run.
+        runs = self.teacher_assigns or any(factors.values())
         with (
-            self._reader.capture(self._needs, on_images=teach if asked else None) as seen,
+            self._reader.capture(self._needs, on_images=run_teacher if runs else None) as captured,
             mask_partial_labels(self.student, targets),
         ):
             losses = self.student(batched_inputs)
         task = sum(losses.values())
-        neck = list(seen.features.values())
+        neck = list(captured.features.values())
         with torch.autocast(task.device.type, enabled=False):
-            seen = self._reader.finalize(seen, self._needs)
+            student = self._reader.finalize(captured, self._needs)
             terms = {
-                name: method(seen, taught[0], targets)
+                name: method(student, teacher, targets)
                 for name, method in self.distillation.items()
-                if scheduled[name]
+                if factors[name]
             }
-            weighted = self.loss_weights.weigh(scheduled, task, terms, neck)
+            weighted = self.loss_weights.weigh(factors, task, terms, neck)
         return {
             **losses,
             **{f"loss_distill_{name}": loss for name, loss in weighted.items()},

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from detectron2.config import instantiate
@@ -141,12 +142,12 @@ class Trainer(SimpleTrainer):
             self._scaler.load_state_dict(state_dict["grad_scaler"])
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def _unwrap(model: nn.Module) -> Any:
     """The model without DDP's wrapper."""
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _detector(model: nn.Module) -> nn.Module:
+def _detector(model: nn.Module) -> Any:
     """The detector that is trained: of a distiller, its student."""
     model = _unwrap(model)
     return getattr(model, "student", model)
@@ -251,7 +252,8 @@ class TrainLoader:
     def __init__(self, node, accumulate: int = 1):
         self._node = node
         self._accumulate = accumulate
-        self._dataset = self._stream = None
+        self._dataset: Any = None
+        self._stream: Any = None
 
     def prepare(self) -> None:
         """Read the dataset now, so that mistakes in it are found before anything else is done.

@@ -12,7 +12,7 @@ from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import load_strictly
@@ -154,7 +154,9 @@ class FrozenDetector:
         # The student's initial weights and batches must not depend on how its teacher was built.
         with torch.random.fork_rng(devices=[]):
             built = build_detector(model)
-        self.model, self.test_size = built.model, built.test_size
+        # Typed as Any because nn.Module declares no attribute of Detectron2's detectors.
+        self.model: Any = built.model
+        self.test_size = built.test_size
         self.input_format = check_input_format(input_format or built.input_format, self.model)
         self.weights = zoo_weights(model) if weights == "zoo" else weights
         name = type(self.model).__name__
@@ -258,16 +260,17 @@ def fuse_norms(model: nn.Module) -> int:
         the number of fused norms.
     """
     # Detectron2's Conv2d has the norm that it applies as a child; other convolutions have none.
-    convolutions = [
+    kinds = (FrozenBatchNorm2d, nn.BatchNorm2d)
+    convolutions: list[Any] = [
         conv
         for conv in model.modules()
         if isinstance(conv, nn.Conv2d)
-        and isinstance(norm := getattr(conv, "norm", None), (FrozenBatchNorm2d, nn.BatchNorm2d))
+        and isinstance(norm := getattr(conv, "norm", None), kinds)
         and norm.running_mean is not None
     ]
     for conv in convolutions:
-        norm: Any = conv.norm
-        statistics: tuple[Tensor, Tensor, float] = norm.running_mean, norm.running_var, norm.eps
+        norm = conv.norm
+        statistics = norm.running_mean, norm.running_var, norm.eps
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, *statistics, norm.weight, norm.bias
         )

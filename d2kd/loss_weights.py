@@ -229,10 +229,10 @@ class LossWeights:
         # With gradient accumulation, several batches make one step: use the first one.
         first_batch = step != self._last_step
         self._calls, self._last_step = self._calls + 1, step
-        raw = {name: sum(values.values()) for name, values in terms.items()}
+        raw: dict[str, Any] = {name: sum(values.values()) for name, values in terms.items()}
         if first_batch:
             self._measure(step, schedule_factors, task, raw, neck)
-        weighted = {
+        weighted: dict[str, Any] = {
             name: schedule_factors[name] * self._factor(name) * raw[name]
             if name in raw
             else _zero_loss(method, task)
@@ -242,7 +242,8 @@ class LossWeights:
             self._record(storage, task, terms, weighted)
         return weighted
 
-    def _factor(self, name: str) -> float | Tensor:
+    def _factor(self, name: str) -> Any:
+        """The method's weight, a number, or the factor of its balance, a scalar tensor."""
         method = self.methods[name]
         return method.weight if method.balance is None else method.balance()
 

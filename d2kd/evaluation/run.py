@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from detectron2.config import instantiate
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -65,7 +66,7 @@ class _OnSomeImages(DatasetEvaluator):
         return self._evaluator.evaluate(img_ids=self._image_ids)
 
 
-def check_teacher(cfg, model: nn.Module) -> None:
+def check_teacher(cfg, model: Any) -> None:
     """Stop before training if the teacher detects worse than expected.
 
     The teacher is evaluated on the first `train.teacher_check.images` validation images; 0 skips

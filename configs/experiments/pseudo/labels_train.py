@@ -10,11 +10,8 @@ from detectron2.config import LazyCall as L
 from d2kd.pseudo.fuse import Fusion
 from d2kd.pseudo.teachers import LabelTeacher
 from d2kd.pseudo.thresholds import FixedBars
-<<<<<<< HEAD:configs/experiments/pseudo/labels_train.py
 
 _demo = os.path.join(os.path.dirname(__file__), "../../demo")
-=======
->>>>>>> main:configs/pseudo/demo/labels_train.py
 
 labels = dict(
     images=dict(dataset="demo_train"),
