@@ -1,37 +1,44 @@
-# `make demo` and `make test` are all a newcomer needs; both set up .venv first if that is not done.
-# PYTHON is what .venv is made from; if it has Detectron2, that one is used and not installed again.
+# A newcomer needs `make demo` and `make test` only; both set up .venv first.
+# .venv is made from PYTHON. If PYTHON has Detectron2, .venv uses it and installs no other.
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint bench clean distclean
+.PHONY: help setup demo test lint wheel-test bench clean distclean
 
 help:
 	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
 	@echo "make test       run the tests"
-	@echo "make lint       run ruff"
+	@echo "make lint       check style (ruff), layers of the package (import-linter) and types (mypy)"
+	@echo "make wheel-test build a wheel, install it into a fresh environment and run it there"
 	@echo "make bench      measure what distillation costs on this CPU; a table and a picture (about two minutes)"
-	@echo "make setup      only make .venv; PYTHON=/path/to/python makes it from a Python that has Detectron2"
+	@echo "make setup      only make .venv; PYTHON=/path/to/python takes the Detectron2 of that Python"
 	@echo "make clean      remove output/demo, build leftovers and caches"
 	@echo "make distclean  also remove .venv and datasets/demo"
 
 setup: $(READY)
 
 demo: $(READY)
-	.venv/bin/python -m d2kd.tools.demo
+	.venv/bin/python -m d2kd demo
 
-# Networks this small gain nothing from threads, and lose much where cores are shared.
+# The networks of the tests are small: threads gain nothing, and cost much on busy cores.
 test: $(READY)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv/bin/python -m pytest -q
 
 lint: $(READY)
 	.venv/bin/python -m ruff check
+	.venv/bin/lint-imports
+	.venv/bin/python -m mypy
+
+# `make test` runs this, too.
+wheel-test: $(READY)
+	.venv/bin/python -m pytest -q tests/test_wheel.py
 
 bench: $(READY)
-	.venv/bin/python -m d2kd.tools.benchmark --config-file configs/demo/distill.py train.device=cpu \
+	.venv/bin/python -m d2kd benchmark --config-file configs/demo/distill.py train.device=cpu \
 		--sizes 128 --boxes 0 20 500 --batch 4 --real-size fgd pgd --warm-up 1 --minutes 1.6 \
 		--output output/bench
 
-# The stamp holds the checkout's path: a .venv that was moved, or whose Python is gone, is set up again.
+# The stamp holds the path of the checkout. If .venv was moved, or its Python is gone, it is made again.
 ifneq ($(shell test -x .venv/bin/python && cat $(READY) 2>/dev/null),$(CURDIR))
 .PHONY: $(READY)
 endif

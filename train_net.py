@@ -105,7 +105,11 @@ def main(args):
         evaluate(cfg, model)
 
 
-if __name__ == "__main__":
+def argument_parser():
     parser = default_argument_parser(__doc__)
     parser.add_argument("--eval-teacher", action="store_true", help="evaluate the teacher only")
-    launch(main, parser.parse_args())
+    return parser
+
+
+if __name__ == "__main__":
+    launch(main, argument_parser().parse_args())

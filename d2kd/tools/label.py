@@ -9,8 +9,10 @@ processes on its CPU), or torchrun.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import LazyConfig
@@ -23,6 +25,12 @@ from d2kd.engine import launch
 from d2kd.pseudo.coco import verify
 from d2kd.pseudo.job import Job
 from d2kd.pseudo.label import label, open_cache, speed_alone
+
+EXAMPLES = """\
+examples:
+  d2kd label --config-file labels.py --dry-run
+  d2kd label --config-file labels.py --num-gpus 8 labels.output=output/labels
+"""
 
 
 def try_out(job: Job, count: int = 50) -> None:
@@ -53,7 +61,8 @@ def check(path: Path) -> None:
     sys.exit(1 if differs else 0)
 
 
-def main(args) -> None:
+def run(args: argparse.Namespace) -> None:
+    """Label in this process, which can be one of several."""
     register_all()
     setup_logger(distributed_rank=comm.get_rank(), name="d2kd")
     if args.verify:
@@ -69,9 +78,16 @@ def main(args) -> None:
     job.make()
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = default_argument_parser(EXAMPLES)
+    parser.prog, parser.description = "d2kd label", __doc__
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="label 50 images and print how long all take")
+    add("--verify", action="store_true", help="check labels and raw predictions")
+    add("--overwrite", action="store_true", help="replace labels of other settings")
+    launch(run, parser.parse_args(argv))
+    return 0
+
+
 if __name__ == "__main__":
-    parser = default_argument_parser(__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="label 50 images, say the speed")
-    parser.add_argument("--verify", action="store_true", help="check labels and raw predictions")
-    parser.add_argument("--overwrite", action="store_true", help="replace labels of other settings")
-    launch(main, parser.parse_args())
+    sys.exit(main())

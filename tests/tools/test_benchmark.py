@@ -12,8 +12,8 @@ from torch import nn
 from d2kd import Distiller, Targets, Teacher
 from d2kd.config import load_config
 from d2kd.methods import FGD, PGD, MCDropout, Methods, Mimic, RankMimic
-from d2kd.methods.compiled import Compiled
-from d2kd.tools import benchmark, costs, setting, stopwatch
+from d2kd.tools.benchmark import command as benchmark
+from d2kd.tools.benchmark import costs, setting, stopwatch
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
@@ -406,24 +406,12 @@ def test_maps_of_real_size_at_a_small_one():
     assert {s.channels for s in model.teacher.reader.shapes.values()} == {256}
 
 
-def test_other_forms_of_methods_stand_beside_the_first():
-    methods = benchmark.real_methods(["fgd", "rm"], ["plain", "compiled"])
-    assert [*methods] == ["fgd", "rm", "fgd plain", "fgd compiled"]
-    assert methods["fgd"].pair_sums is FGD.pair_sums
-    assert methods["fgd plain"].pair_sums is FGD.compilable["pair_sums"]
-    assert isinstance(methods["fgd compiled"].pair_sums, Compiled)
-
-
 # Mistakes.
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            ["--config-file", "c.py", "--sizes", "9", "--forms", "plain"],
-            "--forms: expected --real-size, whose methods it is about, found none",
-        ),
         (["--config-file", "c.py"], "expected --sizes or --real-size, found neither"),
         (["--config-file", "c.py", "--sizes", "1o0"], "as 128 or 800x1344, found '1o0'"),
         (["--config-file", "c.py", "--sizes", "9", "--boxes", "-1"], "at least 0, found -1"),

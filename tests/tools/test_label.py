@@ -79,7 +79,7 @@ def run(place: Path, *opts: str, **flags) -> dict:
     """Run the command; what it wrote."""
     defaults = dict(config_file=str(place / "config.py"), opts=list(opts))
     defaults |= dict(dry_run=False, verify=False, overwrite=False)
-    pseudo_label.main(argparse.Namespace(**{**defaults, **flags}))
+    pseudo_label.run(argparse.Namespace(**{**defaults, **flags}))
     path = place / "labels" / "labels.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

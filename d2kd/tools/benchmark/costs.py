@@ -18,8 +18,8 @@ from d2kd import Distiller, Knowledge, Targets
 from d2kd.engine import Trainer
 from d2kd.methods import MCDropout, Method
 from d2kd.readers import get_reader
-from d2kd.tools.setting import ALONE, DISTILLED, random_batch, settle, student_of
-from d2kd.tools.stopwatch import Ratio, Turn
+from d2kd.tools.benchmark.setting import ALONE, DISTILLED, random_batch, settle, student_of
+from d2kd.tools.benchmark.stopwatch import Ratio, Turn
 
 TEACHER = "teacher features"
 

@@ -1,33 +1,32 @@
-#!/usr/bin/env python
-"""Measure what distillation costs, by any config, without its data and without downloads.
+"""Measure what distillation costs, for any config, without its data and without downloads.
 
-    python tools/benchmark.py --config-file configs/demo/distill.py train.device=cpu \\
-        --sizes 128 --boxes 0 20 500 --batch 2 --rounds 20 --output output/bench
+For each image size and each number of boxes, these run in turns in one process:
 
-In one process, for each image size and number of boxes, these take turns: a step of the student
-alone; the teacher, as far as the methods need it; a distilled step, with and without UET (by the
-config's MCDropout, or else by the default one); each method alone, forward and backward, on the
-maps that one batch gave; and a plain squared error of two maps of the teacher for each that the
-method compares: what it costs to move them at all. Steps are those of d2kd.engine.Trainer.
+- a step of the student alone;
+- the teacher, as far as the methods need it;
+- a distilled step, with and without UET (the config's MCDropout, or else the default one);
+- each method alone, forward and backward, on the maps of one batch;
+- a plain squared error of the maps that a method compares. This is the cost of moving the maps
+  through memory at all.
 
-Ratios are taken within each round; shown are medians and quartiles over rounds. Times are those of
-CUDA events on a GPU, else of the wall. Memory is the most that PyTorch allocated during a turn
-beyond what was there before it, which is weights and optimizer states; on a CPU, one more round,
-without a clock, is for that.
+A step is a step of d2kd.engine.Trainer. Ratios are taken within each round, and the tables show
+medians and quartiles over all rounds. Times come from CUDA events on a GPU and from the wall clock
+on a CPU. Memory is the peak that PyTorch allocated during a turn, minus what was allocated before
+the turn (weights and optimizer states). On a CPU, one additional round without a clock measures it.
 
-Images and boxes are random (boxes from 8 pixels to half a side), made before the clock runs. So
-are all weights: no checkpoint is read. Norms with stored statistics get those of their input, and
-the learning rate is 0, so that no number overflows and no turn changes the next one's weights.
-Schedules of methods are left out: all methods run. What depends on predictions, such as NMS of
-proposals, may take another time than in training.
+Images and boxes are random and are made before the clock starts. The sides of a box are between 8
+pixels and half of the image's side. All weights are random too: no checkpoint is read. Norms with
+stored statistics get the statistics of their input, and the learning rate is 0. So no number
+overflows, and no turn changes the weights for the next turn. All methods run, because their
+schedules are left out. Code that depends on predictions, such as NMS of proposals, may take a
+different time than in training.
 
-Written to --output: results.json (all samples, and the machine), results.md, bench.png.
+The folder --output receives results.json (all samples, and the machine), results.md and bench.png.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import shlex
 import sys
@@ -40,24 +39,31 @@ from detectron2.utils.events import EventStorage
 from d2kd.config import load_config
 from d2kd.files import write_file, write_json
 from d2kd.methods import CWD, FGD, MGD, PFI, PGD, PKD, Methods, Mimic, RankMimic
-from d2kd.tools.costs import ratios, scene_turns
-from d2kd.tools.setting import (
+from d2kd.tools.benchmark.costs import ratios, scene_turns
+from d2kd.tools.benchmark.setting import (
     build_model,
     build_trainers,
     describe_machine,
     large_maps,
     time_loader,
 )
-from d2kd.tools.stopwatch import Ratio, Spread, Turn, picture, table, take_turns
+from d2kd.tools.benchmark.stopwatch import Ratio, Spread, Turn, picture, table, take_turns
 
-# Methods in --real-size, boxes of an image there, and that image.
+EXAMPLES = """\
+examples:
+  d2kd benchmark --config-file my_distilled.py --sizes 800x1344 --output output/bench
+  d2kd benchmark --config-file my_distilled.py train.device=cpu --sizes 128 --boxes 0 20 500 \
+      --batch 2 --rounds 20 --output output/bench
+"""
+
+# --real-size: its methods, numbers of boxes in an image, size of an image, images in a batch.
 REAL_METHODS = dict(fgd=FGD, pgd=PGD, mimic=Mimic, mgd=MGD, pkd=PKD, cwd=CWD, pfi=PFI, rm=RankMimic)
 REAL_BOXES, REAL_SIZE, REAL_BATCH = (20, 500), (800, 1344), 2
 REAL_SCENE = "P3 to P7 of 800 x 1344 pixels, 256 channels, batch 2"
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width in pixels: of "800x1344", or of "128", a square."""
+    """Parse height and width in pixels: "800x1344", or "128" for a square image."""
     try:
         height, width = map(int, text.split("x") if "x" in text else (text, text))
     except ValueError:
@@ -67,50 +73,41 @@ def parse_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def real_methods(names: Sequence[str], forms: Sequence[str]) -> Methods:
-    """Those of --real-size, by their defaults, and those that can in other `forms` too: "plain", by
-    autograd alone, or "compiled", by torch.compile."""
-    methods = {name: REAL_METHODS[name]() for name in names}
-    for name, form in itertools.product(names, forms):
-        method = REAL_METHODS[name]()
-        if not method.compilable:
-            continue
-        if form == "compiled":
-            method.compile_losses()
-        else:
-            for function, plain in method.compilable.items():
-                setattr(method, function, plain)
-        methods[f"{name} {form}"] = method
-    return Methods(**methods)
+def real_methods(names: Sequence[str]) -> Methods:
+    """The methods of --real-size with their default arguments."""
+    return Methods(**{name: REAL_METHODS[name]() for name in names})
 
 
 def notes(results: dict) -> list[str]:
-    """How to read the tables."""
+    """Lines below the tables that say how to read them."""
     m = results["machine"]
-    words = [
+    lines = [
         f"Median (quartiles) of {results['rounds']} rounds; random weights, images and boxes; "
         f"{results['amp'] or 'fp32'}. {m['device']}, {m['threads']} threads on {m['cores']} cores, "
         f"PyTorch {m['torch']}."
     ]
     if m["load"] > m["cores"] / 2:
-        words.append(
-            f"Others were at work: the load was {m['load']:.1f} before the start. Trust ratios "
-            f"rather than times, and these with their spread."
+        lines.append(
+            f"The machine was busy: its load was {m['load']:.1f} before the start. Trust the "
+            f"ratios and their spread more than the times."
         )
     if results["data"]["seconds"]:
         spread = Spread.of(results["data"]["seconds"]).show(1e3)
-        words.append(f"Data: {spread} ms for a batch of {results['data']['batch']}, apart.")
-    return words
+        lines.append(
+            f"Data: {spread} ms for a batch of {results['data']['batch']}, measured alone."
+        )
+    return lines
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Measure all that the arguments ask for.
+    """Measure everything that the arguments ask for.
 
     Returns:
         the content of results.json.
 
     Raises:
-        ValueError, FileNotFoundError: a config that is not there or does not fit.
+        FileNotFoundError: there is no config of that name.
+        ValueError: the config does not fit.
     """
     cfg = load_config(args.config_file, args.overrides)
     if args.amp:
@@ -134,7 +131,7 @@ def run(args: argparse.Namespace) -> dict:
             turns = scene_turns(model, trainers, scene, size, args.boxes, args.batch)
             groups.append((list(turns), list(ratios(model))))
         if args.real_size:
-            large = large_maps(real_methods(args.real_size, args.forms)).to(device)
+            large = large_maps(real_methods(args.real_size)).to(device)
             turns = scene_turns(large, {}, REAL_SCENE, REAL_SIZE, REAL_BOXES, REAL_BATCH)
             groups.append((list(turns), list(ratios(large))))
         all_turns = [turn for turns, _ in groups for turn in turns]
@@ -163,35 +160,42 @@ def run(args: argparse.Namespace) -> dict:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="d2kd benchmark",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("overrides", nargs="*", help="of the config, key=value; before options of many values")
+    add(
+        "overrides",
+        nargs="*",
+        help="fields of the config, key=value; before options that take several values",
+    )
     add("--config-file", required=True, help="LazyConfig of a detector or a distiller")
-    add("--output", type=Path, required=True, help="folder of the results")
-    add("--sizes", type=parse_size, nargs="+", default=[], metavar="HxW", help="of images, pixels")
+    add("--output", type=Path, required=True, help="folder for the results")
+    add(
+        "--sizes", type=parse_size, nargs="+", default=[], metavar="HxW", help="of images in pixels"
+    )
     add("--boxes", type=int, nargs="+", default=[0, 20, 500], help="default: 0 20 500")
     add("--batch", type=int, default=2, help="images in a batch; default: 2")
-    add("--rounds", type=int, default=20, help="that count; default: 20")
-    add("--warm-up", type=int, default=2, help="rounds before those; default: 2")
-    add("--minutes", type=float, default=math.inf, help="begin no round that may end later")
+    add("--rounds", type=int, default=20, help="rounds that count; default: 20")
+    add("--warm-up", type=int, default=2, help="rounds before them that do not count; default: 2")
+    add(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="start no round that may end later than this",
+    )
     add(
         "--real-size",
         nargs="+",
         choices=REAL_METHODS,
         default=[],
-        help=f"also these methods alone on {REAL_SCENE}",
+        help=f"also measure these methods alone, on {REAL_SCENE}",
     )
-    add(
-        "--forms",
-        nargs="+",
-        choices=["plain", "compiled"],
-        default=[],
-        help="and these by autograd alone, or by torch.compile",
-    )
-    add("--data", action="store_true", help="also the config's own data loader, alone")
-    add("--amp", choices=["bfloat16", "float16"], help="of student and teacher")
-    add("--threads", type=int, help="of PyTorch on the CPU; default: its own choice")
+    add("--data", action="store_true", help="also measure the config's own data loader")
+    add("--amp", choices=["bfloat16", "float16"], help="mixed precision of student and teacher")
+    add("--threads", type=int, help="threads of PyTorch on the CPU; default: what `d2kd` chooses")
     args = parser.parse_intermixed_args(argv)
     args.sizes, args.boxes = list(dict.fromkeys(args.sizes)), list(dict.fromkeys(args.boxes))
     for name, least in dict(batch=1, rounds=1, warm_up=0, threads=1).items():
@@ -200,27 +204,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')}: expected at least {least}, found {found}")
     if min(args.boxes) < 0:
         parser.error(f"--boxes: expected at least 0, found {min(args.boxes)}")
-    if args.forms and not args.real_size:
-        parser.error("--forms: expected --real-size, whose methods it is about, found none")
     if not args.sizes and not args.real_size:
         parser.error("expected --sizes or --real-size, found neither")
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    args.output.mkdir(parents=True, exist_ok=True)  # before the work, lest it is for nothing
+    args.output.mkdir(parents=True, exist_ok=True)  # now, so that a mistake does not cost the run
     words = sys.argv[1:] if argv is None else argv
-    results = dict(command=shlex.join(["python", "tools/benchmark.py", *words]), **run(args))
+    results = dict(command=shlex.join(["d2kd", "benchmark", *words]), **run(args))
     text = table(results) + "\n"
     write_json(args.output / "results.json", results)
     write_file(args.output / "results.md", text)
     write_file(args.output / "bench.png", picture(results))
     print(f"\n{text}\nWritten to {args.output}: results.json, results.md, bench.png")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        sys.exit(str(error))
+    return 0

@@ -1,0 +1,8 @@
+"""`python -m d2kd.tools.doctor`."""
+
+import sys
+
+from . import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""What `d2kd doctor` says about teacher, student and methods of a config."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from detectron2.config import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from d2kd.checkpoint import Checkpointer, load_strictly
+from d2kd.inherit import inherit_weights
+from d2kd.loading import build_detector, zoo_weights
+from d2kd.methods import Method
+from d2kd.methods.base import LevelPair
+from d2kd.readers import Reader, get_reader
+
+from .report import Report
+
+__all__ = [
+    "check_classes",
+    "check_inherit",
+    "check_methods",
+    "check_student",
+    "check_teacher",
+    "describe_pairs",
+]
+
+
+def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]:
+    """Build the teacher and load its weights, as strictly as a training does.
+
+    Returns:
+        the teacher's reader, if it was built; whether its weights fit.
+    """
+    node = cfg.model.get("teacher")
+    if node is None:
+        report.warning("teacher", "model.teacher: none, so the student trains alone")
+        return None, True
+    reader, fits = None, False
+    with report.check("teacher"), torch.random.fork_rng(devices=[]):
+        model = build_detector(node.model).model
+        reader = get_reader(model)
+        weights = node.get("weights")
+        if weights is None:
+            fits = True
+            report.warning(
+                "teacher", f"{reader.name}: weights=None, so nothing that it learned is loaded"
+            )
+        else:
+            counts = load_strictly(model, zoo_weights(node.model) if weights == "zoo" else weights)
+            fits = True
+            report.ok("teacher", f"{reader.name}: {counts}")
+    return reader, fits
+
+
+def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]:
+    """Build the student and load `train.init_checkpoint`, if it is a file.
+
+    Returns:
+        the student's reader, if it was built; whether it has the weights of a checkpoint.
+    """
+    reader, loaded = None, False
+    with report.check("student"):
+        model = build_detector(cfg.model.get("student", cfg.model)).model
+        reader = get_reader(model)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        text = f"{reader.name}: {millions:.1f} M parameters"
+        path = cfg.train.get("init_checkpoint")
+        if not path:
+            report.ok("student", f"{text}; train.init_checkpoint: none, so it starts from scratch")
+        elif "://" in path:
+            report.ok("student", f"{text}; {path} is not read here")
+        elif not os.path.isfile(path):
+            report.problem(
+                "student", f"{text}; train.init_checkpoint: expected a file, found none at {path!r}"
+            )
+        else:
+            loaded = _load(report, model, path, text)
+    return reader, loaded
+
+
+def _load(report: Report, model: nn.Module, path: str, text: str) -> bool:
+    checkpointer = Checkpointer(model, save_to_disk=False)
+    checkpointer.load(path)
+    names = set(model.state_dict())
+    missing = set(checkpointer.incompatible.missing_keys)
+    missing |= {name for name, _, _ in checkpointer.incompatible.incorrect_shapes}
+    count = len(names - missing)
+    line = f"{text}; {count} of its {len(names)} tensors are in {path}"
+    if count:
+        report.ok("student", line)
+    else:
+        report.problem("student", f"{line}. Give a checkpoint of this detector.")
+    return count > 0
+
+
+def check_methods(
+    report: Report, cfg: DictConfig, student: Reader | None, teacher: Reader | None
+) -> None:
+    """Report which level learns from which, for each method."""
+    nodes = cfg.model.get("methods") if "student" in cfg.model else None
+    if not nodes:
+        if "student" in cfg.model:
+            report.warning("methods", "model.methods: none, so the student trains alone")
+        return
+    for name in nodes:
+        if name == "_target_":
+            continue
+        with report.check(str(name)):
+            method = instantiate(nodes[name])
+            if student is None or teacher is None:
+                continue
+            method.setup(student, teacher)
+            report.ok(str(name), f"{type(method).__name__}: {describe_method(method, student)}")
+
+
+def describe_method(method: Method, student: Reader) -> str:
+    """Which levels a method pairs, and by which adapters."""
+    pairs = getattr(method, "pairs", ())
+    if not pairs:
+        levels = ", ".join(student.head_in_features)
+        return f"{', '.join(sorted(method.needs))} of {levels or student.name}"
+    adapters = getattr(method, "adapters", nn.ModuleDict())
+    return describe_pairs(pairs, adapters)
+
+
+def describe_pairs(pairs: Iterable[LevelPair], adapters: nn.Module) -> str:
+    """For example "p3, p4 (strides 8, 16), 64 to 256 channels by 1x1 adapters"."""
+    pairs = list(pairs)
+    names = [
+        p.student if p.student == p.teacher else f"{p.student} from {p.teacher}" for p in pairs
+    ]
+    strides = [
+        f"{s.stride}" if s.stride == t.stride else f"{s.stride} from {t.stride}"
+        for _, _, s, t in pairs
+    ]
+    convolutions = [m for m in adapters.modules() if isinstance(m, nn.Conv2d)]
+    widths = {(m.in_channels, m.out_channels) for m in convolutions}
+    if widths:
+        channels = ", ".join(f"{a} to {b}" for a, b in sorted(widths)) + " channels by 1x1 adapters"
+    else:
+        widths = {(s.channels, t.channels) for _, _, s, t in pairs}
+        shown = ", ".join(str(a) if a == b else f"{a} and {b}" for a, b in sorted(widths))
+        channels = f"{shown} channels, no adapter"
+    return f"{', '.join(names)} (strides {', '.join(strides)}), {channels}"
+
+
+def check_inherit(
+    report: Report, cfg: DictConfig, student: Reader | None, teacher: Reader | None
+) -> None:
+    """Report what the student inherits, if the config says `inherit=True`."""
+    if not cfg.model.get("inherit") or student is None or teacher is None:
+        return
+    with report.check("inherit"):
+        text = inherit_weights(student, teacher)
+        counts = re.match(r"(\d+) of (\d+) tensors", text)
+        few = counts is not None and 2 * int(counts[1]) < int(counts[2])
+        report.add("warning" if few else "ok", "inherit", text)
+
+
+def check_classes(
+    report: Report,
+    cfg: DictConfig,
+    student: Reader | None,
+    teacher: Reader | None,
+    data: Mapping[str, int],
+) -> None:
+    """Compare the numbers of classes of student, teacher and data."""
+    if student is None:
+        return
+    count = student.num_classes
+    found = {"student": count, **({"teacher": teacher.num_classes} if teacher else {}), **data}
+    listed = ", ".join(
+        f"{name} {n}" for name, n in found.items() if not name.startswith("boxes of")
+    )
+    problems = [
+        f"{name} has {n}, expected at most the student's {count}"
+        for name, n in data.items()
+        if n > count
+    ]
+    if teacher is not None and teacher.num_classes != count and cfg.model.get("same_classes", True):
+        problems.append(
+            f"the teacher has {teacher.num_classes}, expected the student's {count}; set "
+            f"num_classes alike, or model.same_classes=False to distill features only"
+        )
+    fewer = [name for name, n in data.items() if n < count and not name.startswith("boxes of")]
+    if problems:
+        report.problem("classes", f"{listed}: {'; '.join(problems)}")
+    elif fewer:
+        report.warning("classes", f"{listed}: the student has more than {', '.join(fewer)}")
+    else:
+        report.ok("classes", listed)

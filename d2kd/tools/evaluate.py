@@ -1,0 +1,83 @@
+"""Evaluate a checkpoint with the data and the evaluator of a config.
+
+The config of a distiller evaluates its student, or its teacher with --teacher. The checkpoint can
+be a plain detector's or a distiller's. Its tensors must all fit: a missing or unexpected tensor is
+an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+
+from detectron2.config import instantiate
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from d2kd.checkpoint import load_strictly
+from d2kd.config import check_config, load_config
+from d2kd.data import register_all
+from d2kd.engine import launch
+from d2kd.evaluation import evaluate, teacher_of
+from d2kd.loading import build_detector
+
+__all__ = ["main"]
+
+logger = logging.getLogger("d2kd")
+
+EXAMPLES = """\
+examples:
+  d2kd evaluate my_student.py output/my_distilled/model_final.pth --num-gpus 8
+  d2kd evaluate my_distilled.py --teacher train.device=cpu
+"""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate in this process, which can be one of several. The log has the results."""
+    register_all()
+    cfg = load_config(args.config, args.overrides)
+    for name in ("fvcore", "detectron2", "d2kd"):
+        setup_logger(distributed_rank=comm.get_rank(), name=name)
+    if comm.is_main_process():
+        check_config(cfg)
+        if "evaluator" not in cfg.dataloader:
+            raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
+    comm.synchronize()
+    if args.teacher:
+        if args.weights:
+            cfg.model.teacher.weights = args.weights
+        distiller = instantiate(cfg.model).to(cfg.train.device)
+        evaluate(cfg, teacher_of(distiller))
+        return
+    model: nn.Module = build_detector(cfg.model.get("student", cfg.model)).model
+    counts = load_strictly(model, args.weights)
+    logger.info("%s: %s from %s", type(model).__name__, counts, args.weights)
+    evaluate(cfg, model.to(cfg.train.device))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="d2kd evaluate",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", help="LazyConfig of a detector or a distiller")
+    add("weights", nargs="?", help="path or URL of the checkpoint; with --teacher: the config's")
+    add("overrides", nargs="*", help="fields of the config, key=value")
+    add("--teacher", action="store_true", help="evaluate the teacher of a distiller's config")
+    add("--num-gpus", type=int, default=1, help="processes; default: 1")
+    args = parser.parse_intermixed_args(argv)
+    if args.weights and "=" in args.weights and not os.path.exists(args.weights):
+        args.overrides.insert(0, args.weights)
+        args.weights = None
+    if not args.weights and not args.teacher:
+        parser.error("expected a checkpoint after the config, or --teacher, found neither")
+    # Detectron2's launch asks for these.
+    args.num_machines, args.machine_rank, args.dist_url = 1, 0, "auto"
+    launch(run, args)
+    return 0

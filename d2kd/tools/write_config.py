@@ -1,0 +1,250 @@
+"""`d2kd train`: train_net.py, which can write the distiller's config first.
+
+With --config-file, this is train_net.py with all its flags. With --student, --teacher, --weights
+and --method, it writes the config of the README's "Distill your detector", prints where the file
+is, and trains with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import keyword
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import LazyConfig
+from omegaconf import DictConfig, OmegaConf
+
+from d2kd import methods
+from d2kd.engine import launch
+from d2kd.files import write_file
+from d2kd.loading import load_detector_config, zoo_weights
+from d2kd.tools import train
+
+__all__ = ["config_text", "main", "method_classes", "write_config"]
+
+SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+
+EXAMPLES = """\
+examples:
+  d2kd train --config-file my_distilled.py --num-gpus 8 train.amp.enabled=True
+  d2kd train --student my_student.py --teacher COCO-Detection/retinanet_R_101_FPN_3x.yaml \\
+      --weights zoo --method fgd --inherit
+"""
+
+
+def method_classes() -> dict[str, type[methods.Method]]:
+    """Name for --method -> class. The name is the name of the method's file in d2kd/methods."""
+    classes = (getattr(methods, name) for name in methods.__all__)
+    return {
+        cls.__module__.rsplit(".", 1)[-1]: cls
+        for cls in classes
+        if inspect.isclass(cls)
+        and issubclass(cls, methods.Method)
+        and cls not in (methods.Method, methods.FeatureMethod)
+    }
+
+
+def config_text(
+    path: Path,
+    student: Path,
+    teacher: str,
+    weights: str,
+    method: str,
+    *,
+    inherit: bool = False,
+    input_format: str | None = None,
+    dataset_train: Sequence[str] = (),
+    output: str | None = None,
+) -> str:
+    """The text of a distiller's LazyConfig.
+
+    Args:
+        path: absolute path of the file that will have this text.
+        student: absolute path of the student's LazyConfig. A file in the same folder is imported,
+            as in the README; any other file is loaded by its path.
+        teacher: absolute path of the teacher's config, or a name in Detectron2's model zoo.
+        weights: absolute path or URL of the teacher's checkpoint, or "zoo".
+        method: a key of `method_classes()`.
+        inherit: start the student with its teacher's neck and head where they fit.
+        input_format: channel order of the images; None where the student's config says it.
+        dataset_train: names of the data sets to train on; none: those of the student's config.
+        output: `train.output_dir`. Default: output/ and the name of the file.
+    """
+    class_name = method_classes()[method].__name__
+    imported = sorted([class_name, "Methods"], key=lambda name: (name != name.upper(), name))
+    stem = student.stem
+    lines = [
+        "from d2kd import Distiller, Teacher",
+        f"from d2kd.methods import {', '.join(imported)}",
+    ]
+    if student.parent == path.parent and stem.isidentifier() and not keyword.iskeyword(stem):
+        lines = ["from detectron2.config import LazyCall as L", *lines]
+        names = ", ".join(name for name in SECTIONS if name != "model")
+        lines += [f"from .{stem} import {names}, model as student", ""]
+    else:
+        lines = ["from detectron2.config import LazyCall as L, LazyConfig", *lines, ""]
+        names = ", ".join("student" if name == "model" else name for name in SECTIONS)
+        lines += [
+            f"_config = LazyConfig.load({str(student)!r})",
+            f"{names} = (_config[section] for section in {SECTIONS!r})",
+        ]
+    lines += [
+        "model = L(Distiller)(",
+        "    student=student,",
+        f"    teacher=L(Teacher)(model={teacher!r}, weights={weights!r}),",
+        f"    methods=L(Methods)({method}=L({class_name})()),",
+    ]
+    lines += ["    inherit=True,"] if inherit else []
+    lines += [f"    input_format={input_format!r},"] if input_format else []
+    lines += [")"]
+    if dataset_train:
+        lines += [f"dataloader.train.dataset.names = {list(dataset_train)!r}"]
+    lines += [f"train.output_dir = {output or f'output/{path.stem}'!r}"]
+    return "\n".join(lines) + "\n"
+
+
+def write_config(args: argparse.Namespace) -> Path:
+    """Check the arguments and write the config.
+
+    Args:
+        args: from the parser of `main`.
+
+    Returns:
+        absolute path of the file. It is not written again if it has this text already.
+
+    Raises:
+        FileNotFoundError: a file is missing, or a name is not in the model zoo.
+        FileExistsError: there is a file with another text.
+        ValueError: an unknown method, or a student's config that lacks a section.
+    """
+    known = method_classes()
+    if args.method not in known:
+        near = difflib.get_close_matches(args.method.lower(), known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"--method: expected {', '.join(known)}, found {args.method!r}.{hint}")
+    student = _file(args.student, "--student")
+    student_config = _check_student(student, bool(args.dataset_train))
+    teacher = args.teacher
+    if os.path.isfile(teacher):
+        teacher = str(_file(teacher, "--teacher"))
+    else:
+        load_detector_config(teacher)  # raises unless it is a name in the model zoo
+    weights = args.weights
+    if weights == "zoo":
+        zoo_weights(teacher)
+    elif "://" not in weights:
+        weights = str(_file(weights, "--weights"))
+    default = student.with_name(f"{student.stem}_{args.method}.py")
+    path = Path(os.path.abspath(args.write_to or default))
+    text = config_text(
+        path,
+        student,
+        teacher,
+        weights,
+        args.method,
+        inherit=args.inherit,
+        input_format=_input_format(student_config),
+        dataset_train=args.dataset_train,
+        output=os.path.abspath(args.output) if args.output else None,
+    )
+    if path.exists():
+        if path.read_text() == text:
+            print(f"{path} has this config already")
+            return path
+        raise FileExistsError(
+            f"{path}: expected no file or the same config, found another text. Train with that "
+            f"file (d2kd train --config-file {path}), or write to another one (--write-to FILE)."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, text)
+    print(f"Written to {path}:\n\n{text}")
+    return path
+
+
+def _file(name: str, flag: str) -> Path:
+    if not os.path.isfile(name):
+        raise FileNotFoundError(f"{flag}: expected a file, found none at {name!r}.")
+    return Path(os.path.abspath(name))
+
+
+def _check_student(path: Path, names_data: bool) -> DictConfig:
+    if path.suffix != ".py":
+        raise ValueError(f"--student: expected a LazyConfig (.py), found {path.name!r}.")
+    config = LazyConfig.load(str(path))
+    missing = [name for name in SECTIONS if name not in config]
+    if missing:
+        raise ValueError(
+            f"--student: expected a LazyConfig with {', '.join(SECTIONS)}, found no "
+            f"{', '.join(missing)} in {path}."
+        )
+    if "student" in config.model:
+        raise ValueError(
+            f"--student: expected the config of a detector, found a distiller's in {path}. Train "
+            f"with it by --config-file."
+        )
+    if names_data and OmegaConf.select(config, "dataloader.train.dataset.names") is None:
+        raise ValueError(
+            f"--dataset-train: expected a student with dataloader.train.dataset.names, found none "
+            f"in {path}."
+        )
+    return config
+
+
+def _input_format(student: DictConfig) -> str | None:
+    """The channel order of the images, where the student's model does not say it."""
+    loaded = OmegaConf.select(student, "dataloader.train.mapper.image_format")
+    return loaded if student.model.get("input_format") is None and loaded != "BGR" else None
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """The arguments of train_net.py, and those that write a config."""
+    parser = train.argument_parser()
+    parser.prog, parser.description, parser.epilog = "d2kd train", __doc__, EXAMPLES
+    group = parser.add_argument_group("a config for people who have none")
+    add = group.add_argument
+    add("--student", help="LazyConfig of the student, with " + ", ".join(SECTIONS))
+    add("--teacher", help="LazyConfig or yacs config, or a name in Detectron2's model zoo")
+    add("--weights", help="the teacher's checkpoint; zoo for the model zoo's")
+    add("--method", help=", ".join(method_classes()))
+    add("--inherit", action="store_true", help="start with the teacher's neck and head")
+    add("--dataset-train", nargs="+", default=[], metavar="NAME", help="registered data sets")
+    add("--output", metavar="DIR", help="train.output_dir; default: output/<name of the config>")
+    add("--write-to", metavar="FILE", help="default: <student>_<method>.py, next to the student")
+    add("--config-only", action="store_true", help="write the config and do not train")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argument_parser()
+    args = parser.parse_args(argv)
+    # Options with several values also swallow the overrides that follow them.
+    args.opts = [x for x in args.dataset_train if "=" in x] + args.opts
+    args.dataset_train = [x for x in args.dataset_train if "=" not in x]
+    required = {flag: getattr(args, flag) for flag in ("student", "teacher", "weights", "method")}
+    given = [f"--{flag}" for flag, value in required.items() if value]
+    if args.config_file:
+        others = given + [
+            f"--{name.replace('_', '-')}"
+            for name in ("inherit", "dataset_train", "output", "write_to", "config_only")
+            if getattr(args, name)
+        ]
+        if others:
+            parser.error(
+                f"expected --config-file alone or --student, found {', '.join(others)} too"
+            )
+    elif len(given) < len(required):
+        missing = ", ".join(f"--{flag}" for flag, value in required.items() if not value)
+        parser.error(
+            f"expected --config-file, or --student, --teacher, --weights and --method; missing: "
+            f"{missing if given else '--config-file'}"
+        )
+    else:
+        args.config_file = str(write_config(args))
+        if args.config_only:
+            return 0
+    launch(train.main, args)
+    return 0

@@ -1,0 +1,196 @@
+"""`d2kd train` as train_net.py, and the config that it writes for people who have none."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+import train_net
+from d2kd import Distiller
+from d2kd.checkpoint import Checkpointer
+from d2kd.config import check_config, load_config
+from d2kd.methods import FGD, PKD
+from d2kd.tools import train, write_config
+from tests import toys
+
+ROOT = Path(__file__).parents[2]
+
+STUDENT = f"""
+from detectron2.config import LazyConfig
+
+config = LazyConfig.load({str(ROOT / "configs/demo/student.py")!r})
+dataloader, lr_multiplier, model, optimizer, train = (
+    config[k] for k in ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+)
+dataloader.train.dataset.names = dataloader.test.dataset.names = "toy_write"
+dataloader.train.total_batch_size = dataloader.test.batch_size = 2
+train.device = "cpu"
+train.max_iter = 2
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    register_coco_instances("toy_write", {}, *map(str, toys.coco_dataset(tmp_path / "images")))
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / "student.py").write_text(STUDENT)
+    (place / "teacher.py").write_text(STUDENT)
+    Checkpointer(instantiate(LazyConfig.load(str(place / "teacher.py")).model), str(place)).save(
+        "teacher"
+    )
+    monkeypatch.chdir(tmp_path)
+    yield place
+    DatasetCatalog.remove("toy_write")
+    MetadataCatalog.remove("toy_write")
+
+
+def arguments(*more: str, method: str = "fgd", **changed: str) -> list[str]:
+    given = dict(student="mine/student.py", teacher="mine/teacher.py", weights="mine/teacher.pth")
+    given = {**given, "method": method, **changed}
+    return [x for flag, value in given.items() for x in (f"--{flag}", value)] + list(more)
+
+
+def test_train_is_train_net():
+    link = ROOT / "d2kd" / "tools" / "train.py"
+    assert link.resolve() == ROOT / "train_net.py"
+    assert link.is_symlink() and not link.readlink().is_absolute()
+
+
+def test_with_a_config_it_passes_all_flags_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(write_config, "launch", lambda main, args: calls.append((main, args)))
+    argv = ["--config-file", "c.py", "--num-gpus", "2", "--resume", "--eval-only", "a.b=1", "c=2"]
+    assert write_config.main(argv) == 0
+    ((main, args),) = calls
+    assert main is train.main
+    expected = vars(train_net.argument_parser().parse_args(argv))
+    assert {k: v for k, v in vars(args).items() if k in expected} == expected
+
+
+def test_ten_lines_as_in_the_readme(folder, capsys):
+    assert write_config.main(arguments("--inherit", "--config-only")) == 0
+    path = folder / "student_fgd.py"
+    assert str(path) in capsys.readouterr().out
+    lines = path.read_text().splitlines()
+    assert len([line for line in lines if line]) <= 12
+    assert "from .student import dataloader, lr_multiplier, optimizer, train, model as student" in (
+        lines
+    )
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_written_config_loads_from_any_folder(folder, elsewhere, tmp_path, monkeypatch):
+    path = tmp_path / "other" / "x.py" if elsewhere else folder / "student_fgd.py"
+    more = ["--write-to", "other/x.py"] if elsewhere else []
+    more += ["--config-only", "--output", "here", "--inherit", "--dataset-train", "a", "b"]
+    assert write_config.main(arguments(*more)) == 0
+    (tmp_path / "far").mkdir()
+    monkeypatch.chdir(tmp_path / "far")
+    cfg = load_config(str(path))
+    assert cfg.train.output_dir == str(tmp_path / "here") and cfg.train.max_iter == 2
+    assert list(cfg.dataloader.train.dataset.names) == ["a", "b"]
+    model = instantiate(cfg.model)
+    assert isinstance(model, Distiller) and isinstance(model.distillation.fgd, FGD)
+    # It has the teacher's weights and has inherited its head.
+    weights = torch.load(folder / "teacher.pth", weights_only=True)["model"]
+    assert torch.equal(model.teacher.model.head.cls_score.weight, weights["head.cls_score.weight"])
+    assert torch.equal(model.head.cls_score.weight, weights["head.cls_score.weight"])
+
+
+def test_each_method_has_a_name_and_loads(folder):
+    known = write_config.method_classes()
+    names = {"mimic", "fgd", "mgd", "pkd", "cwd", "pgd", "ld", "rank_mimic", "pfi"}
+    assert names <= known.keys()
+    for name, cls in known.items():
+        assert write_config.main(arguments("--config-only", method=name)) == 0
+        cfg = load_config(f"mine/student_{name}.py")
+        assert isinstance(instantiate(cfg.model.methods)[name], cls)
+        check_config(cfg)
+
+
+def test_a_detector_that_does_not_say_its_channel_order(folder):
+    (folder / "student.py").write_text(STUDENT + "del model.input_format\n")
+    assert write_config.main(arguments("--config-only")) == 0
+    cfg = load_config("mine/student_fgd.py")
+    assert cfg.model.input_format == "RGB"  # the demo's images
+    check_config(cfg)
+
+
+def test_zoo_teacher(folder):
+    argv = arguments(
+        "--config-only", teacher="COCO-Detection/retinanet_R_101_FPN_3x.yaml", weights="zoo"
+    )
+    assert write_config.main(argv) == 0
+    teacher = load_config("mine/student_fgd.py").model.teacher
+    assert teacher.weights == "zoo" and teacher.model.startswith("COCO-Detection")
+
+
+def test_own_text_is_never_lost(folder, capsys):
+    argv = arguments("--config-only")
+    path = folder / "student_fgd.py"
+    assert write_config.main(argv) == 0
+    before = path.stat().st_mtime_ns
+    assert write_config.main(argv) == 0 and path.stat().st_mtime_ns == before
+    assert "has this config already" in capsys.readouterr().out
+    path.write_text(path.read_text() + "train.max_iter = 9\n")
+    with pytest.raises(FileExistsError, match=r"expected no file or the same config, found"):
+        write_config.main(argv)
+    assert path.read_text().endswith("train.max_iter = 9\n")
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"method": "fdg"}, ValueError, r"--method: expected .*fgd.*, found 'fdg'. Did you mean"),
+        ({"student": "no.py"}, FileNotFoundError, r"--student: expected a file, found none"),
+        ({"teacher": "no.py"}, FileNotFoundError, r"expected the path of .*, found 'no.py'"),
+        ({"weights": "no.pth"}, FileNotFoundError, r"--weights: expected a file, found none"),
+        ({"weights": "zoo"}, FileNotFoundError, r"weights='zoo': expected `model` to be a name"),
+        ({"student": "mine/bare.py"}, ValueError, r"found no lr_multiplier, optimizer in"),
+        ({"student": "mine/teacher.pth"}, ValueError, r"--student: expected a LazyConfig \(.py\)"),
+        ({"student": "mine/pkd.py"}, ValueError, r"found a distiller's"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(folder, changed, error, message):
+    (folder / "bare.py").write_text(STUDENT + "del lr_multiplier, optimizer\n")
+    assert write_config.main(arguments("--config-only", "--write-to", "mine/pkd.py")) == 0
+    before = sorted(folder.iterdir())
+    with pytest.raises(error, match=message):
+        write_config.main(arguments("--config-only", **changed))
+    assert sorted(p for p in folder.iterdir() if p.name != "__pycache__") == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "expected --config-file, or --student"),
+        (["--student", "s.py", "--method", "fgd"], "missing: --teacher, --weights"),
+        (["--config-file", "c.py", "--student", "s.py"], "found --student too"),
+    ],
+)
+def test_arguments_that_do_not_fit_together(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        write_config.main(argv)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_it_trains_with_what_it_wrote(folder, tmp_path):
+    argv = arguments("--output", "run", "--dataset-train", "toy_write", "train.max_iter=1")
+    assert write_config.main([*argv, "train.eval_period=0"]) == 0
+    weights = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+    assert weights["iteration"] == 0 and any("distillation.fgd" in k for k in weights["model"])
+    assert PKD.__name__ not in (folder / "student_fgd.py").read_text()
+
+
+@pytest.mark.slow
+def test_as_a_module():
+    call = [sys.executable, "-m", "d2kd.tools.train", "--help"]
+    done = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and re.search(r"--eval-teacher", done.stdout)
