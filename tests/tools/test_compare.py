@@ -13,58 +13,15 @@ import cv2
 import pytest
 from scipy.stats import ttest_rel
 
-from d2kd.tools import compare, paths, runs
-from d2kd.tools.compare import command, entries, statistics
-from d2kd.tools.compare.describe import Description
+from d2kd.tools import paths
+from d2kd.tools.compare import entries, statistics
 from d2kd.tools.compare.entries import Entry
 from d2kd.tools.compare.run import EntryRun
 from d2kd.tools.compare.table import table
 from tests import toys
+from tests.tools.tables import calls, cells, metrics, run_main
 
 ROOT = Path(__file__).parents[2]
-
-# Gives an AP of 10 * scale + seed. Its options stay in calls.txt, a line for each time it ran.
-TRAIN = """
-import json, os, sys, time
-from pathlib import Path
-
-options = dict(o.split("=", 1) for o in sys.argv[4:])
-folder = Path(options["train.output_dir"].strip('"'))
-with open("calls.txt", "a") as calls:
-    options["cuda"] = os.environ["CUDA_VISIBLE_DEVICES"]
-    options["threads"] = os.environ["OMP_NUM_THREADS"]
-    options["start"] = time.time()
-    memory = bytearray(int(options.get("memory", 0)) << 20)
-    time.sleep(float(options.get("sleep", 0)))
-    calls.write(json.dumps({**options, "end": time.time()}) + "\\n")
-if "fail" in options and options["fail"] in options["train.seed"]:
-    sys.exit("it went wrong")
-ap = 10 * float(options.get("scale", 1)) + int(options["train.seed"])
-box = {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, "APs": ap, "APm": ap, "APl": float("nan")}
-steps = [{"iteration": i, "time": t, "data_time": t / 10} for i, t in enumerate([9.0, 1.0, 3.0])]
-with open(folder / "metrics.json", "a") as metrics:
-    for line in [*steps, {f"bbox/{k}": v for k, v in box.items()}]:
-        metrics.write(json.dumps(line) + "\\n")
-(folder / "model_final.pth").touch()
-"""
-
-
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """The current folder, with a train_net.py that is done at once."""
-    (tmp_path / "train_net.py").write_text(TRAIN)
-    (tmp_path / "c.py").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "TRAIN", (sys.executable, str(tmp_path / "train_net.py")))
-    # Otherwise a process would import PyTorch to find out that these configs are empty.
-    monkeypatch.setattr(command, "describe", lambda entries, seed: [Description()] * len(entries))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    return tmp_path
-
-
-def run_main(root, *args: str, devices=("cpu",)) -> int:
-    return compare.main([*args, "--output", str(root / "out"), "--devices", *devices])
 
 
 def tool(root, *args: str) -> list[str]:
@@ -79,24 +36,6 @@ command.describe = lambda entries, seed: [Description()] * len(entries)
 sys.exit(main())
 """
     return [sys.executable, "-c", code, *args, "--output", str(root / "out"), "--devices", "cpu"]
-
-
-def calls(root) -> list[dict]:
-    path = root / "calls.txt"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def cells(text: str, row: str) -> dict[str, str]:
-    head, _, *rest = (
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("|")
-    )
-    return dict(zip(head, next(r for r in rest if r[0] == row), strict=True))
-
-
-def metrics(ap: float, **others: float) -> dict[str, float]:
-    return {"AP": ap, "AP50": 2 * ap, "AP75": ap / 2, **others}
 
 
 def one_run(folder: Path, **fields) -> EntryRun:

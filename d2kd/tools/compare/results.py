@@ -53,6 +53,8 @@ def read_lines(path: Path) -> list[Line]:
     lines = []
     for row in rows:
         figures = {k: float(row[k]) for k in FIGURES if row.get(k)}
+        if "at a time" in figures:
+            figures["at a time"] = int(figures["at a time"])
         overrides = tuple(shlex.split(row["overrides"]))
         is_teacher = row.get("role") == "teacher"
         entry = Entry(row["name"], row["config"], overrides, row.get("against") or None, is_teacher)
