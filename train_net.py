@@ -1,16 +1,21 @@
 #!/usr/bin/env python
 """Train and evaluate with a LazyConfig, with or without distillation.
 
-Detectron2's tools/lazyconfig_train_net.py with gradient clipping and accumulation, mixed precision
-on any device, torchrun, exact resuming, and what a distiller adds: inheritance, and evaluation of
-the teacher.
+This is Detectron2's tools/lazyconfig_train_net.py with gradient clipping and accumulation, mixed
+precision on any device, torchrun, exact resume, and what a distiller adds: inheritance, and
+evaluation of the teacher.
 """
+
+if __name__ == "__main__":
+    from d2kd.threads import configure_threads
+
+    configure_threads()  # OpenMP reads its settings when PyTorch is imported
 
 import logging
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import default_argument_parser, default_setup, default_writers, hooks
+from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -21,6 +26,8 @@ from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
+from d2kd.logs import remove_colors
+from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
 
@@ -28,13 +35,9 @@ logger = logging.getLogger("d2kd")
 def do_train(args, cfg):
     """
     Args:
-        cfg: what Detectron2's lazyconfig_train_net.py asks for (model, optimizer, lr_multiplier,
-            dataloader.{train,test,evaluator}, train.*), and in `train`, all optional:
-            amp.dtype ("float16" or "bfloat16")
-            accumulate (int): batches in one step
-            clip_grad_norm (float): limit of the whole gradient's L2 norm, 0 for none
-            seed (int): negative for a random one
-            teacher_check.{images,min_ap}: see `d2kd.evaluation.check_teacher`
+        cfg: the sections of Detectron2's lazyconfig_train_net.py: model, optimizer, lr_multiplier,
+            dataloader.{train,test,evaluator} and train. configs/common/train.py explains the fields
+            of `train`.
     """
     loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
     loader.prepare()
@@ -80,7 +83,7 @@ def do_train(args, cfg):
     resuming = args.resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     if distiller is not None and not resuming:
-        distiller.inherit()  # last, so that no initial checkpoint overwrites it
+        distiller.inherit()  # after loading, because initial weights would overwrite it
     trainer.train(trainer.iter + 1 if resuming else 0, cfg.train.max_iter)
 
 
@@ -89,8 +92,9 @@ def main(args):
     cfg = load_config(args.config_file, args.opts)
     default_setup(cfg, args)
     setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
+    remove_colors()
     if comm.is_main_process():
-        check_config(cfg)  # which also makes the demo's data, once, where a config names them
+        check_config(cfg)  # this also makes the demo's data, if the config uses them
     comm.synchronize()
     if not (args.eval_only or args.eval_teacher):
         do_train(args, cfg)
