@@ -128,9 +128,8 @@ def test_each_network_sees_its_own_channel_order(folder, sheet, monkeypatch):
 
 
 def test_true_boxes_follow_the_resized_image():
-    picture = visualize.Picture(
-        np.zeros((50, 100, 3)), {}, np.zeros((100, 300, 3)), GroundTruth(np.ones((1, 4)), np.zeros(1))
-    )
+    truth = GroundTruth(np.ones((1, 4)), np.zeros(1))
+    picture = visualize.Picture(np.zeros((50, 100, 3)), {}, np.zeros((100, 300, 3)), truth)
     np.testing.assert_array_equal(picture.resized_truth.boxes, [[3, 2, 3, 2]])
     assert picture._replace(truth=None).resized_truth is None
 
