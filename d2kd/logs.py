@@ -30,7 +30,12 @@ def remove_colors(loggers: Iterable[str] = ("detectron2", "fvcore", "d2kd")) -> 
     """
     for name in loggers:
         for handler in logging.getLogger(name).handlers:
-            stream = getattr(handler, "stream", None)
-            terminal = stream is not None and hasattr(stream, "isatty") and stream.isatty()
-            if not terminal and not isinstance(handler.formatter, PlainFormatter):
+            if not _writes_to_terminal(handler) and not isinstance(handler.formatter, PlainFormatter):
                 handler.setFormatter(PlainFormatter(handler.formatter))
+
+
+def _writes_to_terminal(handler: logging.Handler) -> bool:
+    stream = getattr(handler, "stream", None)
+    if stream is None or getattr(stream, "closed", False):
+        return False
+    return hasattr(stream, "isatty") and stream.isatty()

@@ -42,3 +42,10 @@ def test_twice_is_as_once(logger):
     assert file.getvalue() == "[WARNING] x\n"
     formatter = logger.handlers[0].formatter
     assert not hasattr(formatter.formatter, "formatter")  # wrapped once
+
+
+def test_a_handler_whose_stream_is_closed_is_accepted(logger):
+    stream = add(logger, io.StringIO())
+    stream.close()
+    remove_colors([logger.name])
+    assert type(logger.handlers[0].formatter).__name__ == "PlainFormatter"
