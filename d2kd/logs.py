@@ -30,7 +30,8 @@ def remove_colors(loggers: Iterable[str] = ("detectron2", "fvcore", "d2kd")) -> 
     """
     for name in loggers:
         for handler in logging.getLogger(name).handlers:
-            if not _writes_to_terminal(handler) and not isinstance(handler.formatter, PlainFormatter):
+            plain = isinstance(handler.formatter, PlainFormatter)
+            if not plain and not _writes_to_terminal(handler):
                 handler.setFormatter(PlainFormatter(handler.formatter))
 
 
