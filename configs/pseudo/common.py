@@ -8,9 +8,8 @@ import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 
-from d2kd.data.augment import RandomBlur, RandomErase
-from d2kd.data.partial import PartialMapper, mix
-from d2kd.pseudo.coco import read
+from d2kd.data import PartialMapper, RandomBlur, RandomErase, mix
+from d2kd.pseudo import load_pseudo_labels
 
 
 def images(names, filter_empty=True):
@@ -39,5 +38,5 @@ def add_labels(dataloader, path):
     Images of the smaller set are repeated.
     """
     dataloader.train.dataset = L(mix)(
-        source=dataloader.train.dataset, target=L(read)(path=path), shares=[1, 1]
+        source=dataloader.train.dataset, target=L(load_pseudo_labels)(path=path), shares=[1, 1]
     )

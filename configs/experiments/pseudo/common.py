@@ -9,8 +9,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import get_detection_dataset_dicts
 
 from d2kd import Distiller
-from d2kd.data.augment import RandomBlur, RandomErase
-from d2kd.data.partial import PartialMapper
+from d2kd.data import PartialMapper, RandomBlur, RandomErase
 
 from ...demo.common import dataloader, lr_multiplier, optimizer, retinanet, train
 

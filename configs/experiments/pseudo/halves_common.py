@@ -8,9 +8,9 @@ import os
 
 from detectron2.config import LazyCall as L
 
+from d2kd.data import register_class_subset
 from d2kd.data.demo import CLASSES
-from d2kd.data.partial import register_only
-from d2kd.pseudo.teachers import LabelTeacher
+from d2kd.pseudo import LabelTeacher
 
 from ...demo.common import dataloader, fcos, lr_multiplier, optimizer, retinanet, train
 
@@ -26,7 +26,7 @@ dataloader.evaluator.output_dir = "${train.output_dir}"  # a COCO JSON of this h
 def learn(dataloader, half):
     """Train and validate on the boxes of one half of the digits."""
     for split in ("train", "val"):
-        register_only(f"demo_{split}_{half}", f"demo_{split}", HALVES[half])
+        register_class_subset(f"demo_{split}_{half}", f"demo_{split}", HALVES[half])
     dataloader.train.dataset.update(names=f"demo_train_{half}", filter_empty=False)
     dataloader.test.dataset.names = f"demo_val_{half}"
 

@@ -8,11 +8,11 @@ import os
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.coco import read
+from d2kd.pseudo import load_pseudo_labels
 
 from .common import dataloader, lr_multiplier, model, optimizer, train
 
-dataloader.train.dataset = L(read)(path="output/pseudo/demo_halves/labels.json")
+dataloader.train.dataset = L(load_pseudo_labels)(path="output/pseudo/demo_halves/labels.json")
 train.init_checkpoint = os.path.join(os.path.dirname(__file__), "../dense/backbone.pth")
 train.max_iter = 800
 dataloader.train.total_batch_size = 8

@@ -7,9 +7,7 @@ import os
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.fuse import Fusion
-from d2kd.pseudo.teachers import LabelTeacher
-from d2kd.pseudo.thresholds import FixedBars
+from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
 
 _demo = os.path.join(os.path.dirname(__file__), "../../demo")
 
@@ -24,7 +22,7 @@ labels = dict(
             min_size_test=0,  # no resizing: the images are 128 pixels wide, as in training
         )
     ),
-    bars=L(FixedBars)(high=0.5, low=0.3),
+    thresholds=L(FixedThresholds)(high=0.5, low=0.3),
     fusion=L(Fusion)(),
     output="output/pseudo/demo_train",
     truth="demo_train",

@@ -8,14 +8,14 @@ Make these labels with labels_night.py, and start from a student that was traine
 
 from detectron2.config import LazyCall as L
 
-from d2kd.data.partial import mix
-from d2kd.pseudo.coco import read
+from d2kd.data import mix
+from d2kd.pseudo import load_pseudo_labels
 
 from .common import dataloader, evaluate_on, images, lr_multiplier, model, optimizer, train
 
 dataloader.train.dataset = L(mix)(
     source=images("demo_train"),
-    target=L(read)(path="output/pseudo/demo_night/labels.json"),
+    target=L(load_pseudo_labels)(path="output/pseudo/demo_night/labels.json"),
     shares=[1, 1],
 )
 evaluate_on("demo_night_val")

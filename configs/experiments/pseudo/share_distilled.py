@@ -10,14 +10,14 @@ import os
 from detectron2.config import LazyCall as L
 
 from d2kd import Teacher
-from d2kd.data.partial import load_unlabelled, mix
+from d2kd.data import load_unlabeled, mix
 from d2kd.methods import FGD, Methods
 
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
 dataloader.train.dataset = L(mix)(
     labeled=dataloader.train.dataset,
-    unlabeled=L(load_unlabelled)(name="demo_train"),
+    unlabeled=L(load_unlabeled)(name="demo_train"),
     shares=[1, 1],
 )
 _demo = os.path.join(os.path.dirname(__file__), "../../demo")

@@ -2,14 +2,16 @@
 
 from detectron2.config import LazyCall as L
 
-from d2kd.data.partial import mix, without
-from d2kd.pseudo.coco import read
+from d2kd.data import exclude_images, mix
+from d2kd.pseudo import load_pseudo_labels
 
 from .share import dataloader, lr_multiplier, model, optimizer, train
 
 _labeled = dataloader.train.dataset
 dataloader.train.dataset = L(mix)(
     labeled=_labeled,
-    rest=L(without)(dataset=L(read)(path="output/pseudo/demo_train/labels.json"), images=_labeled),
+    rest=L(exclude_images)(
+        dataset=L(load_pseudo_labels)(path="output/pseudo/demo_train/labels.json"), images=_labeled
+    ),
 )
 train.output_dir = "output/pseudo/share_pseudo"

@@ -14,9 +14,7 @@ import os
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.fuse import Fusion
-from d2kd.pseudo.teachers import LabelTeacher
-from d2kd.pseudo.thresholds import FixedBars
+from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
 
 _CLASSES = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
@@ -33,7 +31,7 @@ labels = dict(
             batch_size=4,
         )
     ),
-    bars=L(FixedBars)(high=0.8, low=0.3),
+    thresholds=L(FixedThresholds)(high=0.8, low=0.3),
     fusion=L(Fusion)(),
     output="output/pseudo/cityscapes_foggy/labels",
 )

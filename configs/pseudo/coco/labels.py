@@ -11,9 +11,7 @@ d2kd label --config-file configs/pseudo/coco/labels.py --num-gpus 8
 
 from detectron2.config import LazyCall as L
 
-from d2kd.pseudo.fuse import Fusion
-from d2kd.pseudo.teachers import LabelTeacher
-from d2kd.pseudo.thresholds import FixedBars
+from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
 
 labels = dict(
     images=dict(dataset="coco_2017_train"),
@@ -25,7 +23,7 @@ labels = dict(
             classes="coco_2017_train",
         )
     ),
-    bars=L(FixedBars)(high=0.5, low=0.3),
+    thresholds=L(FixedThresholds)(high=0.5, low=0.3),
     fusion=L(Fusion)(),
     output="output/pseudo/coco/labels",
     truth="coco_2017_train",  # for the report only

@@ -8,8 +8,8 @@ from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 
 from d2kd import Distiller
-from d2kd.data.partial import mix, share, without
-from d2kd.pseudo.coco import read
+from d2kd.data import exclude_images, mix, random_subset
+from d2kd.pseudo import load_pseudo_labels
 
 from ...common.coco_2x import dataloader, lr_multiplier, optimizer, train
 from ..common import images, strong
@@ -17,10 +17,12 @@ from ..common import images, strong
 # Without a teacher, the distiller masks the student's losses where labels are missing.
 model = L(Distiller)(student=model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py").model)
 
-_labeled = L(share)(dataset=images("coco_2017_train"), share=0.2, seed=0)  # as in share.py
+_labeled = L(random_subset)(dataset=images("coco_2017_train"), share=0.2, seed=0)  # as in share.py
 dataloader.train.dataset = L(mix)(
     labeled=_labeled,
-    rest=L(without)(dataset=L(read)(path="output/pseudo/coco/labels/labels.json"), images=_labeled),
+    rest=L(exclude_images)(
+        dataset=L(load_pseudo_labels)(path="output/pseudo/coco/labels/labels.json"), images=_labeled
+    ),
 )
 strong(dataloader)
 

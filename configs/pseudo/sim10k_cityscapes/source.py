@@ -4,11 +4,11 @@ All else is as in ../cityscapes_foggy/source.py. Sim10k has 10,000 images, so th
 epochs.
 """
 
-from d2kd.data.partial import register_only
+from d2kd.data import register_class_subset
 
 from ..cityscapes_foggy.source import dataloader, lr_multiplier, model, optimizer, train
 
-register_only("cityscapes_val_car", "cityscapes_val", ["car"])
+register_class_subset("cityscapes_val_car", "cityscapes_val", ["car"])
 
 model.roi_heads.num_classes = 1
 dataloader.train.dataset.names = "sim10k_train"
