@@ -149,8 +149,8 @@ class LabelingJob:
         if missing or unknown:
             raise ValueError(
                 f"{path}: expected `labels` with {', '.join(required)} and perhaps "
-                f"{', '.join(optional)}; missing are {missing}, unknown are {unknown}. See "
-                f"docs/pseudo.md."
+                f"{', '.join(optional)}; missing are {missing}, unknown are {unknown}. "
+                f"LabelingJob explains the fields."
             )
         values = {k: instantiate(node[k]) for k in node}
         values["teachers"] = {name: instantiate(teacher) for name, teacher in node.teachers.items()}

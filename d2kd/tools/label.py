@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Label images with teachers, as `labels` of a config says (docs/pseudo.md explains its fields).
+"""Label images with teachers, as `labels` of a config says; docs/pseudo.md is the guide.
 
 The command writes labels.json (in COCO's format), provenance.json, report.md, report.json and
 samples.png to the folder labels.output. After an interruption, the same command continues where it
