@@ -83,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch warns about Detectron2's code and about its own. Our own warnings are shown.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     return _run(name, rest)
 
 
