@@ -364,7 +364,7 @@ def test_a_run_has_no_terminal_and_its_output_no_colors(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORCE_COLOR", "1")
         patch.setattr(runs, "TRAIN", (sys.executable, str(root / "train_net.py")))
-        process = run.start("cpu", 1)
+        process = run.start("cpu")
     assert process.wait() == 0
     text = run.output.read_text()
     assert "seen" in text and "warned" in text and "a table" in text and "\x1b" not in text
