@@ -184,8 +184,10 @@ def test_provenance(tmp_path):
     assert json.loads((tmp_path / "provenance.json").read_text()) == provenance
     assert provenance["labels"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert provenance["parents"] == {"raw/unit.npz": hashlib.sha256(b"unit").hexdigest()}
-    assert provenance["made_from"] == PROVENANCE and provenance["rejected"] == [["/data/a/5.png", "truncated"]]
-    assert provenance["run"]["seconds"] == 3 and provenance["run"]["versions"]["numpy"] == np.__version__
+    assert provenance["made_from"] == PROVENANCE
+    assert provenance["rejected"] == [["/data/a/5.png", "truncated"]]
+    run = provenance["run"]
+    assert run["seconds"] == 3 and run["versions"]["numpy"] == np.__version__
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.json", "provenance.json", "raw"]
 
 
@@ -201,11 +203,11 @@ def test_bytes_do_not_depend_on_order_or_run(tmp_path):
 
 
 def test_labels_are_computed_one_image_at_a_time(tmp_path):
-    asked = []
+    requested = []
 
     class Lazy(Mapping):
         def __getitem__(self, key):
-            asked.append(key)
+            requested.append(key)
             return LABELS[key]
 
         __iter__, __len__ = LABELS.__iter__, LABELS.__len__
@@ -214,7 +216,7 @@ def test_labels_are_computed_one_image_at_a_time(tmp_path):
             return key in LABELS
 
     assert write(tmp_path / "1", Lazy())[0].read_bytes() == write(tmp_path)[0].read_bytes()
-    assert asked == [3, 4, 7, 9]
+    assert requested == [3, 4, 7, 9]
 
 
 def test_verify_finds_every_changed_byte(tmp_path):
