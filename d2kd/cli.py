@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Args:
-        argv: the arguments after `d2kd`; default: those of the process.
+        argv: the arguments after `d2kd`. Default: the arguments of the process.
 
     Returns:
         exit status: 0; 1 where a check found something; 2 for an error that the user can fix.

@@ -71,7 +71,7 @@ def config_text(
         method: a key of `method_classes()`.
         inherit: start the student with its teacher's neck and head where they fit.
         input_format: channel order of the images; None where the student's config says it.
-        dataset_train: names of the data sets to train on; none: those of the student's config.
+        dataset_train: names of the data sets to train on. If empty, the student's config says them.
         output: `train.output_dir`. Default: output/ and the name of the file.
     """
     class_name = method_classes()[method].__name__

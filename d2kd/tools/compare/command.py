@@ -311,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: the arguments; default: those of the process.
+        argv: the arguments. Default: the arguments of the process.
 
     Returns:
         exit status: 0; 1 if a run failed; 130 after Ctrl-C.
