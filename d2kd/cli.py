@@ -101,7 +101,9 @@ def _run(name: str, argv: Sequence[str]) -> int:
             name, f"{error.name} is not installed; `make setup` in the repository installs it."
         )
     except (FileExistsError, FileNotFoundError, PermissionError) as error:
-        return _fail(name, str(error))
+        if error.errno is None:  # our own message
+            return _fail(name, str(error))
+        return _fail(name, f"expected to use {error.filename!r}, found: {error.strerror}.")
     except (TypeError, ValueError) as error:
         if "expected" not in str(error):  # not one of our messages: perhaps a bug, show where
             raise

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import keyword
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -248,3 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     launch(train.main, args)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
