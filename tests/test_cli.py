@@ -81,7 +81,6 @@ def test_arguments_and_exit_status_are_passed_on(tool):
     [
         ValueError("weights: expected a, found b"),
         TypeError("expected a detector, found a list"),
-        FileNotFoundError(2, "No such file or directory", "a.py"),
         FileExistsError("a.py: expected no file"),
     ],
 )
@@ -92,6 +91,16 @@ def test_errors_of_the_user_are_one_plain_line(error, tool, capsys):
     tool(main)
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == f"d2kd demo: {error}\n"
+
+
+def test_an_error_of_the_system_names_the_file(tool, capsys):
+    def main(argv):
+        raise PermissionError(13, "Permission denied", "a.py")
+
+    tool(main)
+    assert cli.main(["demo"]) == 2
+    expected = "d2kd demo: expected to use 'a.py', found: Permission denied.\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), TypeError("'int' is not iterable")])

@@ -295,3 +295,13 @@ def test_a_long_message_is_wrapped_and_cut(capsys):
     text = capsys.readouterr().out
     assert len(text.splitlines()) < 12 and "the whole config" not in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_levels_without_a_partner_are_named():
+    student, teacher = toys.retinanet(), detector([8, 16, 32, 64, 256])
+    method = FGD()
+    method.setup(get_reader(student), get_reader(teacher))
+    assert detectors.unpaired_levels(method, get_reader(student)) == ["p7"]
+    chosen = FGD(levels=["p3"])
+    chosen.setup(get_reader(student), get_reader(teacher))
+    assert detectors.unpaired_levels(chosen, get_reader(student)) == []

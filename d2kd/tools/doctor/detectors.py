@@ -114,7 +114,25 @@ def check_methods(
             if student is None or teacher is None:
                 continue
             method.setup(student, teacher)
-            report.ok(str(name), f"{type(method).__name__}: {describe_method(method, student)}")
+            text = f"{type(method).__name__}: {describe_method(method, student)}"
+            if unpaired := unpaired_levels(method, student):
+                report.warning(
+                    str(name),
+                    f"{text}. The teacher has no level with the stride of the student's "
+                    f"{', '.join(unpaired)}, so nothing is distilled there",
+                )
+            else:
+                report.ok(str(name), text)
+
+
+def unpaired_levels(method: Method, student: Reader) -> list[str]:
+    """The student's levels that a method leaves out, although its `levels` do not say so."""
+    pairs = getattr(method, "pairs", ())
+    if not pairs or getattr(method, "levels", None) is not None:
+        return []
+    paired = {pair.student for pair in pairs}
+    heads = student.head_in_features or tuple(student.shapes)
+    return [level for level in student.shapes if level in heads and level not in paired]
 
 
 def describe_method(method: Method, student: Reader) -> str:
