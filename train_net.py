@@ -18,7 +18,6 @@ from detectron2.config import instantiate
 from detectron2.engine import default_argument_parser, default_setup, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
@@ -26,7 +25,7 @@ from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
-from d2kd.logs import remove_colors
+from d2kd.logs import setup_loggers
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
@@ -90,9 +89,8 @@ def do_train(args, cfg):
 def main(args):
     register_all()
     cfg = load_config(args.config_file, args.opts)
+    setup_loggers(cfg.train.output_dir, comm.get_rank())
     default_setup(cfg, args)
-    setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="d2kd")
-    remove_colors()
     if comm.is_main_process():
         check_config(cfg)  # this also makes the demo's data, if the config uses them
     comm.synchronize()

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Args:
-        argv: the arguments after `d2kd`; default: those of the process.
+        argv: the arguments after `d2kd`. Default: the arguments of the process.
 
     Returns:
         exit status: 0; 1 where a check found something; 2 for an error that the user can fix.
@@ -101,7 +101,9 @@ def _run(name: str, argv: Sequence[str]) -> int:
             name, f"{error.name} is not installed; `make setup` in the repository installs it."
         )
     except (FileExistsError, FileNotFoundError, PermissionError) as error:
-        return _fail(name, str(error))
+        if error.errno is None:  # our own message
+            return _fail(name, str(error))
+        return _fail(name, f"expected to use {error.filename!r}, found: {error.strerror}.")
     except (TypeError, ValueError) as error:
         if "expected" not in str(error):  # not one of our messages: perhaps a bug, show where
             raise

@@ -24,7 +24,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Load a LazyConfig, fill in the fields of `train` that it leaves out, and apply overrides.
 
     Args:
-        path: path of the config.
+        path: path of the config, or the name of one of d2kd's, see `d2kd.model_zoo`.
         overrides: changes such as "train.max_iter=1000", in Hydra's syntax.
 
     Returns:
@@ -33,10 +33,14 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ValueError: an override names a field that is not there.
     """
+    if not Path(path).is_file():
+        # A name in d2kd's model zoo; else this raises an error with the nearest names.
+        path = model_zoo.get_config_file(path.removeprefix("configs/"))
     cfg = LazyConfig.load(path)
     for section in ("model", "dataloader", "train"):
         if section not in cfg:
-            raise ValueError(f"{path}: expected a section {section!r}, found {', '.join(cfg)}")
+            sections = ", ".join(map(str, cfg)) or "no section"
+            raise ValueError(f"{path}: expected a section {section!r}, found {sections}.")
     _fill_in(cfg.train, model_zoo.get_config("common/train.py").train)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")

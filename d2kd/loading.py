@@ -102,7 +102,8 @@ def load_detector_config(source: str):
         except RuntimeError:
             raise FileNotFoundError(
                 f"expected the path of a .py or .yaml config or a name in Detectron2's model zoo "
-                f"such as 'COCO-Detection/retinanet_R_101_FPN_3x.yaml', found {source!r}."
+                f"such as 'COCO-Detection/retinanet_R_101_FPN_3x.yaml', found {source!r}. A path "
+                f"is relative to the current folder."
             ) from None
     with open(source) as f:
         lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)

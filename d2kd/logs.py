@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable
 
-__all__ = ["PlainFormatter", "remove_colors"]
+__all__ = ["PlainFormatter", "remove_colors", "setup_loggers"]
 
 _COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -20,6 +20,25 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return _COLOR_CODE.sub("", self.formatter.format(record))
+
+
+def setup_loggers(output_dir: str, rank: int) -> None:
+    """Set up the loggers of a training so that its log files have no color codes.
+
+    Call it before Detectron2's `default_setup`, which logs the highlighted config at once. That
+    function calls `setup_logger` with the same arguments. The call is cached, so that the loggers
+    stay as they are.
+
+    Args:
+        output_dir: folder of log.txt.
+        rank: of this process.
+    """
+    from detectron2.utils.logger import setup_logger
+
+    setup_logger(output_dir, distributed_rank=rank, name="fvcore")
+    setup_logger(output_dir, distributed_rank=rank)
+    setup_logger(output_dir, distributed_rank=rank, name="d2kd")
+    remove_colors()
 
 
 def remove_colors(loggers: Iterable[str] = ("detectron2", "fvcore", "d2kd")) -> None:

@@ -1,5 +1,7 @@
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 
@@ -49,3 +51,24 @@ def test_a_handler_whose_stream_is_closed_is_accepted(logger):
     stream.close()
     remove_colors([logger.name])
     assert type(logger.handlers[0].formatter).__name__ == "PlainFormatter"
+
+
+def test_the_log_of_a_training_has_no_color_codes_and_each_line_once(tmp_path):
+    # default_setup highlights the config that it logs, also where it writes to a file.
+    config = tmp_path / "config.py"
+    config.write_text("train = dict(seed=-1, output_dir=None, cudnn_benchmark=False)\n")
+    code = f"""
+from argparse import Namespace
+from detectron2.config import LazyConfig
+from detectron2.engine import default_setup
+from d2kd.logs import setup_loggers
+cfg = LazyConfig.load({str(config)!r})
+cfg.train.output_dir = {str(tmp_path)!r}
+setup_loggers(cfg.train.output_dir, 0)
+default_setup(cfg, Namespace(config_file={str(config)!r}, eval_only=False))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, (tmp_path / "log.txt").read_text()):
+        assert "\x1b" not in text and "cudnn_benchmark=False" in text
+        assert text.count("Command line arguments") == 1

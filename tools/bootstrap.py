@@ -1,9 +1,9 @@
 """Make the virtual environment that `make demo` and `make test` run in.
 
-Detectron2 is taken from the Python that runs this script if it imports there. Otherwise it is
-installed as a wheel whose hash is checked: its authors publish none, and from source it has to be
-compiled. Every step may be cut off at any moment: the next run completes what it finds, and
-`.venv/.ready`, written last, is what `make` looks at.
+If the Python that runs this script can import Detectron2, .venv uses that one. Otherwise the script
+installs a wheel whose hash it checks: the authors of Detectron2 publish no wheel, and its sources
+have to be compiled. You can interrupt the script at any moment, because the next run completes what
+it finds. `make` looks at `.venv/.ready`, which is written last.
 """
 
 import ast
@@ -27,7 +27,7 @@ d2kd needs Detectron2 and found none.
   expected  a Python that imports torch, torchvision and detectron2,
             or a package index that has {WHEEL}
   found     {sys.executable} does not import them,
-            and pip could not install that wheel (its words are above)
+            and pip could not install that wheel (its message is above)
   run       python -m pip install 'git+https://github.com/facebookresearch/detectron2.git'
             in an environment with torch and torchvision, then with its Python
             make setup PYTHON=/path/to/python"""
@@ -87,7 +87,7 @@ def make_venv():
         if run(*create, python=sys.executable).returncode:
             stop(f"This failed:\n  {sys.executable} -m venv {VENV}")
     site = Path(ask("sysconfig.get_path('purelib')"))
-    # pip writes RECORD last. A package without it was cut off, and would pass for installed.
+    # pip writes RECORD last. Without it a package is incomplete, but pip sees it as installed.
     for info in site.glob("*.dist-info"):
         if not (info / "RECORD").exists():
             shutil.rmtree(info)
@@ -106,7 +106,7 @@ def share_detectron2(site):
     if site.parent.name != "python{}.{}".format(*sys.version_info):
         stop(f".venv is not of {sys.executable}.\n  run  make distclean, then this again")
     print(f"Using the Detectron2, torch and torchvision of {sys.executable}")
-    # Like --system-site-packages, which would miss the packages of a virtual environment.
+    # --system-site-packages would do the same, but not for a Python in a virtual environment.
     paths = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     lines = [f"import site; site.addsitedir({path!r})\n" for path in paths]
     (site / "detectron2_of_user.pth").write_text("".join(lines))
@@ -122,7 +122,7 @@ def install_detectron2(site):
     pip += ["--only-binary=:all:", "--platform=any", "--abi=none", "--python-version=3.10"]
     pip += ["--implementation=cp", "--target", incoming, "--requirement", incoming / "wheel.txt"]
     step("Installing Detectron2", *pip, failed=NO_DETECTRON2)
-    # The wheel's compiled part fits one old torch only. Its second package, `tools`, stays behind.
+    # The compiled part of the wheel fits one old torch only. Its package `tools` is not needed.
     for library in (incoming / "detectron2").glob("_C*.so"):
         library.unlink()
     (incoming / "detectron2").rename(site / "detectron2")  # at once, or not at all
@@ -138,10 +138,10 @@ def install_d2kd():
     wanted = ["--constraint", VENV / "constraints.txt", "--editable", f"{ROOT}[demo,dev]"]
     wanted += ["setuptools<81"]  # for the pkg_resources that Detectron2 imports
     if not any(name.startswith("opencv") for name in present):
-        wanted += ["opencv-python-headless"]  # any OpenCV does, two are one too many
+        wanted += ["opencv-python-headless"]  # any OpenCV works, but two break each other
     big = "" if "torch" in present else " (with torch: about 5 GB on disk, some minutes)"
-    failed = "pip could not install all of this (its words are above).\n  run  make setup again, or"
-    failed += " make distclean setup to start anew"
+    failed = "pip could not install all of this (its message is above).\n  run  make setup again,"
+    failed += " or make distclean setup to start anew"
     step(f"Installing d2kd and what it needs{big}", "-m", "pip", "install", *wanted, failed=failed)
 
 
@@ -161,4 +161,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        stop("Interrupted. The next run goes on from here.")
+        stop("Interrupted. The next run continues from here.")

@@ -1,7 +1,7 @@
 """ATSS R50 alone: the student of the distilled recipes in this folder. Needs `d2kd.detectors`.
 
-The recipe is that of PGD's release, and so is the quality branch, which learns the IoU. In the
-paper it learns centerness (`model.quality=centerness`). Upstream trains at batch 16 with learning
+The recipe and the quality branch, which learns the IoU, are from PGD's release. In the paper, the
+branch learns centerness (`model.quality=centerness`). Upstream trains at batch 16 with learning
 rate 0.01 and without clipping.
 """
 

@@ -1,7 +1,7 @@
 """AutoAssign R50 learns from AutoAssign R101 by PGD.
 
-Values, schedule and inheritance are those of PGD's release. The student inherits the teacher's
-center prior, too. The release distills in fp16. Train the teacher first with
+Values, schedule and inheritance are from PGD's release. The student inherits the teacher's center
+prior, too. The release distills in fp16. Train the teacher first with
 autoassign_R_101_FPN_3x_ms.py, or set `model.teacher.weights=PATH`.
 """
 

@@ -1,7 +1,7 @@
 """Cascade R-CNN R50 learns from Cascade R-CNN R101 by FGD.
 
-No setting is published for a Cascade R-CNN as the student. Schedule and inheritance are those of
-Faster R-CNN. Train the teacher first with cascade_rcnn_R_101_FPN_2x.py, or set
+No setting is published for a Cascade R-CNN as the student. Schedule and inheritance are from the
+Faster R-CNN recipes. Train the teacher first with cascade_rcnn_R_101_FPN_2x.py, or set
 `model.teacher.weights=PATH`.
 """
 

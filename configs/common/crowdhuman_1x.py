@@ -1,7 +1,7 @@
 """CrowdHuman for 12 epochs ("1x") at batch 16: data, optimizer and schedule.
 
 From PGD's release: RGB images, short side 800, long side at most 1400 pixels, learning rate 0.01.
-Warm-up, drops and clipping are those of its COCO recipe, which we take to hold here.
+Warm-up, drops and clipping are from its COCO recipe. We assume that they hold here, too.
 """
 
 from detectron2 import model_zoo

@@ -2,8 +2,8 @@
 
     python train_net.py --config-file configs/ddod/ddod_R_101_FPN_3x_ms_crowdhuman.py --num-gpus 8
 
-From PGD's release: 36 epochs, short side 480 to 960 pixels. Drops after 24 and 33 epochs and no
-clipping are those of its COCO teachers, which we take to hold here.
+From PGD's release: 36 epochs, short side 480 to 960 pixels. The drops after 24 and 33 epochs and
+the absence of clipping are from its COCO teachers. We assume that they hold here, too.
 """
 
 from ..common.crowdhuman_1x import dataloader, lr_multiplier, optimizer, train

@@ -1,7 +1,7 @@
 """DDOD R50 alone: the student of ddod_R_50_FPN_1x_pgd.py. Needs `d2kd.detectors`.
 
-Recipe and label assignment are those of PGD's release. ddod_R_50_FPN_1x_original.py has those of
-DDOD's own authors.
+Recipe and label assignment are from PGD's release. ddod_R_50_FPN_1x_original.py has the recipe and
+the assignment of DDOD's own authors.
 """
 
 from ..common.coco_1x_bs32 import dataloader, lr_multiplier, optimizer, train

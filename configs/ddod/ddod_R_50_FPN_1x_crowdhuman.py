@@ -1,6 +1,6 @@
 """DDOD R50 on CrowdHuman, alone: the student of ddod_R_50_FPN_1x_crowdhuman_pgd.py.
 
-The recipe is that of PGD's release: one class, full bodies. datasets/README.md says where the data
+The recipe is from PGD's release: one class, full bodies. datasets/README.md says where the data
 goes.
 """
 

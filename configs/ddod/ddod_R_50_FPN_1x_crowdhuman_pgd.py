@@ -1,7 +1,7 @@
 """DDOD R50 learns from DDOD R101 on CrowdHuman by PGD.
 
-Values and inheritance are those of PGD's release. The release's own config of this name trains on
-COCO by mistake. Train the teacher first with ddod_R_101_FPN_3x_ms_crowdhuman.py, or set
+Values and inheritance are from PGD's release. The release's own config of this name trains on COCO
+by mistake. Train the teacher first with ddod_R_101_FPN_3x_ms_crowdhuman.py, or set
 `model.teacher.weights=PATH`.
 """
 

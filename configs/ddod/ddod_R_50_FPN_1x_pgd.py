@@ -1,6 +1,6 @@
 """DDOD R50 learns from DDOD R101 by PGD.
 
-Values, schedule and inheritance are those of PGD's release. The student's boxes are assigned by the
+Values, schedule and inheritance are from PGD's release. The student's boxes are assigned by the
 teacher's predictions, as in the release. Train the teacher first with ddod_R_101_FPN_3x_ms.py, or
 set `model.teacher.weights=PATH`.
 """

@@ -1,9 +1,9 @@
 """Faster R-CNN R50 learns from Cascade Mask R-CNN X152 by FGD.
 
-Values and schedule are those of FGD's release. The teacher has another architecture: only the
-neck's maps are compared and nothing is inherited, as in the release, whose teacher is a Cascade
-Mask R-CNN X101-32x4d with deformable convolutions. This teacher is the strongest in Detectron2's
-model zoo. It needs a Detectron2 with compiled operators.
+Values and schedule are from FGD's release. The teacher has another architecture: only the neck's
+maps are compared and nothing is inherited, as in the release, whose teacher is a Cascade Mask R-CNN
+X101-32x4d with deformable convolutions. This teacher is the strongest in Detectron2's model zoo. It
+needs a Detectron2 with compiled operators.
 """
 
 from detectron2.config import LazyCall as L

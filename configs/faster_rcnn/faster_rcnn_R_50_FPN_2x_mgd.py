@@ -1,8 +1,8 @@
 """Faster R-CNN R50 learns from Faster R-CNN R101 by MGD. Nothing is inherited.
 
-Values and schedule are those of MGD's release. Its teacher is a Cascade Mask R-CNN X101 with
-deformable convolutions, with which the student has 42.1 AP. Here it is Detectron2's R101 (3x).
-faster_rcnn_R_50_FPN_2x_cascade_fgd.py names a Cascade R-CNN.
+Values and schedule are from MGD's release. The teacher of the release is a Cascade Mask R-CNN X101
+with deformable convolutions, with which the student has 42.1 AP. The teacher here is Detectron2's
+R101 (3x). faster_rcnn_R_50_FPN_2x_cascade_fgd.py has a Cascade R-CNN as teacher.
 """
 
 from detectron2.config import LazyCall as L

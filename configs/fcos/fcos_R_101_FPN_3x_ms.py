@@ -2,7 +2,7 @@
 
     python train_net.py --config-file configs/fcos/fcos_R_101_FPN_3x_ms.py --num-gpus 8
 
-The schedule is that of PGD's release. The release builds this teacher with the stride in the 1x1
+The schedule is from PGD's release. The release builds this teacher with the stride in the 1x1
 convolutions, on weights that have it in the 3x3 convolutions. Here the stride is where the weights
 have it.
 """

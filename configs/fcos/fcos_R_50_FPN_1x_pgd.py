@@ -1,8 +1,8 @@
 """FCOS R50 learns from FCOS R101 by PGD.
 
-Values, schedule and inheritance are those of PGD's release. Both are Detectron2's FCOS, which is
-not the release's: see common/models/fcos.py. Train the teacher first with fcos_R_101_FPN_3x_ms.py,
-or set `model.teacher.weights=PATH`.
+Values, schedule and inheritance are from PGD's release. Both detectors are Detectron2's FCOS, which
+differs from the release's: see common/models/fcos.py. Train the teacher first with
+fcos_R_101_FPN_3x_ms.py, or set `model.teacher.weights=PATH`.
 """
 
 import os

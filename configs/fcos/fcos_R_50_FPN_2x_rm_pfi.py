@@ -1,8 +1,8 @@
 """FCOS R50 learns from FCOS R101 by rank mimicking (RM) and PFI.
 
-The paper has results for FCOS, but its recipe is not known. The schedule is that of the student
-alone. That nothing is inherited is ours, too. Train the teacher first with fcos_R_101_FPN_2x.py, or
-set `model.teacher.weights=PATH`.
+The paper has results for FCOS, but its recipe is not known. The schedule is the one of the student
+alone, and nothing is inherited. Both choices are ours. Train the teacher first with
+fcos_R_101_FPN_2x.py, or set `model.teacher.weights=PATH`.
 """
 
 import os
@@ -23,11 +23,11 @@ model = L(Distiller)(
     ),
     methods=L(Methods)(
         # There is no official code (arXiv 2112.04840). The weights 4 and 1.5 agree in two
-        # independent implementations and are probably the paper's. The forms are those of
-        # mmrazor's pull request 107, but for three things. Candidates keep their identity;
-        # there, the scores of each network are sorted. Localization is ranked too, as in
-        # the paper, but by the IoU, since the paper's formula is not known. PFI divides by
-        # the batch size once; there, twice.
+        # independent implementations and are probably the paper's. The losses are from
+        # mmrazor's pull request 107, with three differences. Candidates keep their identity,
+        # where mmrazor sorts the scores of each network. Localization is ranked too, as in the
+        # paper, but by the IoU, since the paper's formula is not known. PFI divides by the batch
+        # size once, mmrazor twice.
         rank_mimic=L(RankMimic)(weight=4.0, scores="sigmoid", tau=1.0),
         pfi=L(PFI)(weight=1.5, scores="logit", reduction="norm"),
     ),

@@ -2,7 +2,7 @@
 
     python train_net.py --config-file configs/gfl/gfl_R_101_FPN_3x_ms.py --num-gpus 8
 
-The schedule is that of PGD's release.
+The schedule is from PGD's release.
 """
 
 from ..common.coco_3x_ms import dataloader, lr_multiplier, optimizer, train

@@ -1,6 +1,6 @@
 """GFL R18 alone at batch 16: the student of the recipes in this folder that name R18.
 
-No recipe is published for it. This one is that of R50.
+No recipe is published for it. This one is the recipe of R50.
 """
 
 from ..common.coco_1x_bs16 import dataloader, lr_multiplier, optimizer, train

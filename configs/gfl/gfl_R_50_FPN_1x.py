@@ -1,6 +1,6 @@
 """GFL R50 alone at batch 32: the student for PGD and for RM + PFI. Needs `d2kd.detectors`.
 
-The recipe is that of PGD's release. Upstream trains at batch 16 with learning rate 0.01 and without
+The recipe is from PGD's release. Upstream trains at batch 16 with learning rate 0.01 and without
 clipping: gfl_R_50_FPN_1x_bs16.py is closer to it.
 """
 

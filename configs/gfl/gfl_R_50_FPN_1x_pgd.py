@@ -1,6 +1,6 @@
 """GFL R50 learns from GFL R101 by PGD.
 
-Values, schedule and inheritance are those of PGD's release. Train the teacher first with
+Values, schedule and inheritance are from PGD's release. Train the teacher first with
 gfl_R_101_FPN_3x_ms.py, or set `model.teacher.weights=PATH`.
 """
 

@@ -2,8 +2,8 @@
 
     python train_net.py --config-file configs/gfl/gfl_swin_T_FPN_2x_ms.py --num-gpus 8
 
-Sizes and schedule are those of the R101. AdamW, its learning rate and decay are those that Swin's
-authors use for detectors. No figure is published for this detector.
+Sizes and schedule are from the R101 recipe. AdamW, its learning rate and its weight decay are the
+ones that Swin's authors use for detectors. No figure is published for this detector.
 """
 
 from detectron2 import model_zoo

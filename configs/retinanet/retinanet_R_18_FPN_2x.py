@@ -1,6 +1,6 @@
 """RetinaNet R18 alone: the student of the recipes in this folder that name R18.
 
-No recipe is published for it. This one is that of R50.
+No recipe is published for it. This one is the recipe of R50.
 """
 
 from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train

@@ -1,6 +1,6 @@
 """RetinaNet R34 alone: the student of the recipes in this folder that name R34.
 
-No recipe is published for it. This one is that of R50.
+No recipe is published for it. This one is the recipe of R50.
 """
 
 from ..common.coco_2x import dataloader, lr_multiplier, optimizer, train

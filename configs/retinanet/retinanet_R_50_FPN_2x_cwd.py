@@ -1,6 +1,6 @@
 """RetinaNet R50 learns from RetinaNet R101 by CWD on the neck's maps.
 
-The schedule is that of the student alone; mmrazor's is 1x, as we recall. The teacher is
+The schedule is the one of the student alone. mmrazor's is 1x, as we recall. The teacher is
 Detectron2's R101 (3x). Nothing is inherited.
 """
 

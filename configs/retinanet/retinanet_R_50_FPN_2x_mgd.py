@@ -1,7 +1,7 @@
 """RetinaNet R50 learns from RetinaNet R101 by MGD.
 
-Values, schedule and inheritance are those of MGD's release. The teacher is Detectron2's R101 (3x).
-The teacher in MGD's paper is an X101, with which the student has 41.0 AP.
+Values, schedule and inheritance are from MGD's release. The teacher is Detectron2's R101 (3x). The
+teacher in MGD's paper is an X101, with which the student has 41.0 AP.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,8 +1,8 @@
 """RetinaNet R50 learns from RetinaNet R101 by rank mimicking (RM) and PFI.
 
-24 epochs, batch 16 and learning rate 0.01 are those of mmrazor's pull request 107, clipping and
-warm-up those of coco_2x.py. Its teacher is a 2x model; Detectron2's is 3x. Whether the paper's
-student inherits its teacher's head is not known; this one does not.
+24 epochs, batch 16 and learning rate 0.01 are from mmrazor's pull request 107, clipping and warm-up
+from coco_2x.py. mmrazor's teacher is a 2x model, Detectron2's a 3x model. Whether the paper's
+student inherits its teacher's head is not known. This one does not.
 """
 
 from detectron2.config import LazyCall as L
@@ -18,11 +18,11 @@ model = L(Distiller)(
     teacher=L(Teacher)(model="COCO-Detection/retinanet_R_101_FPN_3x.yaml", weights="zoo"),
     methods=L(Methods)(
         # There is no official code (arXiv 2112.04840). The weights 4 and 1.5 agree in two
-        # independent implementations and are probably the paper's. The forms are those of
-        # mmrazor's pull request 107, but for three things. Candidates keep their identity;
-        # there, the scores of each network are sorted. Localization is ranked too, as in
-        # the paper, but by the IoU, since the paper's formula is not known. PFI divides by
-        # the batch size once; there, twice.
+        # independent implementations and are probably the paper's. The losses are from
+        # mmrazor's pull request 107, with three differences. Candidates keep their identity,
+        # where mmrazor sorts the scores of each network. Localization is ranked too, as in the
+        # paper, but by the IoU, since the paper's formula is not known. PFI divides by the batch
+        # size once, mmrazor twice.
         rank_mimic=L(RankMimic)(weight=4.0, scores="sigmoid", tau=1.0),
         pfi=L(PFI)(weight=1.5, scores="logit", reduction="norm"),
     ),

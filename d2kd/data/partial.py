@@ -49,8 +49,8 @@ class PartialMapper(DatasetMapper):
 
     Args:
         is_train: see `DatasetMapper`.
-        ignore_crowds: ignore all annotations with ``iscrowd``, and not only those of teachers.
-            Detectron2 drops crowds, so that their regions are background.
+        ignore_crowds: ignore all annotations with ``iscrowd``, and not only teachers' regions to
+            ignore. Detectron2 drops crowds, so that their regions are background.
         mapper: see `DatasetMapper`.
     """
 

@@ -190,7 +190,8 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         Args:
             dataset_name: "crowdhuman_val", or another dataset with `odgt_file` in its metadata
                 whose image ids are the line numbers of that file, from 0.
-            distributed: gather the detections of all processes, or evaluate those of this process.
+            distributed: gather the detections of all processes. If False, each process evaluates
+                its own detections only.
             max_dets_per_image: the best detections are kept. The detector's own limit must not be
                 lower.
             score_thresh: detections above it are kept. The detector's own must not be higher.

@@ -49,7 +49,7 @@ def get_config_file(config_path: str) -> str:
     path = _CONFIGS / config_path
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(
-            f"expected the name of a config in {_CONFIGS}, such as "
+            f"expected the path of a config, or the name of one of d2kd's, such as "
             f"'gfl/gfl_R_50_FPN_1x_bs16_fgd.py', found {config_path!r}.{_nearest(config_path)}"
         )
     return str(path)

@@ -48,7 +48,7 @@ class LabelTeacher(FrozenDetector):
             because `model` is a node of `L(...)`, it is Detectron2's default, 800 and 1333.
         score_floor: boxes that do not score more are not kept, in [0, 1). Thresholds below the
             floor have no effect, because raw predictions are kept above it only.
-        max_detections: number of boxes to keep in each image, those of highest scores.
+        max_detections: number of boxes with the highest scores to keep in each image.
         batch_size: images in one forward pass. Only images of the same padded size share a batch,
             so that each is padded as it would be alone.
         thresholds: the thresholds of this teacher, see `d2kd.pseudo.thresholds`. Default: the

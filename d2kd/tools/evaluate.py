@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import sys
 from collections.abc import Sequence
 
 from detectron2.config import instantiate
@@ -81,3 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.num_machines, args.machine_rank, args.dist_url = 1, 0, "auto"
     launch(run, args)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

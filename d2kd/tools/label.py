@@ -1,15 +1,9 @@
-#!/usr/bin/env python
 """Label images with teachers, as `labels` of a config says; docs/pseudo.md is the guide.
 
 The command writes labels.json (in COCO's format), provenance.json, report.md, report.json and
 samples.png to the folder labels.output. After an interruption, the same command continues where it
 stopped. It runs in any number of processes: add --num-gpus N (on a machine without a GPU, N
 processes on its CPU), or use torchrun.
-
-Examples:
-
-    d2kd label --config-file configs/pseudo/demo/labels_train.py --dry-run
-    d2kd label --config-file configs/pseudo/demo/labels_train.py labels.thresholds.high=0.7
 """
 
 from __future__ import annotations

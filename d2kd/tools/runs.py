@@ -23,6 +23,7 @@ from pathlib import Path
 
 import d2kd
 from d2kd.files import write_file
+from d2kd.threads import child_environment
 from d2kd.tools.watch import Watch
 
 __all__ = [
@@ -94,13 +95,13 @@ class Run:
     def prepare(self) -> None:
         """Is called before the process starts, when the folder is locked. Subclasses use it."""
 
-    def start(self, device: str | None = None, threads: int | None = None) -> subprocess.Popen:
+    def start(self, device: str | None = None, at_a_time: int = 1) -> subprocess.Popen:
         """Start the process in the current folder.
 
         Args:
             device: "cpu" or "cuda:N" of the GPUs that are visible here; None leaves the choice to
                 the config.
-            threads: CPU threads for PyTorch; None leaves the number to PyTorch.
+            at_a_time: number of runs that share the CPUs of this machine.
 
         Raises:
             RuntimeError: another process works in this folder.
@@ -118,7 +119,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment(device, threads),
+                env=environment(device, at_a_time),
             )
 
     def note_usage(self, rss: float, at_a_time: int) -> None:
@@ -172,11 +173,14 @@ def is_running(folder: Path) -> bool:
     return False
 
 
-def environment(device: str | None = None, threads: int | None = None) -> dict[str, str]:
-    """The environment for a run: the environment of this process, changed as `Run.start` says."""
+def environment(device: str | None = None, at_a_time: int = 1) -> dict[str, str]:
+    """The environment for a run: the environment of this process, changed as `Run.start` says.
+
+    The runs share the CPUs as `d2kd.threads.child_environment` says.
+    """
     quiet = [os.environ.get("PYTHONWARNINGS", ""), *(f"ignore:{words}" for words in NOISE)]
     env = {
-        **os.environ,
+        **child_environment(at_a_time),
         "PYTHONWARNINGS": ",".join(filter(None, quiet)),
         "PYTHONUNBUFFERED": "1",
         # termcolor: new versions look at the first, old ones at the second.
@@ -190,8 +194,6 @@ def environment(device: str | None = None, threads: int | None = None) -> dict[s
         )
     if device is not None:
         env["CUDA_VISIBLE_DEVICES"] = visible_as(device)
-    if threads is not None:
-        env["OMP_NUM_THREADS"] = str(threads)
     return env
 
 
@@ -225,7 +227,6 @@ def run_all(
     ended: Callable[[Run, str], None],
     watch: Callable[[Mapping[Run, Watch]], None] = lambda watches: None,
     devices: Sequence[str | None] = (None,),
-    threads: int | None = None,
 ) -> None:
     """Do all runs that are not finished. They end with this call, unless SIGKILL ends it.
 
@@ -234,7 +235,6 @@ def run_all(
         watch: is called twice a second with the present runs, to show their progress.
         devices: one for each run at a time; a run has its device to itself unless the device is
             named more than once. See `Run.start`.
-        threads: see `Run.start`.
     """
     waiting = deque(run for run in runs if not run.finished)
     free = deque(devices)
@@ -256,7 +256,7 @@ def run_all(
                 run, device = waiting.popleft(), free.popleft()
                 try:
                     watches[run] = Watch(run.folder, OUTPUT, run.max_iter, run.trains)
-                    working[run] = run.start(device, threads), device
+                    working[run] = run.start(device, len(devices)), device
                 except RuntimeError as error:
                     free.append(device)
                     del watches[run]

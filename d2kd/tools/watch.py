@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from d2kd.progress import RecentRate
+from d2kd.progress import RecentRate, format_time
 
 __all__ = ["Watch", "as_json"]
 
@@ -44,6 +44,7 @@ class Watch:
         self.loss: float | None = None
         self.ap: float | None = None
         self.warnings: list[str] = []
+        self._own_eta: float | None = None  # of the run itself, in its newest line
         self._metrics, self._output = _NewLines(folder / "metrics.json"), _NewLines(folder / output)
 
     def poll(self) -> None:
@@ -57,6 +58,7 @@ class Watch:
             if "total_loss" in values and "iteration" in values:
                 self.done, self.loss = values["iteration"] + 1, values["total_loss"]
                 self.rate.update(self.done)
+                self._own_eta = values.get("eta_seconds")
 
     def words(self) -> str:
         """Loss, AP and ETA in a few words; "evaluating" after the last iteration."""
@@ -67,6 +69,8 @@ class Watch:
             when = "evaluating"
         elif total or not self.done:
             when = self.rate.words(total)
+            if not when and self._own_eta is not None:  # one report is no rate yet
+                when = f"ETA {format_time(self._own_eta)}"
         else:
             seconds = self.rate.seconds_per_step
             when = "" if seconds is None else f"{seconds:.3g} s a step"

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import keyword
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def config_text(
         method: a key of `method_classes()`.
         inherit: start the student with its teacher's neck and head where they fit.
         input_format: channel order of the images; None where the student's config says it.
-        dataset_train: names of the data sets to train on; none: those of the student's config.
+        dataset_train: names of the data sets to train on. If empty, the student's config says them.
         output: `train.output_dir`. Default: output/ and the name of the file.
     """
     class_name = method_classes()[method].__name__
@@ -248,3 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     launch(train.main, args)
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

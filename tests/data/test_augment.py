@@ -16,16 +16,16 @@ def apply(augmentation, image=IMAGE) -> np.ndarray:
     return augmented.image
 
 
-def test_blur_is_opencvs():
+def test_blur_equals_opencv():
     found = apply(RandomBlur(1.5, 1.5))
     np.testing.assert_array_equal(found, cv2.GaussianBlur(IMAGE, (0, 0), 1.5))
 
 
-def test_erased_are_rectangles_of_the_set_area():
+def test_erased_rectangle_has_the_given_area():
     changed = (apply(RandomErase(1, 0.1, 0.1, ratio=2.0)) != IMAGE).any(-1)
     rows, columns = (np.flatnonzero(changed.any(axis)) for axis in (1, 0))
     box = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    assert box.mean() > 0.95  # a pixel may have had the colour already
+    assert box.mean() > 0.95  # a pixel may have had the new color before
     assert box.size == pytest.approx(0.1 * 40 * 60, rel=0.1)
     assert 0.45 < box.shape[0] / box.shape[1] < 2.2
 
@@ -50,6 +50,6 @@ def test_nothing_is_erased_without_rectangles():
         lambda: RandomErase(1, ratio=0.5),
     ],
 )
-def test_impossible_ranges_are_named(make):
+def test_impossible_ranges_are_refused(make):
     with pytest.raises(ValueError, match="expected"):
         make()

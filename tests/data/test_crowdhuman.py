@@ -1,4 +1,4 @@
-"""CrowdHuman: its labels as they are, in COCO's format, written once and whole."""
+"""CrowdHuman: reading its labels, converting them to COCO's format, and registering them."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def write(root, split: str = "val", lines: list = LINES, sizes: list = SIZES):
 
 @pytest.fixture
 def registered(tmp_path):
-    """Registered under tmp_path; Detectron2's catalogs are left as they were found."""
+    """CrowdHuman registered below tmp_path. Detectron2's catalogs are restored afterwards."""
     saved = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     crowdhuman.register_crowdhuman(tmp_path)
     yield tmp_path
@@ -90,7 +90,7 @@ def test_reading_keeps_every_box(tmp_path):
     assert people[1].ignored.dtype == bool
 
 
-def test_only_headers_are_read(tmp_path):
+def test_only_headers_of_images_are_read(tmp_path):
     odgt_file = write(tmp_path)
     picture = odgt_file.parent / "Images" / "last.jpg"
     data = picture.read_bytes()
@@ -156,10 +156,10 @@ def test_registered_in_detectron2(registered):
     assert [x["image_id"] for x in images] == [0, 2]
     mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR")
     boxes = mapper(images[0])["instances"].gt_boxes.tensor
-    assert boxes.tolist() == [[0, 2, 15, 30]]  # Detectron2 cuts it at the border
+    assert boxes.tolist() == [[0, 2, 15, 30]]  # Detectron2 clips it at the border
 
 
-def test_registering_reads_nothing_and_the_last_root_holds(registered, tmp_path_factory):
+def test_registering_reads_nothing_and_the_last_root_counts(registered, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     write(other)
     crowdhuman.register_crowdhuman(other)
@@ -206,7 +206,7 @@ def test_no_images_at_all(tmp_path):
     assert crowdhuman.read_odgt(odgt_file) == []
 
 
-def test_absent_files_are_found_before_training(registered):
+def test_missing_files_are_reported_before_training(registered):
     from omegaconf import OmegaConf
 
     cfg = OmegaConf.create(

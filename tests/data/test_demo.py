@@ -1,4 +1,4 @@
-"""The demo set: the same everywhere, no digit in both pools, tight boxes, whole or not there."""
+"""The demo set: equal on all machines, separate digits, tight boxes, complete or absent."""
 
 import hashlib
 import json
@@ -29,14 +29,14 @@ def root(tmp_path_factory):
 
 @pytest.fixture
 def catalogs():
-    """Leaves Detectron2's catalogs as they were found."""
+    """Restores Detectron2's catalogs after the test."""
     saved = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     yield
     DatasetCatalog.data, MetadataCatalog.data = saved
 
 
 def run(code: str) -> subprocess.CompletedProcess:
-    """Runs code in a process of its own with the module as ``demo``, without torch: quick."""
+    """Run code in a new process, in which the module is ``demo`` and PyTorch is not imported."""
     code = f"import sys\nfrom d2kd.data import demo\nassert 'torch' not in sys.modules\n{code}"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
@@ -51,9 +51,9 @@ def pixels(root: Path, split: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(file)) for file in files]
 
 
-def test_recorded_digests_are_those_of_other_machines(root):
-    # Over the first six images of every split. It was made with NumPy 1.26 and scikit-image 0.22
-    # as well as with NumPy 2.4 and scikit-image 0.26; the files were the same to the bit.
+def test_images_have_the_digest_of_other_machines(root):
+    # The digest is over the first six images of every split. NumPy 1.26 with scikit-image 0.22, and
+    # NumPy 2.4 with scikit-image 0.26, gave the same files, bit for bit.
     digest = hashlib.sha256()
     for split in demo.SPLITS:
         for image in pixels(root, split):
@@ -63,7 +63,7 @@ def test_recorded_digests_are_those_of_other_machines(root):
     assert digest.hexdigest()[:16] == "f8c67054f5d3369d"
 
 
-def test_two_makes_are_equal_to_the_byte(root, tmp_path):
+def test_making_twice_gives_equal_bytes(root, tmp_path):
     again = demo.make_demo(tmp_path, TINY)
     files = [path.relative_to(again) for path in again.rglob("*") if path.is_file()]
     assert len(files) == 7 * 6 + 7 + 1
@@ -91,14 +91,14 @@ def test_no_digit_and_no_photo_pixel_is_in_both_pools():
     images = demo_images.load_material()[0]
     assert not {images[i].tobytes() for i in shown["train"]} & {
         images[i].tobytes() for i in shown["val"]
-    }  # no sample is there twice under two numbers
+    }  # no sample exists twice under two numbers
     photos = demo_images.load_material()[2]
     for train, val in zip(photos["train"], photos["val"], strict=True):
         assert train.base is not None and not np.shares_memory(train, val)
 
 
 def test_boxes_are_tight_around_the_ink(monkeypatch):
-    """Each digit is drawn once more, alone; its ink is found by a loop over pixels."""
+    """Draw each digit once more, alone, and find its ink by a loop over pixels."""
     calls = []
     render = demo_images.render_digit
 
@@ -133,7 +133,7 @@ def test_boxes_are_tight_around_the_ink(monkeypatch):
 
 
 def test_a_drawn_digit_is_where_it_should_be():
-    """A bar of ink in the left column: on the left, upright; turned by 90 degrees: at the top."""
+    """The ink is a bar in the left columns. A turn by 90 degrees moves it to the top."""
     digit = np.zeros((8, 8))
     digit[:, :2] = 1
     for angle, middle in ((0.0, (64, 64 - 12)), (np.pi / 2, (64 - 12, 64))):
@@ -164,7 +164,7 @@ def test_splits_show_different_scenes(root):
     assert len(images) == 6 * len(demo.SPLITS)
 
 
-def test_fog_and_night_go_the_right_way():
+def test_fog_is_bright_and_flat_and_night_is_dark():
     rng = np.random.RandomState(0)
     scene = demo_images._background(rng, demo_images.load_material()[2]["train"]).clip(0, 255)
     foggy, dark = demo_images.fog(rng, scene), demo_images.night(rng, scene)
@@ -180,7 +180,7 @@ def test_fog_and_night_go_the_right_way():
         assert mean_of(np.mean, f"demo_night_{part}") < 0.6 * mean_of(np.mean, f"demo_{part}")
 
 
-def test_made_once_and_again_only_when_it_must(root, tmp_path, monkeypatch):
+def test_made_again_only_for_other_sizes_or_another_recipe(root, tmp_path, monkeypatch):
     folder = demo.make_demo(tmp_path, {"demo_val": 2})
     stamp = (folder / "made.json").stat().st_mtime_ns
     assert demo.make_demo(tmp_path) == demo.make_demo(tmp_path, {"demo_val": 2}) == folder
@@ -193,7 +193,7 @@ def test_made_once_and_again_only_when_it_must(root, tmp_path, monkeypatch):
 
 
 def test_a_killed_run_leaves_nothing_that_looks_made(tmp_path):
-    """The process dies without a word (os._exit) in the middle of the second split."""
+    """The process ends by os._exit, without any cleanup, in the middle of the second split."""
     done = run(
         "import os; draw = demo.draw\n"
         "demo.draw = lambda split, i: os._exit(9) if split == 'demo_val' else draw(split, i)\n"
@@ -205,7 +205,7 @@ def test_a_killed_run_leaves_nothing_that_looks_made(tmp_path):
     assert len(list((folder / "demo_val").iterdir())) == 3
 
 
-def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
+def test_a_folder_that_d2kd_did_not_make_is_not_changed(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"no made\.json"):
@@ -214,8 +214,8 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_the_slower_of_two_processes_uses_the_faster_ones(tmp_path, monkeypatch, older):
-    if older:  # both find a set of another size to replace
+def test_two_concurrent_makers_give_one_set(tmp_path, monkeypatch, older):
+    if older:  # both find a set of another size, which they replace
         demo.make_demo(tmp_path, {"demo_val": 1})
     barrier, draw = threading.Barrier(2, timeout=30), demo.draw
 
@@ -239,7 +239,7 @@ def test_the_slower_of_two_processes_uses_the_faster_ones(tmp_path, monkeypatch,
     assert len(list((tmp_path / "demo" / "demo_val").iterdir())) == 2
 
 
-def test_a_difference_from_the_recorded_digest_is_said(tmp_path, monkeypatch, caplog):
+def test_a_difference_from_the_recorded_digest_is_a_warning(tmp_path, monkeypatch, caplog):
     split = demo_images.Split(2, "0" * 16, pool="val")
     monkeypatch.setitem(demo.SPLITS, "demo_val", split)
     with caplog.at_level(logging.WARNING, logger=demo.logger.name):
@@ -248,7 +248,8 @@ def test_a_difference_from_the_recorded_digest_is_said(tmp_path, monkeypatch, ca
     assert "demo_val" in message and "0" * 16 in message and made["sha256"]["demo_val"] in message
     caplog.clear()
     monkeypatch.setitem(demo.SPLITS, "demo_val", split._replace(sha256=made["sha256"]["demo_val"]))
-    demo.make_demo(tmp_path / "again", {"demo_val": 2})
+    with caplog.at_level(logging.WARNING, logger=demo.logger.name):
+        demo.make_demo(tmp_path / "again", {"demo_val": 2})
     assert not caplog.records
 
 
@@ -260,14 +261,14 @@ def test_missing_package_gives_one_plain_error(tmp_path, monkeypatch):
     assert not (tmp_path / "data").exists()
 
 
-def test_importing_costs_nothing():
+def test_importing_loads_no_large_package():
     done = run("assert not {'skimage', 'sklearn', 'detectron2'} & set(sys.modules)")
     assert done.returncode == 0, done.stderr
 
 
 def test_registration(root, tmp_path, catalogs, monkeypatch):
     register_all(str(tmp_path))
-    register_all(str(root))  # the last call holds
+    register_all(str(root))  # the last call counts
     register_all(str(root))
     assert set(demo.SPLITS) <= set(DatasetCatalog.list())
     dicts = get_detection_dataset_dicts("demo_train", filter_empty=True)
@@ -311,7 +312,7 @@ def test_data_are_made_when_first_loaded(tmp_path, catalogs, monkeypatch):
 
 
 def test_evaluator_finds_the_right_boxes(root, catalogs, tmp_path):
-    """The labels themselves, given as detections, score 100 by Detectron2's own evaluator."""
+    """The labels, given as detections, have an AP of 100 in Detectron2's own evaluator."""
     import torch
     from detectron2.evaluation import COCOEvaluator
     from detectron2.structures import Boxes, BoxMode, Instances

@@ -7,7 +7,7 @@ from tests import toys
 
 @pytest.fixture
 def root(tmp_path):
-    """A set "farm" with labels for "train" and none for "extra", and a folder that is no set."""
+    """A dataset "farm", which has labels for "train" and none for "extra", and another folder."""
     before = set(DatasetCatalog.list())
     table, _ = toys.coco_dataset(tmp_path / "farm" / "train", n=3)
     (tmp_path / "farm" / "annotations").mkdir()
@@ -33,18 +33,18 @@ def test_splits_with_and_without_labels(root):
     assert all(x["annotations"] == [] for x in extra)
 
 
-def test_a_name_of_ones_own_and_names_that_are_taken(root):
+def test_given_name_and_names_that_exist_already(root):
     DatasetCatalog.register("cows_train", lambda: ["mine"])
     assert register_folder(root / "farm", "cows") == ["cows_extra", "cows_train"]
     assert DatasetCatalog.get("cows_train") == ["mine"]
     assert register_folder(root / "farm", "cows") == ["cows_extra", "cows_train"]
 
 
-def test_a_split_that_has_the_name_already_keeps_it(root):
+def test_a_split_with_the_name_of_the_folder_keeps_its_name(root):
     (root / "farm" / "extra").rename(root / "farm" / "farm_extra")
     assert register_folder(root / "farm") == ["farm_extra", "farm_train"]
 
 
-def test_a_folder_without_splits_is_named(root):
+def test_a_folder_without_splits_is_refused(root):
     with pytest.raises(ValueError, match=r"<split>.*found no split"):
         register_folder(root / "nothing")

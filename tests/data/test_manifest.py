@@ -48,7 +48,7 @@ def test_no_image_is_opened(tmp_path, monkeypatch):
     assert len(Manifest.from_folder(tmp_path)) == 3
 
 
-def test_digest_names_images_and_their_sizes_not_their_place(tmp_path, register):
+def test_digest_covers_names_and_sizes_but_not_the_folder(tmp_path, register):
     pictures.folder(tmp_path / "a", 3)
     digest = Manifest.from_folder(tmp_path / "a").digest
     (tmp_path / "a").rename(tmp_path / "b")
@@ -72,14 +72,14 @@ def test_dataset_is_sorted_by_id(tmp_path, register):
 
 
 @pytest.mark.parametrize("ids", [(7, 7, 3), ("07", "7", "3")])
-def test_numbers_that_two_images_share_are_given_anew(tmp_path, register, ids):
+def test_images_with_equal_ids_are_numbered_again(tmp_path, register, ids):
     path = pictures.folder(tmp_path / "a", 3)
     found = Manifest.from_dataset(register(records(path, ids)))
     assert [image.image_id for image in found] == [1, 2, 3]
     assert len({image.file_name for image in found}) == 3
 
 
-def test_ids_that_are_no_numbers_are_numbered(tmp_path, register):
+def test_images_whose_ids_are_no_numbers_are_numbered(tmp_path, register):
     path = pictures.folder(tmp_path / "a", 3)
     found = Manifest.from_dataset(register(records(path, ["dog", "cat", "bee"])))
     files = [(i.image_id, os.path.basename(i.file_name)) for i in found]
@@ -99,7 +99,7 @@ def test_missing_and_empty_files_are_rejected(tmp_path, register):
     )
 
 
-def test_units_hold_each_image_once(tmp_path):
+def test_units_contain_each_image_once(tmp_path):
     found = Manifest.from_folder(pictures.folder(tmp_path / "a", 7))
     units = found.units(3)
     assert [len(u) for u in units] == [3, 3, 1]
@@ -108,7 +108,7 @@ def test_units_hold_each_image_once(tmp_path):
         found.units(0)
 
 
-def test_sample_is_the_same_for_a_seed_and_has_a_digest_of_its_own(tmp_path):
+def test_sample_is_the_same_for_a_seed_and_has_its_own_digest(tmp_path):
     found = Manifest.from_folder(pictures.folder(tmp_path / "a", 9))
     some = found.sample(4, seed=1)
     assert some == found.sample(4, seed=1)
@@ -118,7 +118,7 @@ def test_sample_is_the_same_for_a_seed_and_has_a_digest_of_its_own(tmp_path):
     assert found.sample(9) is found
 
 
-def test_mistakes_are_named(tmp_path, register):
+def test_wrong_sources_are_refused(tmp_path, register):
     with pytest.raises(ValueError, match="registered with Detectron2, found 'demo_trian'"):
         Manifest.from_dataset("demo_trian")
     with pytest.raises(ValueError, match=r"expected a folder, found none at .*/nowhere"):

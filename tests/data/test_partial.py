@@ -56,12 +56,13 @@ def test_regions_to_ignore_move_with_the_image(file):
     out = mapper(T.HFlipTransform(60), crop)(
         record(file, ([0, 5, 20, 10], {}), ([5, 10, 40, 8], UNSURE), ([0, 0, 5, 5], UNSURE))
     )
-    # Flipped: x from 15 to 55, then 10 less and cut at 40. The small one leaves the image.
+    # After the flip, x is from 15 to 55. The crop subtracts 10 and clips at 40. The small region is
+    # outside the crop.
     assert out["ignore_boxes"].tolist() == [[5.0, 10.0, 40.0, 18.0]]
     assert out["instances"].gt_boxes.tensor.tolist() == [[30.0, 5.0, 40.0, 15.0]]
 
 
-def test_boxes_without_masks_stay_where_masks_would_make_them_anew(file):
+def test_recompute_boxes_keeps_boxes_without_masks(file):
     reads = mapper(use_instance_mask=True, recompute_boxes=True)
     out = reads(record(file, ([0, 5, 20, 10], {})))["instances"]
     assert out.gt_boxes.tensor.tolist() == [[0, 5, 20, 15]] and not out.has("gt_masks")
@@ -70,7 +71,7 @@ def test_boxes_without_masks_stay_where_masks_would_make_them_anew(file):
     assert out.gt_boxes.tensor.tolist() == [[2, 6, 9, 12]]
 
 
-def test_crowds_are_ignored_when_asked(file):
+def test_crowds_are_ignored_if_set(file):
     crowd = record(file, ([5, 5, 20, 10], {"iscrowd": 1}))
     assert len(mapper()(crowd)["ignore_boxes"]) == 0
     assert mapper(ignore_crowds=True)(crowd)["ignore_boxes"].tolist() == [[5, 5, 25, 15]]
@@ -80,23 +81,23 @@ def test_weights_stay_with_their_boxes(file):
     out = mapper(T.CropTransform(30, 0, 30, 40))(
         record(file, ([0, 0, 9, 9], {"weight": 0.1}), ([35, 5, 9, 9], {"weight": 0.7}))
     )
-    assert out["instances"].gt_weights.tolist() == [pytest.approx(0.7)]  # the other is cut off
+    assert out["instances"].gt_weights.tolist() == [pytest.approx(0.7)]  # the other is outside
     assert not mapper()(record(file, ([0, 0, 9, 9], {})))["instances"].has("gt_weights")
 
 
-def test_one_weight_of_any_box_gives_all_boxes_weights(file):
+def test_one_box_with_a_weight_gives_all_boxes_weights(file):
     out = mapper()(record(file, ([0, 0, 9, 9], {}), ([20, 5, 9, 9], {"weight": 0.7})))
     assert out["instances"].gt_weights.tolist() == [1.0, pytest.approx(0.7)]
 
 
 @pytest.mark.parametrize("ignore_crowds", [False, True])
-def test_crowds_of_true_labels_are_no_objects(file, ignore_crowds):
+def test_crowds_of_true_labels_do_not_become_objects(file, ignore_crowds):
     mixed = record(file, ([5, 5, 20, 10], {"iscrowd": 1}), ([30, 5, 10, 10], {}))
     out = mapper(ignore_crowds=ignore_crowds)(mixed)
     assert out["instances"].gt_boxes.tensor.tolist() == [[30.0, 5.0, 40.0, 15.0]]
 
 
-def test_the_rest_is_detectron2s(file):
+def test_all_other_output_equals_detectron2s_mapper(file):
     from detectron2.data import DatasetMapper
 
     box = record(file, ([3, 4, 20, 10], {}), ([1, 1, 5, 5], {}), annotated_classes=[1])
@@ -114,13 +115,13 @@ def test_an_image_without_annotations_has_empty_instances(file):
     assert len(mapper()(record(file))["instances"]) == 0
 
 
-def test_all_fields_of_the_mapper_are_known():
+def test_signature_lists_all_fields():
     fields = inspect.signature(PartialMapper).parameters
     assert {"is_train", "augmentations", "image_format", "ignore_crowds"} <= set(fields)
     assert not any(p.kind is p.VAR_KEYWORD for p in fields.values())
 
 
-# ---- labels by teachers
+# ---- labels from teachers
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def labels(tmp_path):
     return path
 
 
-def test_labels_come_with_all_that_they_say(labels):
+def test_labels_are_loaded_with_weights_regions_and_annotated_classes(labels):
     (image,) = load_pseudo_labels(labels)
     assert image["annotated_classes"] == [0, 1]
     box, region = image["annotations"]
@@ -161,7 +162,7 @@ def test_labels_come_with_all_that_they_say(labels):
     assert out["ignore_boxes"].tolist() == [[5.0, 5.0, 15.0, 15.0]]
 
 
-def test_unlabeled_images_forget_their_labels():
+def test_load_unlabeled_removes_labels():
     DatasetCatalog.register("_labeled", lambda: [{"image_id": 1, "annotations": [{"bbox": []}]}])
     try:
         (image,) = load_unlabeled("_labeled")
@@ -189,7 +190,7 @@ def farm():
                 catalog.remove(name)
 
 
-def test_boxes_of_some_classes_are_numbered_anew(farm):
+def test_class_subset_numbers_its_classes(farm):
     found = load_class_subset("_farm", ["cat", "ant"])
     assert [[(a["category_id"], a["bbox"][0]) for a in x["annotations"]] for x in found] == [
         [(1, 0), (0, 2)],
@@ -197,12 +198,12 @@ def test_boxes_of_some_classes_are_numbered_anew(farm):
         [],
     ]
     assert ids(found) == [0, 1, 2]
-    assert [a["category_id"] for a in farm[0]["annotations"]] == [0, 2, 1]  # left as it was
+    assert [a["category_id"] for a in farm[0]["annotations"]] == [0, 2, 1]  # not changed
     with pytest.raises(ValueError, match=r"'_farm', \['ant', 'bee', 'cat'\], found \['dog'\]"):
         load_class_subset("_farm", ["cat", "dog"])
 
 
-def test_some_classes_are_a_data_set_of_their_own(farm):
+def test_class_subset_is_registered_once(farm):
     for classes in (["cat"], ["ant", "bee"]):  # the name is taken the second time
         register_class_subset("_cats", "_farm", classes)
     assert MetadataCatalog.get("_cats").thing_classes == ["cat"]
@@ -223,7 +224,7 @@ def ids(dataset) -> list[int]:
     return [x["image_id"] for x in dataset]
 
 
-def test_a_share_is_fixed_by_ids_and_seed():
+def test_random_subset_depends_on_ids_and_seed_only():
     chosen = ids(random_subset(images(50), 0.2, seed=3))
     assert len(chosen) == 10
     assert set(ids(random_subset(images(50)[::-1], 0.2, seed=3))) == set(chosen)
@@ -232,7 +233,7 @@ def test_a_share_is_fixed_by_ids_and_seed():
     assert ids(random_subset(images(50), 1.0)) == ids(images(50))
 
 
-def test_the_rest_of_a_share_can_stay_without_labels():
+def test_other_images_of_a_random_subset_can_stay_unlabeled():
     kept = random_subset(images(50), 0.2, rest="unlabeled")
     assert ids(kept) == ids(images(50))
     blank = [x for x in kept if x.get("annotated_classes") == []]
@@ -243,25 +244,25 @@ def test_the_rest_of_a_share_can_stay_without_labels():
 
 
 @pytest.mark.parametrize("bad", [dict(share=0.0), dict(share=1.5), dict(share=0.001)])
-def test_impossible_shares_are_named(bad):
+def test_impossible_shares_are_refused(bad):
     with pytest.raises(ValueError, match="share: expected"):
         random_subset(images(50), **bad)
 
 
-def test_images_of_another_set_are_left_out():
+def test_exclude_images_compares_files():
     assert ids(exclude_images(images(6), images(3, first=2))) == [0, 1, 5]
-    # Ids are those of other data, paths say the same in another way.
+    # The id belongs to another image, and the path is absolute: only the file counts.
     others = [{"image_id": 0, "file_name": os.path.abspath("4.png"), "annotations": []}]
     assert ids(exclude_images(images(6), others)) == [0, 1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("others", [[], [{"image_id": 1, "file_name": "elsewhere/1.png"}]])
-def test_sets_that_share_no_image_are_told(others):
+def test_datasets_without_a_common_image_are_refused(others):
     with pytest.raises(ValueError, match=r"images that both sets have, found none: 0\.png and"):
         exclude_images(images(3), others)
 
 
-def test_a_mixture_has_its_shares_and_leaves_nothing_out():
+def test_mixture_has_its_shares_and_leaves_no_image_out():
     few, many = images(7), images(40, first=100)
     mixed = mix([1, 2], few=few, many=many)
     count = collections.Counter(ids(mixed))
@@ -274,14 +275,14 @@ def test_a_mixture_has_its_shares_and_leaves_nothing_out():
 
 
 @pytest.mark.parametrize("bad", [[1], [1, 0], [1, -1]])
-def test_impossible_mixtures_are_named(bad):
+def test_impossible_mixtures_are_refused(bad):
     with pytest.raises(ValueError, match=r"mix\.shares: expected 2 numbers > 0"):
         mix(bad, a=images(2), b=images(3))
     with pytest.raises(ValueError, match=r"in each set, found {'a': 2, 'b': 0}"):
         mix(a=images(2), b=[])
 
 
-def test_a_mixture_of_a_config_is_plain_and_its_images_travel_alone():
+def test_mixture_from_a_config_is_a_list_of_plain_dicts():
     node = L(mix)(
         a=L(images)(n=3), b=L(exclude_images)(dataset=L(images)(n=400), images=L(images)(n=2))
     )

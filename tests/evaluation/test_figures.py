@@ -38,11 +38,11 @@ def test_flops_by_hand():
     assert report.count_gflops(Tiny(), inputs) == pytest.approx(expected / 1e9, rel=1e-12)
 
 
-def test_flops_of_a_detector_are_of_inference():
+def test_flops_of_a_detector_count_inference():
     model = toys.retinanet()
     inputs = [{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}]
     gflops = report.count_gflops(model, inputs)
-    assert model.training  # as it was
+    assert model.training  # the mode is restored
     assert 0 < gflops < 1
 
 

@@ -1,4 +1,4 @@
-"""Folders of small images, and detectors that find something in them."""
+"""Make folders of small images, and untrained detectors that find boxes in them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SIZES = ((48, 64), (64, 48), (40, 40), (48, 60))
 
 
 def folder(path: Path, count: int = 8, sizes=SIZES) -> Path:
-    """PNG files 00.png, 01.png, ... of noise; sizes are (height, width), in turn."""
+    """Write PNG files of noise, 00.png, 01.png, ... `sizes` are (height, width), in turn."""
     path.mkdir(parents=True)
     for i in range(count):
         pixels = np.random.RandomState(i).randint(0, 256, (*sizes[i % len(sizes)], 3), np.uint8)
@@ -21,7 +21,7 @@ def folder(path: Path, count: int = 8, sizes=SIZES) -> Path:
 
 
 def detector(kind=toys.retinanet, **fields):
-    """A detector without training, whose scores are around one half."""
+    """An untrained detector, whose scores are around one half."""
     torch.manual_seed(7)
     model = kind(**fields).eval()
     if hasattr(model, "head"):

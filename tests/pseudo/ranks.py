@@ -1,4 +1,4 @@
-"""Labels a folder in several processes: by torchrun, or by Detectron2's launch.
+"""Label a folder in several processes, started by torchrun or by Detectron2's launch.
 
 python -m tests.pseudo.ranks IMAGES CACHE PROCESSES
 """
@@ -27,7 +27,11 @@ class Slow(LabelTeacher):
 
 
 def parts(images: Path, cache: Path, seconds: float = 0.0):
-    """What `label` takes. A teacher that waits before each batch leaves time to end it."""
+    """The manifest, teacher and cache that `label_images` takes.
+
+    Args:
+        seconds: the teacher waits this long before each batch, so that a test has time to kill it.
+    """
     manifest = Manifest.from_folder(images)
     teacher = Slow(
         pictures.detector(), None, ["a", "b", "c"], min_size_test=96, score_floor=0.3, batch_size=2

@@ -32,7 +32,7 @@ def cache(tmp_path):
     return RawCache(tmp_path, {"score_floor": 0.05, "batch_size": 8})
 
 
-def test_what_is_written_is_read(cache):
+def test_reading_returns_what_was_written(cache):
     cache.write(2, unit())
     again = cache.read(2)
     assert again.sizes == unit().sizes
@@ -67,7 +67,7 @@ def test_same_content_has_the_same_bytes_at_any_time(tmp_path, monkeypatch):
         assert {i.date_time for i in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
-def test_another_setting_is_another_folder_and_a_record_is_not(tmp_path):
+def test_other_settings_use_another_folder_but_another_record_does_not(tmp_path):
     settings = {"a": 1, "b": {"c": 2.5}}
     one = RawCache(tmp_path, settings)
     assert RawCache(tmp_path, {"b": {"c": 2.5}, "a": 1}).folder == one.folder
@@ -87,7 +87,7 @@ def test_record_is_in_the_marker(tmp_path):
     assert json.loads((cache.folder / "unit_00000.json").read_text())["record"] == {"torch": "9.9"}
 
 
-# A process that claims unit 3; it imports nothing of ours, to be quick.
+# The code of a process that claims unit 3. To start fast, it does not import d2kd.
 HOLD = """
 import fcntl, sys, time
 file = open(sys.argv[1], "ab")
@@ -117,7 +117,7 @@ def damage_bit(file, marker):
         lambda file, marker: marker.write_text(marker.read_text()[:30]),
     ],
 )
-def test_unit_that_is_not_whole_is_missing(cache, damage):
+def test_a_damaged_unit_is_missing(cache, damage):
     for i in range(3):
         cache.write(i, unit(i))
     assert cache.missing(4) == [3]
@@ -143,14 +143,14 @@ def test_killed_while_writing_leaves_the_unit_missing(cache, monkeypatch):
         m.setattr("os.replace", killed)
         cache.write(0, unit())
     assert not cache.done(0)
-    assert not list(cache.folder.glob(".unit_*"))  # an interrupt leaves no partial file
-    (cache.folder / ".unit_00000.npz.other-host.1.tmp").touch()  # SIGKILL does
+    assert not list(cache.folder.glob(".unit_*"))  # an exception leaves no partial file
+    (cache.folder / ".unit_00000.npz.other-host.1.tmp").touch()  # SIGKILL leaves one
     cache.write(0, unit())
     assert cache.done(0)
     assert not list(cache.folder.glob(".unit_*"))
 
 
-def test_replaced_unit_is_never_marked_by_the_old_marker(cache, monkeypatch):
+def test_old_marker_is_removed_before_a_unit_is_replaced(cache, monkeypatch):
     cache.write(0, unit())
     names = []
     rename = os.replace
@@ -187,7 +187,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
         RawCache(tmp_path / "file", {})
 
 
-def test_claim_excludes_other_processes_until_its_holder_is_gone(cache):
+def test_claim_excludes_other_processes_until_its_process_ends(cache):
     file = cache.folder / "claims"
     command = [sys.executable, "-c", HOLD, str(file)]
     with cache.claims() as claims, subprocess.Popen(command, stdout=subprocess.PIPE) as other:
@@ -201,7 +201,7 @@ def test_claim_excludes_other_processes_until_its_holder_is_gone(cache):
         assert claims.take(3)
 
 
-def test_claim_that_is_given_back_is_free(cache):
+def test_released_claim_is_free(cache):
     claims, command = cache.claims(), [sys.executable, "-c", HOLD, str(cache.folder / "claims")]
     with claims:
         claims.take(3)
@@ -211,7 +211,7 @@ def test_claim_that_is_given_back_is_free(cache):
         assert subprocess.run([*command, "once"], capture_output=True).stdout == b"held\n"
 
 
-def test_without_locks_every_unit_may_be_taken(cache, monkeypatch):
+def test_every_unit_can_be_claimed_on_a_file_system_without_locks(cache, monkeypatch):
     def lockf(*_):
         raise OSError(errno.ENOLCK, "no locks available")
 

@@ -19,11 +19,11 @@ FOUR = found(
 @pytest.mark.parametrize(
     "table, classes, scores, owned",
     [
-        # Disjoint from the other classes of the student.
+        # Some classes map to one class each, and one is dropped.
         (dict(cat="cat", dog="dog", cow=None), [1, 0], [0.8, 0.7], [True, True, False]),
-        # Overlapping: one class is dropped, one is new.
+        # Another class is dropped, and one is renamed.
         (dict(cat=None, dog="dog", cow="horse"), [2, 0, 2], [0.9, 0.7, 0.6], [True, False, True]),
-        # Several become one.
+        # Several classes become one.
         (
             dict(cat="dog", dog="dog", cow="dog"),
             [0] * 4,
@@ -32,7 +32,7 @@ FOUR = found(
         ),
     ],
 )
-def test_a_table_says_which_class_is_which(table, classes, scores, owned):
+def test_table_maps_classes(table, classes, scores, owned):
     categories = CategoryMap(["dog", "cat", "horse"], table, ["cat", "dog", "cow"])
     got = categories.apply(FOUR)
     assert got.classes.tolist() == classes and got.classes.dtype == np.int64
@@ -41,7 +41,7 @@ def test_a_table_says_which_class_is_which(table, classes, scores, owned):
     assert categories.owned.tolist() == owned
 
 
-def test_equal_names_need_no_table_whatever_their_order():
+def test_equal_names_in_any_order_need_no_table():
     got = CategoryMap(["a", "b", "c"], None, ["c", "a", "b"]).apply(FOUR)
     assert got.classes.tolist() == [1, 2, 0, 1]
 
@@ -51,13 +51,13 @@ def test_no_boxes():
     assert (got.boxes.shape, got.scores.shape, got.classes.shape) == ((0, 4), (0,), (0,))
 
 
-def test_one_object_by_two_names_becomes_one_box_where_the_names_become_one():
+def test_boxes_of_one_object_are_merged_if_their_classes_map_to_one():
     boxes = found(
         (0, 0, 10, 10, 0.9, 0),  # a car
-        (0, 0, 10, 9, 0.8, 1),  # called a van too
-        (0, 0, 10, 9, 0.7, 2),  # a tree remains: one class, one NMS
+        (0, 0, 10, 9, 0.8, 1),  # the same object, found as a van
+        (0, 0, 10, 9, 0.7, 2),  # both trees are kept: the teacher's NMS has seen them
         (0, 0, 10, 9, 0.6, 2),
-        (0, 0, 10, 5, 0.5, 1),  # half of it is another one
+        (0, 0, 10, 5, 0.5, 1),  # overlaps by half only: another object
     )
     table = dict(car="vehicle", van="vehicle", tree="tree")
     got = CategoryMap(["tree", "vehicle"], table, ["car", "van", "tree"]).apply(boxes)
@@ -74,22 +74,22 @@ def test_one_object_by_two_names_becomes_one_box_where_the_names_become_one():
         (dict(cat=None, dog=None, cow=None), "drops every class"),
     ],
 )
-def test_a_wrong_table_is_refused(table, named):
+def test_wrong_table_is_refused(table, named):
     with pytest.raises(ValueError, match=named):
         CategoryMap(["dog", "cat"], table, ["cat", "dog", "cow"])
 
 
-def test_names_that_stand_twice_are_refused():
+def test_repeated_names_are_refused():
     with pytest.raises(ValueError, match=r"teacher classes.*\['b'\]"):
         CategoryMap(["a"], None, ["a", "b", "b"])
 
 
-def test_an_index_that_the_teacher_lacks_is_refused():
+def test_class_index_that_the_teacher_does_not_have_is_refused():
     with pytest.raises(ValueError, match=r"below 2.*found 0 to 2"):
         CategoryMap(["a", "b"], None, ["a", "b"]).apply(FOUR)
 
 
-def test_without_a_table_the_error_holds_one_that_only_lacks_the_decisions():
+def test_error_without_a_table_contains_one_to_complete():
     student, teacher = ["person", "motorbike", "TV"], ["person", "motorcycle", "tv", "zebra"]
     with pytest.raises(ValueError, match="no table") as error:
         CategoryMap(student, None, teacher)
@@ -97,6 +97,6 @@ def test_without_a_table_the_error_holds_one_that_only_lacks_the_decisions():
     text = text[text.index("{") :]
     assert "'motorcycle': None,  # nearest: 'motorbike'" in text
     assert "'tv': None,  # nearest: 'TV'" in text
-    pasted = eval(text)  # nothing but equal names is decided
+    pasted = eval(text)  # only equal names are filled in
     assert pasted == {"person": "person", "motorcycle": None, "tv": None, "zebra": None}
     assert CategoryMap(student, pasted, teacher).owned.tolist() == [True, False, False]

@@ -31,7 +31,7 @@ PROVENANCE = {
 
 
 def labels(*rows):
-    """Rows of x1, y1, x2, y2, class, score, ignore; both teachers found what is surer than 0.8."""
+    """Rows of x1, y1, x2, y2, class, score, ignore. Both teachers found boxes above 0.8."""
     table = np.array(rows, dtype=np.float32).reshape(-1, 7)
     both = table[:, 5] > 0.8
     return Labels(
@@ -50,7 +50,7 @@ IMAGES = [Image(i, f"/data/{folder}/{i}.png", 60, 80) for i, folder in
 LABELS = {
     7: labels((1, 2, 11, 32, 1, 0.6, 0), (5, 5, 15, 15, 0, 0.9, 0), (0, 0, 40, 40, 2, 0.4, 1)),
     3: labels(),
-    9: labels((0, 0, 30, 30, 0, 0.45, 1)),  # nobody knows what is there
+    9: labels((0, 0, 30, 30, 0, 0.45, 1)),  # only a region to ignore: the image is left out
     4: labels((-3, 50, 20, 70.5, 2, 0.7, 0), (5, 5, 5.5, 15, 0, 0.9, 0)),
 }
 REJECTED = [("/data/a/5.png", "truncated")]
@@ -67,7 +67,7 @@ def load(path):
         return COCO(str(path))
 
 
-def test_pycocotools_reads_it(tmp_path):
+def test_pycocotools_reads_the_file(tmp_path):
     file = load(write(tmp_path)[0])
     assert [c["name"] for c in file.loadCats(file.getCatIds())] == CLASSES
     assert file.getImgIds() == [3, 4, 7]
@@ -87,26 +87,27 @@ def test_pycocotools_reads_it(tmp_path):
     assert sorted(file.anns) == [1, 2, 3, 4]
 
 
-def test_boxes_are_cut_and_slivers_dropped(tmp_path):
-    path, said = write(tmp_path)
+def test_boxes_are_clipped_and_tiny_ones_dropped(tmp_path):
+    path, provenance = write(tmp_path)
     file = load(path)
-    (row,) = file.loadAnns(file.getAnnIds(4))  # of two: the other is half a pixel wide
+    (row,) = file.loadAnns(file.getAnnIds(4))  # one of two: the other is half a pixel wide
     assert (row["bbox"], row["area"]) == ([0, 50, 20, 10], 200)
-    assert said["counts"]["dropped_boxes"] == 1
+    assert provenance["counts"]["dropped_boxes"] == 1
 
 
-def test_an_image_with_nothing_but_slivers_is_not_empty(tmp_path):
-    # Something was found in it, so it is no background; what remains of it teaches nothing.
+def test_an_image_with_tiny_boxes_only_is_not_background(tmp_path):
+    # Something was found in the image, so it is not background. No box is left to learn from, so
+    # the image is left out.
     sliver, region = (5, 5, 5.5, 15, 0, 0.9, 0), (0, 0, 30, 30, 0, 0.45, 1)
     found = LABELS | {3: labels(sliver), 4: labels(sliver, region)}
-    path, said = write(tmp_path, found)
+    path, provenance = write(tmp_path, found)
     assert load(path).getImgIds() == [7]
-    assert said["counts"]["unsure_images"] == 3 and said["counts"]["empty_images"] == 0
-    assert said["counts"]["dropped_boxes"] == 2
+    assert provenance["counts"]["unsure_images"] == 3 and provenance["counts"]["empty_images"] == 0
+    assert provenance["counts"]["dropped_boxes"] == 2
     assert coco.verify(path) == []
 
 
-def test_detectron2_loads_it(tmp_path):
+def test_detectron2_loads_the_file(tmp_path):
     path, _ = write(tmp_path)
     name = "pseudo_test_coco"
     plain = load_coco_json(str(path), "/data", name)
@@ -134,7 +135,7 @@ def test_cocoeval_ignores_regions(tmp_path):
     assert ignored[2] == [False] and ignored[3] == [True, True]
 
 
-def test_read_gives_indices_and_what_was_searched_for(tmp_path):
+def test_loading_gives_class_indices_and_annotated_classes(tmp_path):
     annotated = {3: np.array([True, False, True])}
     path, _ = write(tmp_path, annotated=annotated)
     assert [i.get("annotated_classes") for i in load(path).dataset["images"]] == [
@@ -179,16 +180,18 @@ def test_provenance(tmp_path):
     parent = tmp_path / "raw" / "unit.npz"
     parent.parent.mkdir()
     parent.write_bytes(b"unit")
-    path, said = write(tmp_path, parents=[parent], run={"seconds": 3})
-    assert json.loads((tmp_path / "provenance.json").read_text()) == said
-    assert said["labels"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert said["parents"] == {"raw/unit.npz": hashlib.sha256(b"unit").hexdigest()}
-    assert said["made_from"] == PROVENANCE and said["rejected"] == [["/data/a/5.png", "truncated"]]
-    assert said["run"]["seconds"] == 3 and said["run"]["versions"]["numpy"] == np.__version__
+    path, provenance = write(tmp_path, parents=[parent], run={"seconds": 3})
+    assert json.loads((tmp_path / "provenance.json").read_text()) == provenance
+    assert provenance["labels"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance["parents"] == {"raw/unit.npz": hashlib.sha256(b"unit").hexdigest()}
+    assert provenance["made_from"] == PROVENANCE
+    assert provenance["rejected"] == [["/data/a/5.png", "truncated"]]
+    run = provenance["run"]
+    assert run["seconds"] == 3 and run["versions"]["numpy"] == np.__version__
     assert sorted(p.name for p in tmp_path.iterdir()) == ["labels.json", "provenance.json", "raw"]
 
 
-def test_bytes_depend_on_nothing_else(tmp_path):
+def test_bytes_do_not_depend_on_order_or_run(tmp_path):
     first, _ = write(tmp_path / "1")
     turned = LABELS[7]
     turned = Labels(**{name: getattr(turned, name)[::-1] for name in vars(turned)})
@@ -199,12 +202,12 @@ def test_bytes_depend_on_nothing_else(tmp_path):
     assert first.read_bytes() != third.read_bytes()
 
 
-def test_labels_are_computed_when_asked(tmp_path):
-    asked = []
+def test_labels_are_computed_one_image_at_a_time(tmp_path):
+    requested = []
 
     class Lazy(Mapping):
         def __getitem__(self, key):
-            asked.append(key)
+            requested.append(key)
             return LABELS[key]
 
         __iter__, __len__ = LABELS.__iter__, LABELS.__len__
@@ -213,7 +216,7 @@ def test_labels_are_computed_when_asked(tmp_path):
             return key in LABELS
 
     assert write(tmp_path / "1", Lazy())[0].read_bytes() == write(tmp_path)[0].read_bytes()
-    assert asked == [3, 4, 7, 9]
+    assert requested == [3, 4, 7, 9]
 
 
 def test_verify_finds_every_changed_byte(tmp_path):
@@ -249,11 +252,11 @@ def test_verify_names_what_differs(tmp_path):
         coco.load_pseudo_labels(path)
 
 
-def test_verify_finds_images_that_nobody_accounts_for(tmp_path):
-    path, said = write(tmp_path)
-    said["counts"]["unsure_images"] = 0
-    said["sha256"] = digest({k: v for k, v in said.items() if k != "sha256"})
-    (tmp_path / "provenance.json").write_text(json.dumps(said, indent=1) + "\n")
+def test_verify_finds_images_that_no_count_contains(tmp_path):
+    path, provenance = write(tmp_path)
+    provenance["counts"]["unsure_images"] = 0
+    provenance["sha256"] = digest({k: v for k, v in provenance.items() if k != "sha256"})
+    (tmp_path / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     assert coco.verify(path) == ["images: expected 5, which were asked for, found 4"]
 
 
@@ -279,7 +282,7 @@ def broken(**changes):
                       for i in IMAGES]), "expected a height and a width of 1 pixel"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said_and_the_old_file_stays(tmp_path, change, message):
+def test_wrong_input_is_refused_and_the_old_file_stays(tmp_path, change, message):
     write(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(ValueError, match=message):
@@ -297,8 +300,8 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_no_images(tmp_path):
-    path, said = write(tmp_path, {}, images=[], rejected=[])
-    assert load(path).dataset["images"] == [] and said["counts"]["asked_images"] == 0
+    path, provenance = write(tmp_path, {}, images=[], rejected=[])
+    assert load(path).dataset["images"] == [] and provenance["counts"]["asked_images"] == 0
     assert coco.verify(path) == []
 
 
@@ -323,7 +326,7 @@ def test_labels_of_a_newer_format_are_refused(tmp_path):
         coco.load_pseudo_labels(path, check=False)
 
 
-def test_a_writer_that_is_killed_hard_leaves_the_old_file_and_its_rest_is_removed(tmp_path):
+def test_sigkill_leaves_the_old_file_and_the_next_writer_cleans_up(tmp_path):
     path, _ = write(tmp_path)
     before = path.read_bytes()
     code = f"""
@@ -346,7 +349,7 @@ t.write({str(tmp_path)!r}, Killed(t.LABELS))
     assert {p.name for p in tmp_path.iterdir()} == {"labels.json", "provenance.json"}
 
 
-def test_the_labels_are_in_place_before_the_provenance_that_describes_them(tmp_path, monkeypatch):
+def test_labels_are_replaced_before_their_provenance(tmp_path, monkeypatch):
     names, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (names.append(Path(b).name), replace(a, b)))
     write(tmp_path)

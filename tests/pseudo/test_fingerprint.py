@@ -17,12 +17,13 @@ class Tiny(nn.Module):
 
 
 def test_a_detector_has_the_fingerprint_that_it_had_before_version_0_1():
-    # Computed by the code before thresholds were renamed; another value labels everything again.
+    # Computed by the code before thresholds were renamed. With another value, users would have to
+    # label everything again.
     expected = "e6e4f973e3de16b67b6098d0a9a270edaddeac0ecc6cb368f9cbab51290393ad"
     assert fingerprint(Tiny()) == expected
 
 
-def test_descriptions_are_plain_json():
+def test_settings_become_plain_json():
     # The digest is `printf '\0\0\300\077' | sha256sum`, the bytes of 1.5 in float32.
     digest = "c0e336a5f371ef22cd534e094269f2c1a9635cd080b71ffa671086832d3b60b7"
     described = plain(dict(a=(1, 2), b={3}, c=2.5, d=torch.tensor([1.5])))

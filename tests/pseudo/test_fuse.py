@@ -1,4 +1,4 @@
-"""Fusion against the released code's numbers, and against loops over boxes."""
+"""Compare fusion with numbers of the released code, and with loops over boxes."""
 
 from itertools import permutations
 
@@ -28,7 +28,7 @@ def thresholds(high=0.5, low=0.3):
 
 
 def fuse(*teachers, owned=None, levels=None, **settings) -> Labels:
-    """All teachers own all classes and have the same thresholds unless said otherwise."""
+    """Fuse. By default, all teachers own all classes and have the same thresholds."""
     owned = (
         np.ones((len(teachers), K), dtype=bool) if owned is None else np.array(owned, dtype=bool)
     )
@@ -41,7 +41,7 @@ def owning(*classes):
 
 
 def random_teachers(seed, number=3, objects=10, classes=K):
-    """Teachers that see the same objects, each in its way; scores and coordinates repeat."""
+    """Teachers that see the same objects with different errors. Some values are equal."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 60, (objects, 2))
     truth = np.concatenate([corners, corners + rng.integers(1, 40, (objects, 2))], axis=1)
@@ -95,7 +95,7 @@ def test_weighted_boxes_fusion_equals_the_released_code():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_same_box_of_two_teachers_is_one(method):
+def test_equal_boxes_of_two_teachers_become_one(method):
     one = found((10, 10, 40, 40, 0.8, 2))
     labels = fuse(one, one, method=method)
     np.testing.assert_array_equal(labels.boxes, one.boxes)
@@ -106,8 +106,8 @@ def test_the_same_box_of_two_teachers_is_one(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_one_teacher_owns_stays_as_it_found_it(method):
-    # The two overlap by 2/3: the teacher's own NMS let them pass.
+def test_boxes_of_a_class_that_one_teacher_owns_do_not_change(method):
+    # The two boxes of class 1 overlap by 2/3. The teacher's own NMS has kept both.
     alone = found((10, 10, 40, 40.123, 0.77, 1), (10, 10, 40, 55, 0.66, 1))
     others = found((10, 10, 40, 42, 0.9, 0))
     owned = [owning(1), owning(0), owning(0, 2)]
@@ -131,16 +131,16 @@ def test_disjoint_classes_are_a_union(method):
 
 def test_owners_that_found_nothing_lower_the_score_of_wbf():
     box, none = found((0, 0, 20, 20, 0.9, 0)), found()
-    owned = [owning(0), owning(0, 1), owning(1)]  # of three teachers two know the class
+    owned = [owning(0), owning(0, 1), owning(1)]  # two of three teachers know the class
     labels = fuse(box, none, none, owned=owned)
     assert labels.scores.tolist() == [np.float32(np.float32(0.9) / 2)]
-    assert labels.ignore.tolist() == [False]  # thresholds judge what a teacher said
+    assert labels.ignore.tolist() == [False]  # thresholds apply to the teacher's own score
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms"])
 @pytest.mark.parametrize("iou, number", [(0.49, 1), (0.5, 2), (0.51, 2)])
 def test_boxes_are_fused_above_iou(method, iou, number):
-    two = found((0, 0, 20, 20, 0.9, 0)), found((0, 0, 20, 10, 0.8, 0))  # they overlap by 1/2
+    two = found((0, 0, 20, 20, 0.9, 0)), found((0, 0, 20, 10, 0.8, 0))  # IoU 1/2
     assert len(fuse(*two, method=method, iou=iou).boxes) == number
 
 
@@ -202,8 +202,9 @@ def test_each_teacher_has_its_own_thresholds(method):
 
 
 @pytest.mark.parametrize("method", ["wbf", "nms"])
-def test_one_member_at_its_bar_is_enough_and_others_below_theirs_do_not_count(method):
-    # The surer one is below its own low threshold: neither box nor score nor vote come from it.
+def test_one_member_at_its_threshold_is_enough_and_members_below_theirs_do_not_count(method):
+    # The box of higher score is below its teacher's low threshold. It contributes neither to the
+    # box, nor to the score, nor to the votes.
     labels = fuse(
         found((0, 0, 20, 22, 0.7, 0)),
         found((0, 0, 20, 20, 0.4, 0)),
@@ -217,7 +218,7 @@ def test_one_member_at_its_bar_is_enough_and_others_below_theirs_do_not_count(me
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(10))
-def test_raising_a_bar_never_adds_a_box(method, seed):
+def test_raising_a_threshold_never_adds_a_box(method, seed):
     teachers, levels = random_teachers(seed, objects=15, classes=2), random_thresholds(seed)
     before = fuse(*teachers, levels=levels, method=method, **NEVER)
     for t in range(3):
@@ -242,13 +243,13 @@ def test_weights():
 
 
 def chain(*scores, step=2):
-    """For each score a teacher that owns one class: each box conflicts with the neighbours only."""
+    """One teacher per score, which owns one class. Each box conflicts with its neighbors only."""
     teachers = [found((i * step, 0, 40 + i * step, 20, s, i)) for i, s in enumerate(scores)]
     return teachers, [owning(i) for i in range(len(scores))]
 
 
 def ignored(teachers, owned, **settings):
-    """By class."""
+    """Whether the label of each class is a region to ignore, by class index."""
     labels = fuse(*teachers, owned=owned, **settings)
     return labels.ignore[labels.classes.argsort()].tolist()
 
@@ -258,15 +259,15 @@ def ignored(teachers, owned, **settings):
     [
         ((0.9, 0.8), [False, True]),
         ((0.7, 0.8), [True, False]),
-        ((0.9, 0.8, 0.7), [False, True, False]),  # the loser in the middle beats nobody
+        ((0.9, 0.8, 0.7), [False, True, False]),  # a loser wins against none
         ((0.7, 0.9, 0.8), [True, False, True]),
         ((0.6, 0.7, 0.8, 0.9), [True, False, True, False]),
-        ((0.8, 0.8), [False, True]),  # a tie: the lower class index
+        ((0.8, 0.8), [False, True]),  # equal scores: the lower class index wins
         ((0.8, 0.8, 0.8), [False, True, False]),
     ],
 )
-def test_the_surest_of_a_chain_is_settled_first(scores, lost):
-    teachers, owned = chain(*scores)  # neighbours overlap by 38/42, the next but one by 36/44
+def test_conflicts_are_resolved_by_descending_score(scores, lost):
+    teachers, owned = chain(*scores)  # IoU 38/42 with neighbors, 36/44 with the boxes after them
     for order in permutations(range(len(scores))):
         assert ignored([teachers[i] for i in order], [owned[i] for i in order]) == lost
 
@@ -306,7 +307,7 @@ def test_conflicts_of_random_boxes_equal_a_loop():
     assert fights > 40
 
 
-def test_the_loser_remains_as_it_was_but_for_the_flag():
+def test_only_the_flag_of_the_loser_changes():
     teachers, owned = chain(0.9, 0.8)
     labels = fuse(*teachers, owned=owned)
     np.testing.assert_array_equal(labels.boxes[1], teachers[1].boxes[0])
@@ -324,23 +325,23 @@ def test_classes_that_may_co_occur_are_both_kept():
 def test_a_teacher_does_not_contradict_itself():
     both = found((0, 0, 40, 20, 0.9, 0), (0, 0, 40, 20, 0.8, 1))
     assert not fuse(both, found()).ignore.any()
-    # Another that found one of them changes nothing.
+    # A second teacher that found one of the two changes nothing.
     assert not fuse(both, found((0, 0, 40, 20, 0.7, 1))).ignore.any()
     assert fuse(*chain(0.9, 0.8)[0]).ignore.any()
 
 
-def test_an_ignore_region_contradicts_nobody():
+def test_a_region_to_ignore_is_in_no_conflict():
     teachers, owned = chain(0.7, 0.6)
     levels = [thresholds(0.8, 0.5), thresholds(0.4, 0.3)]
     assert ignored(teachers, owned, levels=levels) == [True, False]
 
 
-# Order, and what may go wrong
+# Order, special cases and errors
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(12))
-def test_the_order_of_teachers_is_of_no_consequence(method, seed):
+def test_the_order_of_teachers_does_not_matter(method, seed):
     teachers, levels = random_teachers(seed, objects=20), random_thresholds(seed)
     teachers[1] = teachers[0] if seed % 2 else teachers[1]  # equal boxes with other thresholds
     owned = np.random.default_rng(seed).random((3, K)) < 0.7
@@ -363,7 +364,7 @@ def test_the_order_of_teachers_is_of_no_consequence(method, seed):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(6))
-def test_the_order_of_equal_scores_is_of_no_consequence(method, seed):
+def test_the_order_of_equal_scores_does_not_matter(method, seed):
     teachers = random_teachers(seed, objects=20, classes=2)
     teachers = [
         Detections(boxes=t.boxes, scores=np.full_like(t.scores, 0.6), classes=t.classes)
@@ -406,13 +407,13 @@ def test_one_pixel_and_empty_boxes(method, side):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_scores_of_zero_are_no_division_by_zero(method):
+def test_scores_of_zero_cause_no_division_by_zero(method):
     none = found((0, 0, 9, 9, 0, 0))
     labels = fuse(none, none, levels=[thresholds(0, 0)] * 2, method=method)
     assert (labels.boxes == none.boxes).all() and (labels.scores == 0).all()
 
 
-def test_boxes_are_cut_at_the_image_and_refused_far_outside():
+def test_boxes_are_clipped_at_the_image_and_refused_far_outside():
     labels = fuse(found((100, 50, 120.4, 100.4, 0.9, 0)))
     assert labels.boxes.tolist() == [[100, 50, 120, 100]]
     with pytest.raises(ValueError, match=r"100 high and 120 wide.*50 to 130"):

@@ -22,7 +22,7 @@ from tests.pseudo.ranks import parts
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Seventeen images of four sizes, of which the tenth is cut off."""
+    """A folder with seventeen images of four sizes. The file of the tenth is truncated."""
     path = pictures.folder(tmp_path_factory.mktemp("images") / "all", 17)
     whole = (path / "09.png").read_bytes()
     (path / "09.png").write_bytes(whole[: len(whole) // 2])
@@ -59,7 +59,7 @@ def test_every_image_is_labeled_at_the_scale_of_its_file(images, whole):
             height, width = unit.sizes[image_id]
             assert (height, width) == pictures.SIZES[(image_id - 1) % 4]
             assert len(found.scores) > 3
-            # As Detectron2 tests the same file.
+            # Detectron2's own test of the same file.
             record = dict(file_name=manifest.images[image_id - 1].file_name, image_id=image_id)
             resize = [T.ResizeShortestEdge(96, 1333)]
             mapped = DatasetMapper(False, augmentations=resize, image_format="BGR")(record)
@@ -73,7 +73,7 @@ def test_every_image_is_labeled_at_the_scale_of_its_file(images, whole):
 def test_corrupt_image_is_listed_and_skipped(whole, images, tmp_path, caplog):
     (reason,) = whole.read(1).rejected.items()
     assert reason[0] == 10
-    assert str(images) not in reason[1]  # the same words wherever the data lie
+    assert str(images) not in reason[1]  # the reason does not depend on the folder
     with caplog.at_level(logging.WARNING):
         run(parts(images, tmp_path))
     assert f"{images}/09.png is left out: " in caplog.text
@@ -81,7 +81,7 @@ def test_corrupt_image_is_listed_and_skipped(whole, images, tmp_path, caplog):
 
 def test_too_many_corrupt_images_stop(images, tmp_path):
     made = parts(images, tmp_path)
-    for _ in range(2):  # and go on to do so
+    for _ in range(2):  # a second run stops, too
         with pytest.raises(
             ValueError, match=r"at most 5\.00% of 17 images .* found 1 \(\S+/09\.png: "
         ):
@@ -89,7 +89,7 @@ def test_too_many_corrupt_images_stop(images, tmp_path):
     assert run(made)["images"] > 0
 
 
-def test_errors_of_the_system_say_nothing_of_a_file(images, tmp_path, monkeypatch):
+def test_errors_of_the_system_stop_the_run_and_reject_no_file(images, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(errno.EIO, "input/output error")
 
@@ -120,7 +120,7 @@ def test_second_run_does_nothing(images, whole, monkeypatch):
 
 
 @pytest.mark.parametrize("unit", ["unit_00000", "unit_00002"])
-def test_truncated_unit_is_redone_and_no_other(images, whole, tmp_path, unit):
+def test_only_a_truncated_unit_is_labeled_again(images, whole, tmp_path, unit):
     made = parts(images, tmp_path)
     shutil.copytree(whole.folder, made[2].folder, dirs_exist_ok=True)
     file = made[2].folder / f"{unit}.npz"
@@ -159,7 +159,7 @@ def test_labels_do_not_depend_on_workers_and_threads(images, whole, tmp_path, nu
 
 
 def processes(count: int, *args) -> list:
-    """Processes that label. They are forks, because those need not import everything again."""
+    """Start processes that label. They are forks, which need not import everything again."""
     fork = multiprocessing.get_context("fork")
     started = [fork.Process(target=_label, args=args) for _ in range(count)]
     for process in started:
@@ -178,7 +178,7 @@ def test_killed_run_continues(images, whole, tmp_path):
     try:
         while slow.is_alive() and not cache.marked(1):
             time.sleep(0.02)
-        time.sleep(0.3)  # into the next unit
+        time.sleep(0.3)  # until it is in the next unit
         assert slow.is_alive()
     finally:
         slow.kill()  # -9
@@ -198,7 +198,7 @@ def test_labels_do_not_depend_on_the_number_of_processes(images, whole, tmp_path
     assert content(cache) == content(whole)
 
 
-def test_others_go_on_with_what_a_killed_process_had_claimed(images, whole, tmp_path):
+def test_other_processes_label_the_unit_of_a_killed_process(images, whole, tmp_path):
     cache = parts(images, tmp_path)[2]
     (slow,) = processes(1, images, tmp_path, 60.0)
     while not (cache.folder / "claims").exists():
@@ -208,7 +208,7 @@ def test_others_go_on_with_what_a_killed_process_had_claimed(images, whole, tmp_
     while len(cache.missing(4)) > 1:
         time.sleep(0.05)
     other.join(0.3)
-    assert other.is_alive()  # it waits for the unit that it does not have
+    assert other.is_alive()  # it waits for the unit that the slow process has claimed
     slow.kill()
     other.join()
     assert other.exitcode == 0
@@ -226,10 +226,10 @@ def test_processes_of_detectron2_and_torchrun(images, whole, tmp_path, torchrun)
     assert content(parts(images, tmp_path)[2]) == content(whole)
 
 
-def test_orientation_is_that_of_the_camera(tmp_path):
+def test_images_are_turned_as_their_exif_data_say(tmp_path):
     path = pictures.folder(tmp_path / "images", 1, sizes=[(40, 64)])
     exif = Picture.Exif()
-    exif[274] = 6  # turn clockwise to see it upright
+    exif[274] = 6  # 6: turn by 90 degrees clockwise to see it upright
     Picture.open(path / "00.png").save(path / "00.jpg", exif=exif)
     (path / "00.png").unlink()
     manifest, teacher, cache = parts(path, tmp_path / "cache")
@@ -256,8 +256,8 @@ def test_image_of_another_size_than_its_dataset_says_is_rejected(tmp_path):
     run((manifest, teacher, cache), max_rejected=0.5)
     unit = cache.read(0)
     assert list(unit.detections) == [4]
-    said = "SizeMismatchError: it is 48 by 64 pixels, the dataset says 64 by 48"
-    assert unit.rejected == {9: said}
+    reason = "SizeMismatchError: it is 48 by 64 pixels, the dataset says 64 by 48"
+    assert unit.rejected == {9: reason}
 
 
 def test_key_covers_images_units_and_teacher(images, tmp_path):
@@ -280,7 +280,7 @@ def test_batches_hold_images_of_one_padded_size():
     assert batches == [[0, 1, 3], [2], [4, 6], [5]]
 
 
-def test_no_more_images_wait_than_stated():
+def test_number_of_waiting_images_is_limited():
     taken = []
 
     def items():

@@ -23,13 +23,13 @@ def teacher(model=None, weights=None, classes=NAMES, **fields):
 
 
 @pytest.mark.parametrize("kind", [toys.retinanet, toys.fcos, toys.rcnn, lambda: toys.point("ATSS")])
-def test_found_is_what_the_detector_finds_in_pixels_of_the_file(kind):
+def test_detections_equal_the_detectors_in_pixels_of_the_file(kind):
     model = pictures.detector(kind)
     found = teacher(model, score_floor=0.3, max_detections=50)([IMAGE], [PIXELS])[0]
     with torch.no_grad():
         (output,) = model([{"image": PIXELS, "height": 128, "width": 192}])
     expected = output["instances"]
-    expected = expected[expected.scores > 0.3]  # ATSS's floor is below what it multiplies
+    expected = expected[expected.scores > 0.3]  # ATSS's own floor holds before quality
     assert 0 < len(found.scores) <= 50
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.boxes, expected.pred_boxes.tensor)
@@ -37,12 +37,12 @@ def test_found_is_what_the_detector_finds_in_pixels_of_the_file(kind):
     assert (found.boxes.dtype, found.scores.dtype, found.classes.dtype) == tuple(
         map(np.dtype, ("f4", "f4", "i8"))
     )
-    assert (found.boxes.max(0) > [0, 0, 96, 64]).all()  # they are in the file's pixels
+    assert (found.boxes.max(0) > [0, 0, 96, 64]).all()  # beyond the resized image
     assert ((found.boxes >= 0) & (found.boxes <= [192, 128, 192, 128])).all()
     assert (np.diff(found.scores) <= 0).all()
 
 
-def test_floor_and_count_overrule_the_detectors_own():
+def test_floor_and_count_override_the_detectors_own():
     model = pictures.detector(test_score_thresh=0.99, max_detections_per_image=1)
     many = teacher(model, score_floor=0.3)([IMAGE], [PIXELS])[0]
     fewer = teacher(model, score_floor=float(np.median(many.scores)))([IMAGE], [PIXELS])[0]
@@ -59,7 +59,7 @@ def test_cascade_and_masks():
     assert model.roi_heads.box_predictor.test_topk_per_image == 7
     with torch.no_grad():
         (output,) = model([{"image": PIXELS}])
-    assert not output["instances"].has("pred_masks")  # nobody asked for them
+    assert not output["instances"].has("pred_masks")  # masks are not computed
     assert len(made([IMAGE], [PIXELS])) == 1
 
 
@@ -111,17 +111,17 @@ def test_weights_are_loaded_strictly_and_hashed(tmp_path):
         dict(model=pictures.detector(pixel_std=[1.0, 1.0, 1.0])),
     ],
 )
-def test_what_alters_predictions_is_in_the_settings(change):
+def test_settings_contain_what_changes_predictions(change):
     assert teacher(**change).settings() != teacher().settings()
 
 
-def test_what_does_not_alter_predictions_is_not_in_the_settings():
+def test_settings_do_not_contain_what_does_not_change_predictions():
     other = teacher(classes=["x", "y", "z"], categories={"x": "dog", "y": None, "z": None})
     assert other.settings() == teacher().settings()
     assert other.categories["y"] is None
 
 
-def test_fingerprint_knows_boxes_and_anchors():
+def test_fingerprint_covers_box_weights_and_anchors():
     printed = fingerprint(pictures.detector(toys.rcnn))
     assert fingerprint(pictures.detector(toys.rcnn)) == printed
     model = pictures.detector(toys.rcnn)
@@ -132,7 +132,7 @@ def test_fingerprint_knows_boxes_and_anchors():
     assert fingerprint(model) != printed
 
 
-def test_fingerprint_does_not_change_by_inference():
+def test_inference_does_not_change_the_fingerprint():
     model = pictures.detector(toys.rcnn)
     before = fingerprint(model)
     with torch.no_grad():
@@ -184,7 +184,7 @@ def lazy(path, augmentations=None):
 @pytest.mark.parametrize(
     ("model", "size", "shape"),
     [
-        # Of an image of 48 x 64 pixels the shorter side becomes 320, the other 64 * 320 / 48 = 427.
+        # The image has 48 x 64 pixels. Its shorter side becomes 320, the other 64 * 320 / 48 = 427.
         (lambda path: yacs(path / "a.yaml"), (320, 500), (320, 427)),
         (lambda path: lazy(path / "a.py", RESIZE.format(96, 120)), (96, 120), (90, 120)),
         (lambda path: lazy(path / "a.py", RESIZE.format([96], 200)), (96, 200), (96, 128)),
@@ -204,7 +204,7 @@ def test_images_have_the_test_size_of_the_teachers_config(model, size, shape, tm
     assert tuple(pixels.shape) == (3, *shape) and (image.height, image.width) == (48, 64)
 
 
-def test_a_test_size_that_is_given_overrules_the_config(tmp_path):
+def test_given_test_size_overrides_the_config(tmp_path):
     config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
     made = LabelTeacher(config, None, NAMES, min_size_test=64)
     assert (made.min_size_test, made.max_size_test) == (64, 120)
@@ -229,12 +229,12 @@ def test_a_test_size_that_is_given_overrules_the_config(tmp_path):
         (dict(input_format="GRB"), "expected 'BGR' or 'RGB', found 'GRB'"),
     ],
 )
-def test_mistakes_are_named(fields, message):
+def test_wrong_arguments_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         teacher(**fields)
 
 
-def test_values_that_are_not_finite_stop():
+def test_boxes_that_are_not_finite_raise():
     model = pictures.detector()
     made = teacher(model)
     torch.nn.init.constant_(model.head.bbox_pred.bias, float("nan"))
@@ -242,6 +242,6 @@ def test_values_that_are_not_finite_stop():
         made([IMAGE], [PIXELS])
 
 
-def test_divisibility_is_the_backbones():
+def test_divisibility_is_from_the_backbone():
     model = pictures.detector()
     assert teacher(model).divisibility == model.backbone.size_divisibility > 1

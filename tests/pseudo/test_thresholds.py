@@ -1,4 +1,4 @@
-"""The choice of thresholds against loops over all of them, the mixture against scikit-learn."""
+"""Compare thresholds with a search over all scores, and the mixture with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ ALL = np.ones(K, dtype=bool)
 
 
 def place(i: int) -> list[float]:
-    """Boxes of different places do not overlap."""
+    """The box of place i. Boxes of different places do not overlap."""
     return [20 * i, 0, 20 * i + 10, 10]
 
 
@@ -39,7 +39,7 @@ def truth(*rows):
 
 
 def random_images(seed: int, images: int = 12):
-    """Places hold an object or not, and a box or not, whose score says little; scores repeat."""
+    """Images in which each place may have an object and a box. Some scores are equal."""
     rng = np.random.default_rng(seed)
     all_found, truths = [], []
     for _ in range(images):
@@ -56,7 +56,7 @@ def random_images(seed: int, images: int = 12):
 
 
 def f_beta(threshold, all_found, truths, classes, beta):
-    """By counting: a place and class is found at most once."""
+    """F-beta by counting. An object (a place and a class) is found at most once."""
     right = labels = objects = 0
     for one, true in zip(all_found, truths, strict=True):
         there = {(box[0], c) for box, c in zip(true.boxes, true.classes, strict=True)}
@@ -78,7 +78,7 @@ def brute_force(all_found, truths, classes, beta):
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("beta, low_beta", [(1, 2), (0.5, 1.5)])
-def test_f_beta_is_best_where_counting_says_so(seed, beta, low_beta):
+def test_f_beta_thresholds_equal_a_search_over_all_scores(seed, beta, low_beta):
     all_found, truths = random_images(seed)
     thresholds = FBetaThresholds(beta, low_beta, objects=1).fit(all_found, truths, ALL)
     for c in range(K):
@@ -87,7 +87,7 @@ def test_f_beta_is_best_where_counting_says_so(seed, beta, low_beta):
     assert (thresholds.low < thresholds.high).any()
 
 
-def test_rare_classes_lean_on_all():
+def test_threshold_of_a_rare_class_is_a_mean_with_all_classes():
     all_found, truths = random_images(3)
     number = np.bincount(np.concatenate([t.classes for t in truths]))
     assert number.min() >= 10
@@ -99,19 +99,19 @@ def test_rare_classes_lean_on_all():
             assert got[c] == pytest.approx(trust * own + (1 - trust) * together, abs=1e-6)
 
 
-def test_a_class_without_objects_gets_the_bar_of_all():
+def test_a_class_without_objects_gets_the_threshold_of_all_classes():
     thresholds = FBetaThresholds().fit([found((0, 0, 0.8), (1, 1, 0.3))], [truth((0, 0))], ALL)
     assert thresholds.high.tolist() == [np.float32(0.8)] * 3
 
 
-def test_a_class_that_is_never_right_is_not_labeled():
+def test_a_class_without_a_correct_box_is_not_labeled():
     boxes = found((0, 0, 0.6), *[(i, 1, 0.9) for i in range(1, 4)])
     objects = truth((0, 0), *[(i, 1) for i in range(5, 25)])
     thresholds = FBetaThresholds().fit([boxes], [objects], ALL)
     assert thresholds.high[1] == thresholds.low[1] == 1
 
 
-def test_objects_of_classes_that_the_teacher_lacks_are_not_missed():
+def test_objects_of_unknown_classes_do_not_count_as_missed():
     all_found, truths = random_images(5)
     owned = np.array([True, False, True])
     known = [f[k] for f in all_found for k in [f.classes != 1]]
@@ -129,13 +129,13 @@ def test_f_beta_without_a_correct_box_is_refused(boxes):
 
 
 @pytest.mark.parametrize("thresholds", [FBetaThresholds(), DistributionThresholds()])
-def test_labeled_images_are_asked_for(thresholds):
+def test_error_without_labeled_images(thresholds):
     with pytest.raises(ValueError, match="needs labeled images"):
         thresholds.fit([found()], None, ALL)
 
 
-def test_as_many_boxes_pass_as_the_distribution_says():
-    # Labelled: 2 images with 4 objects of class 0 and 1 of class 1; 10 images to label.
+def test_number_of_passing_boxes_equals_the_distribution():
+    # 2 labeled images have 4 objects of class 0 and 1 object of class 1. 10 images are to label.
     truths = [truth((0, 0), (1, 0), (2, 0), (3, 0)), truth((0, 1))]
     scores = np.random.default_rng(0).permutation(np.linspace(0.06, 0.98, 120)).reshape(10, 2, 6)
     images = [
@@ -149,7 +149,7 @@ def test_as_many_boxes_pass_as_the_distribution_says():
     assert thresholds.high[2] == thresholds.low[2] == 1  # no object is expected
 
 
-def test_the_distribution_may_be_given_and_floors_hold():
+def test_given_objects_per_image_and_floors():
     images = [found((0, 0, 0.9), (1, 0, 0.02), (2, 1, 0.5))] * 10
     thresholds = DistributionThresholds(objects_per_image=[2, 5, 1]).fit(images, None, ALL)
     np.testing.assert_array_equal(thresholds.high, np.float32([0.9, 0.5, 0.05]))
@@ -164,15 +164,19 @@ def test_the_mixture_equals_scikit_learn():
     x = [0.05, 0.06, 0.08, 0.08, 0.11, 0.12, 0.15, 0.17, 0.21, 0.3]
     x += [0.52, 0.6, 0.66, 0.7, 0.71, 0.73, 0.78, 0.8, 0.9, 0.97]
     means, log = _mixture(np.array(x))
-    # scikit-learn 1.9.1: GaussianMixture from equal weights, both ends, a quarter of the range.
+    # From GaussianMixture of scikit-learn 1.9.1. It starts with equal weights, with the lowest and
+    # the highest score as means, and with a quarter of the range as widths.
     np.testing.assert_allclose(means, [0.13259442, 0.73593213], rtol=0, atol=1e-4)
     likelihood = np.logaddexp(*log.T)[[0, 5, 10, 15, 19]]
     wanted = [0.36318104, 0.9862025, -0.97091952, 0.44178303, -1.21837887]
     np.testing.assert_allclose(likelihood, wanted, rtol=0, atol=1e-3)
 
 
-def heaps(seed=0, images=200):
-    """Class 0: noise around 0.15, objects around 0.8. Class 1: three boxes."""
+def two_clusters(seed=0, images=200):
+    """Images whose scores of class 0 are around 0.15 (noise) and 0.8 (objects).
+
+    Class 1 has three boxes.
+    """
     rng = np.random.default_rng(seed)
     found_all = []
     for i in range(images):
@@ -183,46 +187,47 @@ def heaps(seed=0, images=200):
     return found_all
 
 
-def test_the_mixture_parts_two_heaps():
-    thresholds = MixtureThresholds(high=0.6, low=0.4).fit(heaps(), None, ALL)
+def test_mixture_separates_two_clusters():
+    thresholds = MixtureThresholds(high=0.6, low=0.4).fit(two_clusters(), None, ALL)
     assert 0.75 < thresholds.high[0] < 0.85
     assert 0.5 < thresholds.low[0] < 0.75
-    assert thresholds.high[1:].tolist() == [np.float32(0.6)] * 2  # 3 scores and none are too few
+    assert thresholds.high[1:].tolist() == [np.float32(0.6)] * 2  # they have 3 scores and none
     assert thresholds.low[1:].tolist() == [np.float32(0.4)] * 2
 
 
-def test_the_mixture_sees_about_as_many_boxes_as_the_scores_sum_up_to():
-    # 0.9 + 0.8 + 0.2 + 0.05 = 1.95: two boxes of an image stay, 0.9 and 0.8 are the two heaps. All
-    # four would be parted between 0.8 and 0.2.
+def test_mixture_uses_as_many_boxes_of_an_image_as_the_sum_of_scores():
+    # 0.9 + 0.8 + 0.2 + 0.05 = 1.95: two boxes of each image are used, and 0.9 and 0.8 are the two
+    # clusters. With all four boxes, the threshold would be between 0.8 and 0.2.
     one = found((0, 0, 0.9), (1, 0, 0.8), (2, 0, 0.2), (3, 0, 0.05))
     thresholds = MixtureThresholds().fit([one] * 20, None, ALL)
     assert thresholds.low[0] == thresholds.high[0] == np.float32(0.9)
 
 
-def test_what_lies_below_the_lower_heap_is_not_in_the_upper_one():
-    # The upper heap is so wide that 0.1 is likelier in it than in the narrow lower one at 0.3.
+def test_scores_below_the_lower_cluster_do_not_belong_to_the_upper_one():
+    # The upper cluster is so wide that 0.1 is more likely in it than in the narrow lower cluster at
+    # 0.3.
     scores = [0.1, *np.linspace(0.29, 0.31, 40), *np.linspace(0.35, 1, 40)]
     images = [found((0, 0, s), (1, 1, 0.99)) for s in scores]
     assert MixtureThresholds().fit(images, None, ALL).low[0] > 0.3
 
 
-def test_a_heap_of_equal_scores_is_a_heap():
+def test_equal_scores_can_be_a_cluster():
     images = [found((0, 0, s)) for s in [*[1.0] * 30, *np.linspace(0.1, 0.2, 30)]]
     thresholds = MixtureThresholds(high=0.6).fit(images, None, ALL)
     assert thresholds.high[0] == thresholds.low[0] == 1
 
 
-def test_equal_scores_are_no_mixture():
+def test_equal_scores_only_give_the_default_thresholds():
     thresholds = MixtureThresholds().fit([found((0, 0, 0.7))] * 9, None, ALL)
     assert (thresholds.high[0], thresholds.low[0]) == (0.5, np.float32(0.3))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_mixture_orders_its_thresholds_whatever_the_scores(seed):
+def test_mixture_orders_its_thresholds_for_random_scores(seed):
     rng = np.random.default_rng(seed)
     shape = rng.uniform(0.3, 5, 2)
     images = [found(*[(i, 0, s) for i, s in enumerate(rng.beta(*shape, 5))]) for _ in range(30)]
-    thresholds = MixtureThresholds().fit(images, None, ALL)  # `Thresholds` checks them
+    thresholds = MixtureThresholds().fit(images, None, ALL)  # `Thresholds` checks them, too
     assert 0 < thresholds.low[0] <= thresholds.high[0]
 
 

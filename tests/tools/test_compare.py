@@ -13,6 +13,7 @@ import cv2
 import pytest
 from scipy.stats import ttest_rel
 
+from d2kd import threads
 from d2kd.tools import paths
 from d2kd.tools.compare import entries, statistics
 from d2kd.tools.compare.entries import Entry
@@ -316,7 +317,7 @@ def test_a_training_without_evaluation_has_failed(root, capsys):
 
 def test_each_run_has_a_device_to_itself(root, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5e")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(threads, "available_cpus", lambda: 6)
     run_main(root, "a: c.py sleep=0.6", "--seeds", "1", "2", "3", devices=("cuda:0", "cuda:1"))
     found = calls(root)
     assert {c["train.device"] for c in found} == {"cuda"} and {c["threads"] for c in found} == {"3"}
@@ -328,7 +329,7 @@ def test_each_run_has_a_device_to_itself(root, monkeypatch):
 
 
 def test_on_the_cpu_jobs_share_the_cores(root, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threads, "available_cpus", lambda: 8)
     run_main(root, "a: c.py", "--seeds", "1", "2", "--jobs", "3")
     assert {(c["train.device"], c["cuda"], c["threads"]) for c in calls(root)} == {("cpu", "", "2")}
     text = (root / "out/results.md").read_text()

@@ -302,6 +302,15 @@ def test_a_run_is_watched_by_its_metrics(tmp_path):
     assert watch.words() == "loss 0.500  AP 12.3  no step for 2:10"
 
 
+def test_the_first_eta_is_the_runs_own(tmp_path):
+    run, clock = make_run(tmp_path, "a"), Clock()
+    watch = watch_of(run, clock)
+    line = {"iteration": 19, "total_loss": 0.5, "eta_seconds": 160.0}
+    (run.folder / "metrics.json").write_text(json.dumps(line) + "\n")
+    watch.poll()
+    assert watch.words() == "loss 0.500  ETA 2:40"
+
+
 def test_the_eta_of_the_whole_table_by_hand(tmp_path):
     # Two runs at a time, one second and three seconds a step: 4/3 steps in a second. Of three runs
     # of 100 steps, 10 are done: 290 / (4/3) = 217.5 s.
@@ -364,7 +373,7 @@ def test_a_run_has_no_terminal_and_its_output_no_colors(root):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FORCE_COLOR", "1")
         patch.setattr(runs, "TRAIN", (sys.executable, str(root / "train_net.py")))
-        process = run.start("cpu", 1)
+        process = run.start("cpu")
     assert process.wait() == 0
     text = run.output.read_text()
     assert "seen" in text and "warned" in text and "a table" in text and "\x1b" not in text

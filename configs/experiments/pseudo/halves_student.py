@@ -1,7 +1,7 @@
 """A student of ten digits learns from the labels of two teachers, each of which knows five digits.
 
-The labels are those of labels_halves.py. As a student on COCO starts from ImageNet weights, the
-bottom-up network starts from the demo's own student here.
+labels_halves.py makes the labels. The bottom-up network starts from the demo's own student, as a
+student on COCO starts from ImageNet weights.
 """
 
 import os

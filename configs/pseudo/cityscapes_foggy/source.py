@@ -1,8 +1,8 @@
 """Faster R-CNN R50 on Cityscapes, validated in fog.
 
 This detector labels the images in fog, the adapted student starts from it, and the adapted student
-is compared with it. Sizes and schedule are those of Detectron2's Mask R-CNN for Cityscapes. Unlike
-there, it starts from ImageNet weights: COCO's weights have seen more than the source.
+is compared with it. Sizes and schedule are from Detectron2's Mask R-CNN for Cityscapes. Unlike that
+one, it starts from ImageNet weights, because COCO's weights have seen more than the source.
 """
 
 from ...common.coco_2x import dataloader, lr_multiplier, optimizer, train

@@ -1,6 +1,6 @@
 """Faster R-CNN R50 on VOC 2007 and 2012, validated on Clipart1k.
 
-Sizes and schedule are those of Detectron2's Faster R-CNN for VOC, which does not clip either.
+Sizes and schedule are from Detectron2's Faster R-CNN for VOC, which does not clip gradients either.
 """
 
 from ...common.coco_2x import dataloader, lr_multiplier, optimizer, train

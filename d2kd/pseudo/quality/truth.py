@@ -81,7 +81,7 @@ class TrueBoxes(NamedTuple):
     known: np.ndarray
 
     def select_images(self, images: Sequence[Image]) -> dict[int, TrueImage]:
-        """Image id -> ground truth, for those of the images that have it.
+        """Image id -> ground truth, for the images that have it.
 
         Images are identified by their files. Ids would not do: another dataset uses the same ids
         for other images, and the ids of some datasets are not numbers.

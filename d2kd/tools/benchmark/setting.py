@@ -93,7 +93,7 @@ def without_weights(node: DictConfig | ListConfig) -> None:
         value = node[key]
         if isinstance(value, (DictConfig, ListConfig)):
             without_weights(value)
-        elif key == "weights" and isinstance(value, str):  # those of box regression are numbers
+        elif key == "weights" and isinstance(value, str):  # box regression has numbers as weights
             node[key] = None
         elif key == "pretrained" and value:
             node[key] = False

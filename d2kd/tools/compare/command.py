@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import subprocess
 import sys
@@ -238,9 +237,7 @@ def train(args: argparse.Namespace, todo: list[EntryRun], comparison: Comparison
         failed run -> what went wrong.
     """
     devices = choose_devices(args.devices, args.jobs)
-    # More threads than cores wait for one another most of the time.
-    cores = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    threads = max(cores // len(devices), 1)
+    threads = environment(at_a_time=len(devices))["OMP_NUM_THREADS"]
     print(f"{len(todo)} of {len(comparison.runs)} runs to train, {len(devices)} at a time: "
           f"{', '.join(devices)}; {threads} threads each", flush=True)  # fmt: skip
     report, failed = Report(todo, len(devices)), dict[Run, str]()
@@ -253,7 +250,7 @@ def train(args: argparse.Namespace, todo: list[EntryRun], comparison: Comparison
         comparison.publish()
 
     try:
-        run_all(todo, ended, report.watch, devices, threads)
+        run_all(todo, ended, report.watch, devices)
     finally:
         report.close()
     return failed
@@ -314,7 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: the arguments; default: those of the process.
+        argv: the arguments. Default: the arguments of the process.
 
     Returns:
         exit status: 0; 1 if a run failed; 130 after Ctrl-C.

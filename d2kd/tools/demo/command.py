@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo in the current folder.
 
     Args:
-        argv: the arguments; default: those of the process.
+        argv: the arguments. Default: the arguments of the process.
 
     Returns:
         exit status: 0; 1 if a training failed; 130 after Ctrl-C.

@@ -140,7 +140,7 @@ def _check_evaluator(report: Report, cfg: DictConfig) -> None:
         report.problem(
             "evaluator",
             f"dataloader.evaluator.dataset_name: expected the test data ({', '.join(tested)}), "
-            f"found {', '.join(names)}. The AP would be that of other images.",
+            f"found {', '.join(names)}. The AP would be measured on other images.",
         )
     else:
         report.ok("evaluator", f"{kind} on {', '.join(names or tested) or 'the test data'}")

@@ -30,8 +30,10 @@ def labels(*rows, teachers=None):
 
 
 def truth(folder, rows, classes=CLASSES, images=None, ours=CLASSES):
-    """True boxes, read from a COCO file; rows of image, x1, y1, x2, y2, category from 1, and 1 for
-    a crowd."""
+    """True boxes, read from a COCO file.
+
+    The rows are image, x1, y1, x2, y2, category from 1, and 1 for a crowd.
+    """
     images = images if images is not None else sorted({row[0] for row in rows})
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "height": 100, "width": 100} for i in images],
@@ -54,13 +56,13 @@ def images(*ids):
 OBJECTS = [(1, 0, 0, 10, 10, 1), (1, 20, 0, 40, 20, 2), (1, 50, 50, 90, 90, 1),
            (1, 0, 60, 40, 100, 1, 1)]  # fmt: skip
 FOUND = labels(
-    (0, 0, 10, 10, 0, 0.9),  # right
-    (0, 0, 10, 8, 0, 0.8),  # the same again
-    (20, 0, 40, 20, 0, 0.7),  # a dog
+    (0, 0, 10, 10, 0, 0.9),  # correct
+    (0, 0, 10, 8, 0, 0.8),  # a duplicate
+    (20, 0, 40, 20, 0, 0.7),  # wrong class: it is a dog
     (20, 0, 40, 8, 1, 0.6),  # IoU 0.4
     (70, 0, 80, 10, 2, 0.6),  # nothing there
     (5, 65, 15, 75, 0, 0.6),  # in a crowd: not counted
-    (50, 50, 90, 90, 0, 0.4, 1),  # right, had it been a box
+    (50, 50, 90, 90, 0, 0.4, 1),  # would be correct as a box
 )
 
 
@@ -78,17 +80,19 @@ def test_worked_by_hand(tmp_path):
         "dog": {"precision": 0, "recall": 0},
         "owl": {"precision": 0, "recall": None},
     }
-    # Below 32² pixels: a cat and the dog, and all labels that count; beyond it, the other cat.
+    # Objects below 32² pixels: a cat and the dog. All labels that count are small. The other cat is
+    # medium.
     assert high["sizes"]["small"] == {"precision": 1 / 5, "recall": 1 / 2}
     assert high["sizes"]["medium"] == {"precision": None, "recall": 0}
     assert low["sizes"]["medium"] == {"precision": 1, "recall": 1}
     assert low["sizes"]["large"] == {"precision": None, "recall": None}
-    # A cat: one of two objects at precision 1, 51 of 101 points of recall. The dog: none.
+    # For cats, one of two objects is found at precision 1, which is 51 of 101 points of recall. The
+    # dog is not found.
     assert found["AP50"] == pytest.approx(100 * 51 / 101 / 2)
     assert found["classes"]["owl"] is None
 
 
-def test_the_surer_of_a_class_and_a_place_error_is_named_first(tmp_path):
+def test_class_error_comes_before_localization_error(tmp_path):
     # IoU 2/3 with a dog, 1/9 with a cat (0, 0, 10, 10).
     file = truth(tmp_path, [(1, 0, 0, 10, 10, 1), (1, 10, 0, 20, 10, 2)])
     found = {1: labels((8, 0, 18, 10, 0, 0.9))}
@@ -156,7 +160,7 @@ def pycocotools(file, found):
     return evaluation
 
 
-def test_figures_are_those_of_pycocotools(tmp_path):
+def test_figures_equal_pycocotools(tmp_path):
     file, found = random_set(tmp_path)
     judged = assess(images(*found), found, CLASSES, TEACHERS, truth=file)["truth"]
     reference = pycocotools(file, found)
@@ -169,15 +173,15 @@ def test_figures_are_those_of_pycocotools(tmp_path):
         # All areas come first, 12 images of each of the 4 kinds; IoU 0.5 comes first.
         parts = [e for e in reference.evalImgs[k * 48 : k * 48 + 12] if e]
         counted = np.concatenate([~e["dtIgnore"][0].astype(bool) for e in parts])
-        right = np.concatenate([e["dtMatches"][0] > 0 for e in parts]) & counted
+        correct = np.concatenate([e["dtMatches"][0] > 0 for e in parts]) & counted
         objects = sum((~e["gtIgnore"].astype(bool)).sum() for e in parts)
         assert judged["high"]["classes"][name] == {
-            "precision": pytest.approx(right.sum() / counted.sum()),
-            "recall": pytest.approx(right.sum() / objects),
+            "precision": pytest.approx(correct.sum() / counted.sum()),
+            "recall": pytest.approx(correct.sum() / objects),
         }
 
 
-def test_regions_to_ignore_are_no_boxes(tmp_path):
+def test_regions_to_ignore_do_not_count_as_boxes(tmp_path):
     file, found = random_set(tmp_path)
     sure = {i: x.scores > 0.5 for i, x in found.items()}
     with_regions = {i: Labels(**(vars(x) | {"ignore": ~sure[i]})) for i, x in found.items()}
@@ -193,7 +197,7 @@ def test_regions_to_ignore_are_no_boxes(tmp_path):
     assert many["low"] == all_of["high"] != many["high"]
 
 
-def test_classes_that_were_not_looked_for_do_not_count(tmp_path):
+def test_classes_that_were_not_searched_for_do_not_count(tmp_path):
     rows = [(1, 0, 0, 10, 10, 1), (1, 20, 20, 30, 30, 2), (2, 20, 20, 30, 30, 2)]
     file = truth(tmp_path, rows, classes=["cat", "dog"])
     found = {1: labels((0, 0, 10, 10, 0, 0.9)),
@@ -201,7 +205,7 @@ def test_classes_that_were_not_looked_for_do_not_count(tmp_path):
     annotated = {1: np.array([True, False, True])}
     result = assess(images(1, 2), found, CLASSES, TEACHERS, truth=file, annotated=annotated)
     judged = result["truth"]
-    assert judged["unknown_classes"] == ["owl"]  # nor do labels of a class without a truth
+    assert judged["unknown_classes"] == ["owl"]  # its labels do not count either
     assert judged["AP"] == pytest.approx(100)
     assert (judged["high"]["labels"], judged["high"]["objects"]) == (2, 2)
     assert result["reference"]["classes"] == ["cat"]
@@ -222,7 +226,7 @@ def test_a_registered_data_set(tmp_path):
     assert by_name == by_path
 
 
-def test_truth_is_told_by_the_files_whatever_the_ids(tmp_path):
+def test_truth_is_matched_by_files_not_by_ids(tmp_path):
     file = truth(tmp_path, [(1, 0, 0, 10, 10, 1), (2, 0, 0, 20, 20, 2), (3, 0, 0, 30, 30, 3)])
     ours = [Image(7, "/data/3.png", 9, 9), Image(1, "/data/2.png", 9, 9)]
     boxes = {i: x.boxes.tolist() for i, x in file.select_images(ours).items()}
@@ -243,7 +247,7 @@ def test_ids_of_a_data_set_need_not_be_numbers(tmp_path):
         DatasetCatalog.remove("quality_test")
         MetadataCatalog.remove("quality_test")
     assert found.known.tolist() == [True, False, False]
-    # A manifest may have the path as the data set says it, or whole.
+    # A manifest may have the path as the dataset says it, or the absolute path.
     ours = [Image(5, "data/2.png", 9, 9), Image(6, os.path.abspath("data/1.png"), 9, 9)]
     assert {i: x.boxes.max() for i, x in found.select_images(ours).items()} == {5: 2, 6: 1}
 
@@ -267,7 +271,7 @@ def test_truth_of_other_images_is_refused(tmp_path):
         ("quality_tset", "truth: expected a dataset registered .* found 'quality_tset'"),
     ],
 )
-def test_truth_that_is_not_there_is_named(source, message):
+def test_missing_truth_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
         read_truth(source, CLASSES)
 
@@ -295,7 +299,7 @@ def test_agreement_of_teachers():
     by = [(1, 1), (1, 0), (0, 1), (1, 0), (1, 1), (1, 1)]
     (pair,) = assess(images(1), {1: labels(*rows, teachers=by)}, CLASSES, TEACHERS)["agreement"]
     assert pair == {"teachers": TEACHERS, "both": 2, "either": 5, "rate": 0.4}
-    # Only one knows dogs: that the other found none says nothing.
+    # Only one teacher knows dogs. That the other found none is no disagreement.
     owned = np.array([[True, True, True], [True, False, True]])
     options = dict(owned=owned)
     found = {1: labels(*rows, teachers=by)}
@@ -307,7 +311,7 @@ def test_agreement_of_teachers():
 
 
 def test_warnings(tmp_path):
-    # Labelled data: 4 boxes an image, and a crowd.
+    # Labeled data with 4 boxes per image, and a crowd.
     rows = [(i, 0, 0, 9, 9, k, 0) for i in (11, 12) for k in (1, 1, 2, 2)]
     file = truth(tmp_path, [*rows, (11, 0, 0, 50, 50, 1, 1)], ours=CLASSES[:2])
     box = (0, 0, 9, 9, 0, 0.9)
@@ -327,7 +331,7 @@ def test_warnings(tmp_path):
     assert ratio == 0.25 and lines[0] == "cat: 10 boxes, expected 20 or more" and len(lines) == 3
     assert warnings(12, min_boxes=0) == ([], 3)
     never = {i: np.array([True, False]) for i in range(10)}
-    # Of cats alone there are 2 an image.
+    # There are 2 cats per image.
     assert warnings(5, annotated=never) == (["dog: no teacher searched for it"], 2.5)
     assert assess(images(1), {}, CLASSES, TEACHERS)["warnings"] == ["no image is labeled"]
 
@@ -336,7 +340,7 @@ def test_divergence_of_classes(tmp_path):
     file = truth(tmp_path, [(1, 0, 0, 9, 9, k) for k in (1, 1, 2)])
     found = {5: labels(*[(0, 0, 9, 9, k, 0.9) for k in (0, 1, 1, 1, 1)])}
     result = assess(images(5), found, CLASSES, TEACHERS, reference=file)["reference"]
-    p, q = np.array([2, 5, 1]) / 8, np.array([3, 2, 1]) / 6  # one more of each
+    p, q = np.array([2, 5, 1]) / 8, np.array([3, 2, 1]) / 6  # counts plus one
     assert result["class_divergence"] == pytest.approx((p * np.log(p / q)).sum())
     assert (result["boxes_per_image"], result["expected_boxes_per_image"]) == (5, 3)
 
