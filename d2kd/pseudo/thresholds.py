@@ -154,7 +154,7 @@ class FBetaThresholds:
         if not correct.any():
             raise ValueError(
                 f"thresholds: none of the {len(scores)} boxes matches a labeled object of its "
-                f"class at IoU {self.iou:g}. Check the categories, and that boxes are in file pixels."
+                f"class at IoU {self.iou:g}. Check categories, and that boxes are in file pixels."
             )
         by_class = list(_by_class(classes, len(owned), scores, correct))
         if hopeless := [i for i, (_, hit) in enumerate(by_class) if objects[i] and not hit.any()]:
