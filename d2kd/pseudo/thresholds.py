@@ -114,8 +114,7 @@ class FBetaThresholds:
       low threshold is never above the high one.
     - The optimum of a class with n < `objects` objects is unreliable. Its threshold is a mean of
       its own optimum, with weight n / objects, and the optimum of all classes together.
-    - A class that has objects, but not a single correct box, has an optimum of 1: it is not
-      labeled.
+    - A class that has objects, but no correct box, has an optimum of 1: it is not labeled.
 
     Args:
         beta, low_beta: recall counts beta times as much as precision, for the high and for the low
@@ -155,8 +154,7 @@ class FBetaThresholds:
         if not correct.any():
             raise ValueError(
                 f"thresholds: none of the {len(scores)} boxes matches a labeled object of its "
-                f"class at IoU {self.iou:g}. Check the category table, and that boxes are in "
-                f"pixels of the image file."
+                f"class at IoU {self.iou:g}. Check categories, and that boxes are in file pixels."
             )
         by_class = list(_by_class(classes, len(owned), scores, correct))
         if hopeless := [i for i, (_, hit) in enumerate(by_class) if objects[i] and not hit.any()]:
