@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
@@ -5,7 +7,17 @@ from detectron2.utils.events import EventStorage
 
 @pytest.fixture(autouse=True)
 def storage():
-    """Set a seed, and provide the storage that Detectron2's detectors write to in training."""
+    """A seed, and the storage that Detectron2's detectors write to in training."""
     torch.manual_seed(0)
     with EventStorage() as storage:
         yield storage
+
+
+@pytest.fixture(autouse=True)
+def open_log_handlers():
+    """Remove log handlers of earlier tests: pytest has closed the streams that they write to."""
+    for name in ("d2kd", "detectron2", "fvcore"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
