@@ -1,0 +1,164 @@
+"""Real photographs: the data, and one GFL detector on several backbones."""
+
+import os
+
+import detectron2.data.transforms as T
+import torch
+from detectron2 import model_zoo
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.backbone import FPN, BasicStem, ResNet
+from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.solver import WarmupParamScheduler
+from detectron2.solver.build import get_default_optimizer_params
+from fvcore.common.param_scheduler import CosineParamScheduler
+
+from d2kd.backbones import LibraryBackbone
+from d2kd.detectors import GFL, PointHead
+
+# Files that tools/imagenet.py writes. None of them is part of d2kd.
+WEIGHTS = os.environ.get("D2KD_IMAGENET", "output/imagenet")
+
+
+def schedule():
+    """AdamW with a cosine schedule; `train.max_iter` sets its length."""
+    optimizer = L(torch.optim.AdamW)(
+        params=L(get_default_optimizer_params)(base_lr="${..lr}", weight_decay_norm=0.0),
+        lr=1e-3,
+        weight_decay=0.05,
+    )
+    lr_multiplier = L(WarmupParamScheduler)(
+        scheduler=L(CosineParamScheduler)(start_value=1.0, end_value=0.01),
+        warmup_length=0.05,
+        warmup_method="linear",
+        warmup_factor=0.01,
+    )
+    train = model_zoo.get_config("common/train.py").train
+    train.device = "cuda" if torch.cuda.is_available() else "cpu"
+    train.seed = 1
+    train.max_iter = 1500
+    train.eval_period = 1500
+    train.checkpointer.period = 500
+    train.checkpointer.max_to_keep = 1
+    return optimizer, lr_multiplier, train
+
+
+def dataloader(train, test, size, batch=8):
+    """Square images, flipped both ways, and shown a little smaller or larger.
+
+    Args:
+        train, test: names of data sets.
+        size: side of the images that the network sees, in pixels.
+    """
+    augmentations = [
+        L(T.ResizeScale)(
+            min_scale=0.8, max_scale=1.25, target_height=size, target_width=size
+        ),
+        L(T.FixedSizeCrop)(crop_size=[size, size]),
+        L(T.RandomFlip)(horizontal=True),
+        L(T.RandomFlip)(horizontal=False, vertical=True),
+        L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
+        L(T.RandomContrast)(intensity_min=0.8, intensity_max=1.2),
+    ]
+    resize = L(T.ResizeShortestEdge)(short_edge_length=size, max_size=size)
+    return dict(
+        train=L(build_detection_train_loader)(
+            dataset=L(get_detection_dataset_dicts)(names=train),
+            mapper=L(DatasetMapper)(
+                is_train=True, augmentations=augmentations, image_format="RGB"
+            ),
+            total_batch_size=batch,
+            aspect_ratio_grouping=False,
+            num_workers=0,
+        ),
+        test=L(build_detection_test_loader)(
+            dataset=L(get_detection_dataset_dicts)(names=test, filter_empty=False),
+            mapper=L(DatasetMapper)(is_train=False, augmentations=[resize], image_format="RGB"),
+            batch_size=16,
+            num_workers=0,
+        ),
+        evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.names}"),
+    )
+
+
+def efficientnet_lite(number, levels, pretrained=True):
+    """EfficientNet-Lite. With ImageNet weights, the stem and the first stage are frozen."""
+    weights = os.path.join(WEIGHTS, f"efficientnet_lite{number}.safetensors")
+    return L(LibraryBackbone)(
+        name=f"timm/tf_efficientnet_lite{number}",
+        out_features=levels,
+        pretrained=weights if pretrained else False,
+        freeze_at=2 if pretrained else 0,
+    )
+
+
+def mobilenet_v2(levels, pretrained=True):
+    """MobileNetV2. With ImageNet weights, the stem and the first stage are frozen."""
+    weights = os.path.join(WEIGHTS, "mobilenet_v2.safetensors")
+    return L(LibraryBackbone)(
+        name="timm/mobilenetv2_100",
+        out_features=levels,
+        pretrained=weights if pretrained else False,
+        freeze_at=2 if pretrained else 0,
+    )
+
+
+def tiny_resnet(width, levels, blocks=1):
+    """A ResNet of basic blocks, for which there are no ImageNet weights."""
+    count = int(levels[-1][-1]) - 1
+    stages = [
+        L(ResNet.make_stage)(
+            block_class=BasicBlock,
+            num_blocks=blocks,
+            stride_per_block=[1 if i == 0 else 2] + [1] * (blocks - 1),
+            in_channels=width * 2 ** max(i - 1, 0),
+            out_channels=width * 2**i,
+            norm="BN",
+        )
+        for i in range(count)
+    ]
+    return L(ResNet)(
+        stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
+        stages=stages,
+        out_features=levels,
+    )
+
+
+def gfl(bottom_up, num_classes, neck, convs, anchors, pixel=127.5):
+    """GFL on a feature pyramid.
+
+    Args:
+        bottom_up: the backbone's node; its `out_features` are the levels of the pyramid.
+        neck: channels of the pyramid and of the head.
+        convs: convolutions in each tower of the head.
+        anchors: sizes of the square anchors, in pixels, one for each level.
+    """
+    levels = list(bottom_up.out_features)
+    strides = [2 ** int(level[-1]) for level in levels]
+    return L(GFL)(
+        backbone=L(FPN)(bottom_up=bottom_up, in_features=levels, out_channels=neck, norm="BN"),
+        head=L(PointHead)(
+            input_shape=[ShapeSpec(channels=neck)] * len(levels),
+            num_classes="${..num_classes}",
+            conv_dims=[neck] * convs,
+            box_channels=68,
+            quality=False,
+            norm="GN",
+        ),
+        anchor_generator=L(DefaultAnchorGenerator)(
+            sizes=[[size] for size in anchors], aspect_ratios=[1.0], strides=strides, offset=0.0
+        ),
+        num_classes=num_classes,
+        head_in_features=[level.replace("res", "p") for level in levels],
+        pixel_mean=[pixel] * 3,
+        pixel_std=[pixel] * 3,
+        input_format="RGB",
+    )
