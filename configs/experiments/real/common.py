@@ -44,8 +44,8 @@ def schedule():
     train = model_zoo.get_config("common/train.py").train
     train.device = "cuda" if torch.cuda.is_available() else "cpu"
     train.seed = 1
-    train.max_iter = 1500
-    train.eval_period = 1500
+    train.max_iter = 2000
+    train.eval_period = 0
     train.checkpointer.period = 500
     train.checkpointer.max_to_keep = 1
     return optimizer, lr_multiplier, train
