@@ -36,20 +36,21 @@ becomes a row, and each distilled row shows the share of the gap to the teacher 
 teacher can also be given, with "NAME (teacher): CONFIG train.init_checkpoint=WEIGHTS"; without
 weights it is trained as the other rows are.
 
-A difference means little before the student alone has converged. Add it with train.max_iter=N, 2N
-and 4N. Rows of the same config that differ only in train.max_iter, periods and lr_multiplier are a
-curve, named after the words that their names begin with. curves.png joins their final AP, over
-steps and over training time; thin lines are AP during a training, which a decaying learning rate
-keeps below the final AP of a shorter one. Training time is the mean time of a step, teacher
-included, times the steps, without evaluations and checkpoints; steps that a resumed run repeats
-count once. Times compare only between runs made one at a time on one machine. Warnings: teacher less
-than 5 AP above the best student alone; twice the steps add more than 1 AP and more than the standard
-deviation over seeds; rows of unequal lengths compared.
+A difference means little before the student alone has converged. Add it with N, 2N and 4N steps
+(train.max_iter). Rows of one config that differ only in train.max_iter, periods and lr_multiplier
+are a curve, named after the words that their names begin with. curves.png joins the final AP of its
+rows, over steps and over training time. Thin lines are AP during a training: while the learning
+rate is still high, it is below the final AP of a shorter training. Training time is the mean time
+of a step, teacher included, times the steps. Evaluations, checkpoints and steps that a resumed run
+repeats do not count. Compare times only between runs made one at a time on one machine.
+
+Warnings: the teacher is less than 5 AP above the best student alone; twice the steps add more than
+1 AP, and more than the standard deviation over seeds; rows of unequal lengths are compared.
 
 Written to <output>, anew after each run: results.md (means, spread, paired t tests), results.csv (a
-line for each run), results.png and curves.png. Rows and seeds of earlier calls stay in the table; --replace
-forgets them. Runs that share cores slow each other down: measure seconds per iteration with one run
-at a time. Exit status 1: a run failed.
+line for each run), results.png and curves.png. Rows and seeds of earlier calls stay in the table;
+--replace forgets them. Runs that share cores slow each other down: measure seconds per iteration
+with one run at a time. Exit status 1: a run failed.
 """
 EXAMPLES = """\
 examples:
