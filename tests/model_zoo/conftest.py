@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from d2kd import model_zoo
 from d2kd.checkpoint import Checkpointer
+from d2kd.files import sha256_of_file
 from d2kd.model_zoo import recipes, students
 from d2kd.tools import publish
 from tests import toys
@@ -39,7 +42,7 @@ dataloader = dict(
 
 
 @pytest.fixture
-def detector():
+def trained():
     """A detector that finds something: the scores of random weights would all be too low."""
     model = toys.retinanet(input_format="RGB").eval()
     torch.nn.init.normal_(model.head.cls_score.weight)
@@ -48,30 +51,28 @@ def detector():
 
 
 @pytest.fixture
-def zoo(tmp_path, monkeypatch, detector) -> Path:
+def zoo(tmp_path, monkeypatch, trained) -> Path:
     """The folder of the configs, with the config toy/student.py and its checkpoint.
 
     The table has no row.
     """
+    (tmp_path / "common").mkdir()
+    shutil.copy(recipes.CONFIGS / "common" / "train.py", tmp_path / "common")
     for module in (recipes, students, publish):
         monkeypatch.setattr(module, "CONFIGS", tmp_path)
     (tmp_path / "students.json").write_text("{}")
     monkeypatch.setattr(students, "TABLE", tmp_path / "students.json")
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "student.py").write_text(CONFIG)
-    Checkpointer(detector, str(tmp_path / "toy")).save("student")
+    Checkpointer(trained, str(tmp_path / "toy")).save("student")
     return tmp_path
 
 
 @pytest.fixture
-def published(zoo, detector) -> model_zoo.Entry:
-    """A row of the table, `toy_tiny`, whose weights are safetensors' own writing."""
-    from safetensors.torch import save_file
-
-    from d2kd.files import sha256_of_file
-
+def published(zoo, trained) -> model_zoo.Entry:
+    """A row of the table, `toy_tiny`; the safetensors package writes its weights."""
     path = zoo / "toy" / "toy_tiny.safetensors"
-    save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, path)
+    save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, path)
     entry = model_zoo.Entry(
         config="toy/student.py",
         weights="toy/toy_tiny.safetensors",

@@ -148,10 +148,10 @@ model = L(Distiller)(
 """
 
 
-def test_a_distillers_config_and_checkpoint_give_the_student(zoo, toy, detector, picture):
+def test_a_distillers_config_and_checkpoint_give_the_student(zoo, toy, trained, picture):
     (zoo / "toy/distill.py").write_text(CONFIG + DISTILLED)
     extra = {"distillation.mimic.adapters.p3.weight": torch.zeros(8, 8, 1, 1)}
-    torch.save({"model": {**detector.state_dict(), **extra}}, zoo / "toy/distilled.pth")
+    torch.save({"model": {**trained.state_dict(), **extra}}, zoo / "toy/distilled.pth")
     student = Detector("toy/distill.py", zoo / "toy/distilled.pth", device="cpu")
     assert type(student.model).__name__ == "RetinaNet" and not student.model.training
     assert_same(student(picture[0]), toy(picture[0]))

@@ -18,7 +18,7 @@ from d2kd.tools.publish import MAX_BYTES
 from tests import toys
 
 
-def test_three_lines(published, detector, tmp_path):
+def test_three_lines(published, trained, tmp_path):
     import cv2
 
     cv2.imwrite(str(tmp_path / "image.jpg"), toys.image()["image"].permute(1, 2, 0).numpy())
@@ -26,7 +26,7 @@ def test_three_lines(published, detector, tmp_path):
     boxes = found(tmp_path / "image.jpg")
     assert len(boxes) > 0 and boxes.has("pred_boxes") and boxes.has("scores")
     assert found.classes == ("cat", "dog", "cow") and not found.model.training
-    for key, value in detector.state_dict().items():
+    for key, value in trained.state_dict().items():
         assert torch.equal(found.model.state_dict()[key], value), key
 
 
@@ -57,19 +57,19 @@ def test_a_changed_file_is_refused(published):
 
 
 @pytest.fixture
-def checkpoint(detector, tmp_path):
+def checkpoint(trained, tmp_path):
     """A distiller's checkpoint in the middle of a run."""
     adapter = {"distillation.fgd.adapters.p3.weight": torch.zeros(8, 8, 1, 1)}
     path = tmp_path / "model_0000099.pth"
-    content = {"model": {**detector.state_dict(), **adapter}, "optimizer": {}, "iteration": 99}
+    content = {"model": {**trained.state_dict(), **adapter}, "optimizer": {}, "iteration": 99}
     torch.save(content, path)
     return path
 
 
-def test_the_file_has_the_students_tensors_and_nothing_else(zoo, checkpoint, detector, tmp_path):
+def test_the_file_has_the_students_tensors_and_nothing_else(zoo, checkpoint, trained, tmp_path):
     path = tmp_path / "student.safetensors"
     digest = model_zoo.save_student("toy/student.py", checkpoint, path)
-    tensors, expected = load_file(path), detector.state_dict()
+    tensors, expected = load_file(path), trained.state_dict()
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[k], v) and tensors[k].dtype == v.dtype
                for k, v in expected.items())  # fmt: skip
@@ -80,12 +80,12 @@ def test_the_file_has_the_students_tensors_and_nothing_else(zoo, checkpoint, det
     assert model_zoo.save_student("toy/student.py", path, tmp_path / "b.safetensors") == digest
 
 
-def test_half_as_large_is_rounded_and_loaded_as_fp32(zoo, checkpoint, detector, tmp_path):
+def test_half_as_large_is_rounded_and_loaded_as_fp32(zoo, checkpoint, trained, tmp_path):
     path = tmp_path / "half.safetensors"
     model_zoo.save_student("toy/student.py", checkpoint, path, half=True)
     loaded = model_zoo.Detector("toy/student.py", path, device="cpu").model.state_dict()
     stored = load_file(path)
-    for key, value in detector.state_dict().items():
+    for key, value in trained.state_dict().items():
         floating = value.dtype == torch.float32
         assert stored[key].dtype == (torch.float16 if floating else value.dtype)
         assert loaded[key].dtype == value.dtype
@@ -93,9 +93,9 @@ def test_half_as_large_is_rounded_and_loaded_as_fp32(zoo, checkpoint, detector, 
         torch.testing.assert_close(loaded[key], value, rtol=2**-11, atol=2**-25)
 
 
-def test_what_fp16_cannot_hold_is_an_error(zoo, detector, tmp_path):
-    detector.head.cls_score.bias.data[0] = 7e4
-    torch.save({"model": detector.state_dict()}, tmp_path / "large.pth")
+def test_what_fp16_cannot_hold_is_an_error(zoo, trained, tmp_path):
+    trained.head.cls_score.bias.data[0] = 7e4
+    torch.save({"model": trained.state_dict()}, tmp_path / "large.pth")
     with pytest.raises(ValueError, match=r"found 7e\+04 in head\.cls_score\.bias"):
         model_zoo.save_student(
             "toy/student.py", tmp_path / "large.pth", tmp_path / "x.safetensors", half=True
@@ -103,17 +103,17 @@ def test_what_fp16_cannot_hold_is_an_error(zoo, detector, tmp_path):
     assert not list(tmp_path.glob("*x.safetensors*"))
 
 
-def test_tensors_with_two_names_are_saved_under_both(zoo, detector, tmp_path):
-    detector.again = detector.head.cls_score
+def test_tensors_with_two_names_are_saved_under_both(zoo, trained, tmp_path):
+    trained.again = trained.head.cls_score
     (zoo / "toy/twice.py").write_text(
         (zoo / "toy/student.py").read_text()
         + "\n\ndef twice():\n    model = toys.retinanet()\n"
         + "    model.again = model.head.cls_score\n    return model\n\n\nmodel = L(twice)()\n"
     )
-    torch.save({"model": detector.state_dict()}, tmp_path / "twice.pth")
+    torch.save({"model": trained.state_dict()}, tmp_path / "twice.pth")
     path = tmp_path / "twice.safetensors"
     model_zoo.save_student(zoo / "toy/twice.py", tmp_path / "twice.pth", path)
-    assert torch.equal(load_file(path)["again.bias"], detector.head.cls_score.bias)
+    assert torch.equal(load_file(path)["again.bias"], trained.head.cls_score.bias)
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_files_that_would_be_wrong_are_not_written(zoo, checkpoint, tmp_path, ch
     assert not given["path"].exists()
 
 
-def test_other_parts_of_d2kd_read_the_file(published, detector):
+def test_other_parts_of_d2kd_read_the_file(published, trained):
     assert "0 missing" in load_strictly(toys.retinanet(), str(published.path))
     teacher = Teacher(toys.retinanet(input_format="RGB"), str(published.path))
-    assert torch.equal(teacher.model.head.cls_score.weight, detector.head.cls_score.weight)
+    assert torch.equal(teacher.model.head.cls_score.weight, trained.head.cls_score.weight)
     published.path.write_bytes(published.path.read_bytes()[:500])
     with pytest.raises(ValueError, match=r"toy_tiny\.safetensors: expected a safetensors file"):
         load_strictly(toys.retinanet(), str(published.path))

@@ -12,7 +12,7 @@ from d2kd import model_zoo
 from d2kd.model_zoo import students
 from d2kd.tools import publish
 from tests import toys
-from tests.model_zoo.conftest import CONFIG, detector, zoo  # noqa: F401  (fixtures)
+from tests.model_zoo.conftest import CONFIG
 
 
 def arguments(folder, *more: str, name: str = "toy_tiny") -> list[str]:
@@ -24,7 +24,7 @@ def arguments(folder, *more: str, name: str = "toy_tiny") -> list[str]:
 CLASSES = ["--classes", "cat", "dog", "cow"]
 
 
-def test_file_and_row(zoo, detector, capsys):  # noqa: F811
+def test_file_and_row(zoo, trained, capsys):
     more = ["--data", "toy_test", "--training", "docs/results.md#toy"]
     assert publish.main(arguments(zoo, *CLASSES, *more)) == 0
     content = (zoo / "toy/toy_tiny.safetensors").read_bytes()
@@ -37,7 +37,7 @@ def test_file_and_row(zoo, detector, capsys):  # noqa: F811
         classes=["cat", "dog", "cow"],
         ap=31.25,
         data="toy_test",
-        parameters=sum(p.numel() for p in detector.parameters()),
+        parameters=sum(p.numel() for p in trained.parameters()),
         training="docs/results.md#toy",
     )
     assert len(model_zoo.get_detector("toy_tiny", device="cpu")(str(zoo / "picture.png"))) > 0
@@ -47,7 +47,7 @@ def test_file_and_row(zoo, detector, capsys):  # noqa: F811
     assert 0 < gflops < 1
 
 
-def test_gflops_are_those_of_the_size_that_the_config_resizes_to(zoo):  # noqa: F811
+def test_gflops_are_those_of_the_size_that_the_config_resizes_to(zoo):
     gflops = []
     for i, size in enumerate((96, 192)):
         text = CONFIG.replace("short_edge_length=96, max_size=128", f"short_edge_length={size}")
@@ -58,7 +58,7 @@ def test_gflops_are_those_of_the_size_that_the_config_resizes_to(zoo):  # noqa: 
     assert gflops[1] / gflops[0] == pytest.approx(4, rel=0.05)
 
 
-def test_classes_and_picture_of_the_test_set(zoo, tmp_path):  # noqa: F811
+def test_classes_and_picture_of_the_test_set(zoo, tmp_path):
     files = toys.coco_dataset(tmp_path / "images", classes=3)
     register_coco_instances("never_registered", {}, *map(str, files))
     try:
@@ -71,7 +71,7 @@ def test_classes_and_picture_of_the_test_set(zoo, tmp_path):  # noqa: F811
     assert entry.classes == ("0", "1", "2") and entry.data == "never_registered"
 
 
-def test_a_row_is_replaced_and_others_are_kept(zoo):  # noqa: F811
+def test_a_row_is_replaced_and_others_are_kept(zoo):
     for name, ap in (("b", "1"), ("a", "2"), ("b", "3")):
         assert publish.main(arguments(zoo, *CLASSES, "--ap", ap, name=name)) == 0
     assert model_zoo.list_detectors() == ["a", "b"]
@@ -86,7 +86,7 @@ def test_a_row_is_replaced_and_others_are_kept(zoo):  # noqa: F811
         ([], "toy_tiny", "expected the config's test set to be registered, found no 'never_reg"),
     ],
 )
-def test_mistakes_are_named_and_nothing_is_written(zoo, more, name, message):  # noqa: F811
+def test_mistakes_are_named_and_nothing_is_written(zoo, more, name, message):
     argv = arguments(zoo, *more, name=name)
     before = sorted(zoo.rglob("*"))
     with pytest.raises(ValueError, match=message):
