@@ -10,7 +10,10 @@ setup(
     # d2kd/model_zoo/configs is a link to configs/. The package gets a copy of what it points to.
     package_data={
         "d2kd": ["py.typed"],
-        "d2kd.model_zoo": [f"configs/**/*.{suffix}" for suffix in ("py", "pth", "txt", "md")],
+        "d2kd.model_zoo": [
+            "students.json",
+            *(f"configs/**/*.{suffix}" for suffix in ("py", "pth", "safetensors", "txt", "md")),
+        ],
     },
     entry_points={"console_scripts": ["d2kd = d2kd.cli:main"]},
     # Not in this list:
@@ -26,6 +29,7 @@ setup(
         "scipy>=1.7.2",  # likewise
         "pillow>=8.4",  # likewise
         "matplotlib>=3.5",  # likewise
+        "safetensors>=0.4",  # the format of the students' weights; it needs no other package
         # Detectron2's own minimum versions
         "fvcore>=0.1.5",
         "iopath>=0.1.7",
