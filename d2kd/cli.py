@@ -30,6 +30,7 @@ COMMANDS = {
     "train": Command("write_config", "train with a config, or write the config for you first"),
     "evaluate": Command("evaluate", "evaluate a checkpoint, or the teacher of a config"),
     "label": Command("label", "label images with teachers, to train a student on them"),
+    "data": Command("data", "convert labels (VOC, YOLO, DeepPCB) to a registered COCO dataset"),
     "compare": Command("compare", "train several configs with several seeds, and compare them"),
     "benchmark": Command("benchmark", "measure the time and the memory that distillation costs"),
     "visualize": Command("visualize", "draw detections, attention, key regions and uncertainty"),
