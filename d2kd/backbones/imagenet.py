@@ -192,6 +192,6 @@ def _read(file: Path) -> dict[str, Tensor]:
     except Exception as e:  # damaged files raise many kinds of exceptions, with long messages
         cause = e
     raise ValueError(
-        f"{file}: expected tensors by name (.pth, .pt), or a wheel with one such file, found a file "
+        f"{file}: expected tensors by name (.pth, .pt), or a wheel with one such file, found one "
         f"that is damaged or of another kind. docs/backbones.md lists the packages."
     ) from cause
