@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .coco import Box, Dataset, Sample, build_dataset
-from .text import Problems, read_number, read_numbered_lines
+from .text import Problems, read_lines_of, read_number
 
 __all__ = ["convert_deep_pcb"]
 
@@ -53,44 +53,28 @@ def convert_deep_pcb(
 
 def _read_list(folder: Path, name: str, listed: set[str], problems: Problems) -> list[Sample]:
     """Read a list, without blank lines. Its images are added to `listed`."""
-    file = folder / name
-    try:
-        lines = read_numbered_lines(file)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}. Give the folder that has trainval.txt.") from error
-    samples = []
-    for number, line in lines:
-        fields = line.split()
-        if len(fields) != 2:
-            problems.add(file, number, f"expected 2 fields, image and boxes, found {len(fields)}")
-            continue
+    if not (folder / name).is_file():
+        raise ValueError(
+            f"{folder / name}: expected a file, found none. Give the folder that has trainval.txt."
+        )
+
+    def sample(fields: list[str], line: int) -> Sample:
         stem, dot, suffix = fields[0].rpartition(".")
-        sample = Sample(f"{stem}_test{dot}{suffix}", folder / f"{stem}_test{dot}{suffix}",
-                        folder / fields[1])  # fmt: skip
-        if sample.name in listed:
-            problems.add(file, number, f"expected each image once, found {fields[0]} again")
-        listed.add(sample.name)
-        samples.append(sample)
-    return samples
+        image = f"{stem}_test{dot}{suffix}"
+        if image in listed:
+            raise ValueError(f"expected each image once, found {fields[0]} again")
+        listed.add(image)
+        return Sample(image, folder / image, folder / fields[1])
+
+    return read_lines_of("image boxes", folder / name, problems, sample)
 
 
 def _read(file: Path, size: tuple[int, int], problems: Problems) -> list[Box]:
-    try:
-        lines = read_numbered_lines(file)
-    except ValueError as error:
-        problems.add(file, None, str(error))
-        return []
-    boxes = []
-    for number, line in lines:
-        fields = line.split()
-        try:
-            if len(fields) != 5:
-                raise ValueError(f"expected 5 fields, x1 y1 x2 y2 type, found {len(fields)}")
-            x0, y0, x1, y1, kind = (read_number(text) for text in fields)
-            if kind not in range(1, len(TYPES) + 1):
-                raise ValueError(f"expected a type from 1 to {len(TYPES)}, found {fields[4]}")
-        except ValueError as error:
-            problems.add(file, number, str(error))
-            continue
-        boxes.append(Box(TYPES[int(kind) - 1], (x0, y0, x1, y1), number))
-    return boxes
+    return read_lines_of("x1 y1 x2 y2 type", file, problems, _box)
+
+
+def _box(fields: list[str], line: int) -> Box:
+    x0, y0, x1, y1, kind = (read_number(text) for text in fields)
+    if kind not in range(1, len(TYPES) + 1):
+        raise ValueError(f"expected a type from 1 to {len(TYPES)}, found {fields[4]}")
+    return Box(TYPES[int(kind) - 1], (x0, y0, x1, y1), line)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["Problems", "read_number", "read_numbered_lines", "read_text"]
+__all__ = ["Problems", "read_lines_of", "read_number", "read_numbered_lines", "read_text"]
+
+T = TypeVar("T")
 
 
 class Problems:
@@ -87,3 +91,35 @@ def read_number(text: str | None) -> float:
     if not math.isfinite(value):
         raise ValueError(f"expected a number, found {text!r}")
     return value
+
+
+def read_lines_of(
+    fields: str, file: Path, problems: Problems, parse: Callable[[list[str], int], T]
+) -> list[T]:
+    """Read a file in which each line has the same fields.
+
+    Args:
+        fields: their names, for example "x1 y1 x2 y2 type".
+        file: blank lines in it are left out.
+        problems: what is wrong is added here.
+        parse: makes something of the fields of a line and its number; it may raise a ValueError.
+
+    Returns:
+        what `parse` made of the lines without errors.
+    """
+    count = len(fields.split())
+    parsed = []
+    try:
+        lines = read_numbered_lines(file)
+    except ValueError as error:
+        problems.add(file, None, str(error))
+        return []
+    for number, line in lines:
+        found = line.split()
+        try:
+            if len(found) != count:
+                raise ValueError(f"expected {count} fields, {fields}, found {len(found)}")
+            parsed.append(parse(found, number))
+        except ValueError as error:
+            problems.add(file, number, str(error))
+    return parsed

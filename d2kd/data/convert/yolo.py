@@ -13,7 +13,7 @@ import yaml
 
 from .coco import Box, Dataset, build_dataset, check_names
 from .splits import Split, divide, find_pairs
-from .text import Problems, read_number, read_numbered_lines, read_text
+from .text import Problems, read_lines_of, read_number, read_numbered_lines, read_text
 
 __all__ = ["convert_yolo"]
 
@@ -86,31 +86,20 @@ def _read(
     file: Path, size: tuple[int, int], problems: Problems, categories: Sequence[str]
 ) -> list[Box]:
     """Read the boxes of an image of some width and height, in pixels."""
-    try:
-        lines = read_numbered_lines(file)
-    except ValueError as error:
-        problems.add(file, None, str(error))
-        return []
-    boxes = []
-    for number, line in lines:
-        fields = line.split()
-        try:
-            if len(fields) != 5:
-                raise ValueError(f"expected 5 fields, class x y width height, found {len(fields)}")
-            if not fields[0].isdecimal() or int(fields[0]) >= len(categories):
-                last = len(categories) - 1
-                raise ValueError(f"expected a class from 0 to {last}, found {fields[0]!r}")
-            x, y, width, height = values = [read_number(text) for text in fields[1:]]
-            if min(values) < 0 or max(values) > 1:
-                raise ValueError(f"expected fractions from 0 to 1, found {' '.join(fields[1:])}")
-        except ValueError as error:
-            problems.add(file, number, str(error))
-            continue
+
+    def box(fields: list[str], line: int) -> Box:
+        if not fields[0].isdecimal() or int(fields[0]) >= len(categories):
+            last = len(categories) - 1
+            raise ValueError(f"expected a class from 0 to {last}, found {fields[0]!r}")
+        x, y, width, height = values = [read_number(text) for text in fields[1:]]
+        if min(values) < 0 or max(values) > 1:
+            raise ValueError(f"expected fractions from 0 to 1, found {' '.join(fields[1:])}")
         corners = (
             (x - width / 2) * size[0],
             (y - height / 2) * size[1],
             (x + width / 2) * size[0],
             (y + height / 2) * size[1],
         )
-        boxes.append(Box(categories[int(fields[0])], corners, number))
-    return boxes
+        return Box(categories[int(fields[0])], corners, line)
+
+    return read_lines_of("class x y width height", file, problems, box)

@@ -87,7 +87,7 @@ def test_wrong_lists_are_errors(boards, text):
     with pytest.raises(ValueError) as error:
         convert_deep_pcb(boards)
     assert "test.txt, line 1: expected each image once, found g/1/30.jpg again" in str(error.value)
-    assert "test.txt, line 2: expected 2 fields, image and boxes, found 1" in str(error.value)
+    assert "test.txt, line 2: expected 2 fields, image boxes, found 1" in str(error.value)
 
 
 def test_another_folder_is_an_error(tmp_path):
