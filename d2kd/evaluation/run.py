@@ -7,7 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import instantiate
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
 from torch import nn
 
@@ -18,17 +23,21 @@ __all__ = ["check_teacher", "evaluate", "teacher_of"]
 logger = logging.getLogger(__name__)
 
 
-def evaluate(cfg, model: nn.Module | Callable) -> dict:
+def evaluate(cfg, model: nn.Module | Callable, more: Sequence[DatasetEvaluator] = ()) -> dict:
     """Evaluate a model on the config's `dataloader.test` by its `dataloader.evaluator`.
+
+    Args:
+        more: further evaluators, whose results are added.
 
     Returns:
         the evaluator's results; empty if the config has no evaluator.
     """
     if "evaluator" not in cfg.dataloader:
         return {}
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
+    evaluator = instantiate(cfg.dataloader.evaluator)
+    if more:
+        evaluator = DatasetEvaluators([evaluator, *more])
+    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results

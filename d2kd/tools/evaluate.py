@@ -23,6 +23,7 @@ from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.evaluation import evaluate, teacher_of
+from d2kd.evaluation.errors import KINDS, ErrorEvaluator
 from d2kd.loading import build_detector
 
 __all__ = ["main"]
@@ -47,16 +48,17 @@ def run(args: argparse.Namespace) -> None:
         if "evaluator" not in cfg.dataloader:
             raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
     comm.synchronize()
+    more = [ErrorEvaluator(cfg.dataloader.test.dataset.names)] if args.errors else []
     if args.teacher:
         if args.weights:
             cfg.model.teacher.weights = args.weights
         distiller = instantiate(cfg.model).to(cfg.train.device)
-        evaluate(cfg, teacher_of(distiller))
+        evaluate(cfg, teacher_of(distiller), more)
         return
     model: nn.Module = build_detector(cfg.model.get("student", cfg.model)).model
     counts = load_strictly(model, args.weights)
     logger.info("%s: %s from %s", type(model).__name__, counts, args.weights)
-    evaluate(cfg, model.to(cfg.train.device))
+    evaluate(cfg, model.to(cfg.train.device), more)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("weights", nargs="?", help="path or URL of the checkpoint; with --teacher: the config's")
     add("overrides", nargs="*", help="fields of the config, key=value")
     add("--teacher", action="store_true", help="evaluate the teacher of a distiller's config")
+    kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
+    add("--errors", action="store_true",
+        help=f"also say how much AP50 would rise without each kind of error ({kinds})")  # fmt: skip
     add("--num-gpus", type=int, default=1, help="processes; default: 1")
     args = parser.parse_intermixed_args(argv)
     if args.weights and "=" in args.weights and not os.path.exists(args.weights):

@@ -44,25 +44,25 @@ def schedule():
     train = model_zoo.get_config("common/train.py").train
     train.device = "cuda" if torch.cuda.is_available() else "cpu"
     train.seed = 1
-    train.max_iter = 1500
-    train.eval_period = 1500
+    train.max_iter = 2000
+    train.eval_period = 0
     train.checkpointer.period = 500
     train.checkpointer.max_to_keep = 1
     return optimizer, lr_multiplier, train
 
 
-def dataloader(train, test, size, batch=8):
+def dataloader(train, test, size, crop=None, batch=8):
     """Square images, flipped both ways, and shown a little smaller or larger.
 
     Args:
         train, test: names of data sets.
-        size: side of the images that the network sees, in pixels.
+        size: side to which images are resized, in pixels.
+        crop: side of the random crops for training, in pixels; default: `size`.
     """
+    crop = crop or size
     augmentations = [
-        L(T.ResizeScale)(
-            min_scale=0.8, max_scale=1.25, target_height=size, target_width=size
-        ),
-        L(T.FixedSizeCrop)(crop_size=[size, size]),
+        L(T.ResizeScale)(min_scale=0.8, max_scale=1.25, target_height=size, target_width=size),
+        L(T.FixedSizeCrop)(crop_size=[crop, crop]),
         L(T.RandomFlip)(horizontal=True),
         L(T.RandomFlip)(horizontal=False, vertical=True),
         L(T.RandomBrightness)(intensity_min=0.8, intensity_max=1.2),
@@ -72,9 +72,7 @@ def dataloader(train, test, size, batch=8):
     return dict(
         train=L(build_detection_train_loader)(
             dataset=L(get_detection_dataset_dicts)(names=train),
-            mapper=L(DatasetMapper)(
-                is_train=True, augmentations=augmentations, image_format="RGB"
-            ),
+            mapper=L(DatasetMapper)(is_train=True, augmentations=augmentations, image_format="RGB"),
             total_batch_size=batch,
             aspect_ratio_grouping=False,
             num_workers=0,

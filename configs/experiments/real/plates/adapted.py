@@ -1,0 +1,26 @@
+"""Half of the images are of the source, the other half of the dash-cam with a teacher's labels."""
+
+from detectron2.config import LazyCall as L
+
+from d2kd import Distiller
+from d2kd.data import PartialMapper, mix
+from d2kd.pseudo import load_pseudo_labels
+
+from .common import SOURCE, images
+from .source import dataloader, lr_multiplier, optimizer, train
+from .source import model as student
+
+model = L(Distiller)(student=student, input_format="RGB")
+
+dataloader.train.dataset = L(mix)(
+    source=images(SOURCE),
+    target=L(load_pseudo_labels)(path="output/real/plates/labels/labels.json"),
+    shares=[1, 1],
+)
+dataloader.train.mapper = L(PartialMapper)(
+    is_train=True,
+    augmentations=dataloader.train.mapper.augmentations,
+    image_format="RGB",
+)
+
+train.output_dir = "output/real/plates/adapted"

@@ -1,0 +1,9 @@
+"""Source only: the student has seen no image of the dash-cam."""
+
+from ..common import schedule, tiny_resnet
+from .common import LEVELS, dataloader, detector
+
+model = detector(tiny_resnet(16, LEVELS), neck=64, convs=2)
+optimizer, lr_multiplier, train = schedule()
+
+train.output_dir = "output/real/plates/source"
