@@ -43,10 +43,12 @@ setup(
         "cloudpickle",
         "tensorboard",
         "packaging",
+        "pyyaml>=5.1",  # Detectron2 needs it, too
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
-        "timm": ["timm>=1.0"],  # backbones beside Detectron2's and torchvision's
+        # backbones beside Detectron2's and torchvision's; `d2kd weights` writes safetensors
+        "timm": ["timm>=1.0", "safetensors>=0.3"],
         "dev": ["pytest>=7", "ruff>=0.4", "mypy>=1.8", "import-linter>=2.17", "timm>=1.0"],
     },
     classifiers=[

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-__all__ = ["Image", "Manifest"]
+from .images import SUFFIXES
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+__all__ = ["Image", "Manifest"]
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
