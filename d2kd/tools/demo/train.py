@@ -17,7 +17,16 @@ from d2kd.tools.paths import configs_folder
 from d2kd.tools.runs import Run, is_running, run_all
 from d2kd.tools.watch import Watch
 
-__all__ = ["CONFIGS", "SHIPPED", "START", "TITLES", "Failed", "config_path", "short_digest", "train_all"]
+__all__ = [
+    "CONFIGS",
+    "SHIPPED",
+    "START",
+    "TITLES",
+    "Failed",
+    "config_path",
+    "short_digest",
+    "train_all",
+]
 
 CONFIGS = {
     "teacher": "configs/demo/teacher.py",
