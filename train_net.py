@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
     configure_threads()  # OpenMP reads its settings when PyTorch is imported
 
+import contextlib
 import logging
 
 import torch
@@ -20,12 +21,20 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 
 from d2kd import Distiller
-from d2kd.checkpoint import Checkpointer
+from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
+from d2kd.engine import (
+    ExactResume,
+    ScheduleProgress,
+    Trainer,
+    TrainLoader,
+    first_step,
+    launch,
+)
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
+from d2kd.run_lock import lock_run_folder
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
@@ -59,6 +68,7 @@ def do_train(args, cfg):
         accumulate=cfg.train.accumulate,
         clip_grad_norm=cfg.train.clip_grad_norm,
         gather_period=cfg.train.log_period,
+        folder=cfg.train.output_dir,
     )
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     trainer.register_hooks(
@@ -83,12 +93,20 @@ def do_train(args, cfg):
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     if distiller is not None and not resuming:
         distiller.inherit()  # after loading, because initial weights would overwrite it
-    trainer.train(trainer.iter + 1 if resuming else 0, cfg.train.max_iter)
+    trainer.train(first_step(trainer, resuming, cfg.train.max_iter), cfg.train.max_iter)
 
 
 def main(args):
     register_all()
     cfg = load_config(args.config_file, args.opts)
+    trains = not (args.eval_only or args.eval_teacher)
+    with contextlib.ExitStack() as stack:
+        if trains and comm.is_main_process():
+            stack.enter_context(lock_run_folder(cfg.train.output_dir))
+        run(args, cfg)
+
+
+def run(args, cfg):
     setup_loggers(cfg.train.output_dir, comm.get_rank())
     default_setup(cfg, args)
     if comm.is_main_process():
@@ -103,7 +121,9 @@ def main(args):
     if args.eval_only:
         if not cfg.train.init_checkpoint:
             raise ValueError("train.init_checkpoint: expected a checkpoint to evaluate, found none")
-        Checkpointer(model).load(cfg.train.init_checkpoint)
+        student = model.student if isinstance(model, Distiller) else model
+        counts = load_strictly(student, cfg.train.init_checkpoint)
+        logger.info("%s: %s from %s", type(student).__name__, counts, cfg.train.init_checkpoint)
         evaluate(cfg, model)
 
 

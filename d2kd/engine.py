@@ -23,9 +23,10 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .finite import LossWatch
 from .loading import predictions_in_fp32, resolve_target
 
-__all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
+__all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "first_step", "launch"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,14 @@ class Trainer(SimpleTrainer):
         accumulate: number of batches in one step; their gradients are averaged.
         clip_grad_norm: limit of the L2 norm of the whole gradient; 0 for no limit.
         gather_period: the losses are averaged over this many steps and then recorded. Recording
-            in each step would make the host wait for the device, and for all other processes. A
-            loss that is infinite or NaN is therefore noticed at the next record.
+            in each step would make the host wait for the device, and for all other processes.
+        folder: where a batch is kept whose loss is NaN or infinite, see `LossWatch`; None to keep
+            none.
 
     Raises:
         ValueError: `accumulate` or `clip_grad_norm` is out of its range.
+        FloatingPointError: `run_step` and `state_dict`: a loss, or the gradient that is to be
+            clipped, is NaN or infinite. So a trainer with such a loss is never saved.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Trainer(SimpleTrainer):
         accumulate: int = 1,
         clip_grad_norm: float = 0.0,
         gather_period: int = 1,
+        folder: str | None = None,
     ) -> None:
         super().__init__(model, [], optimizer)
         if accumulate < 1:
@@ -66,6 +71,7 @@ class Trainer(SimpleTrainer):
         self.accumulate = accumulate
         self.clip_grad_norm = clip_grad_norm
         self.gather_period = gather_period
+        self._watch = LossWatch(folder)
         self._sums: dict[str, torch.Tensor] = {}
         self._data_time, self._steps = 0.0, 0
         self._device = next(model.parameters()).device.type
@@ -99,6 +105,7 @@ class Trainer(SimpleTrainer):
                     self._device, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
                 ):
                     losses = self.model(data)
+                self._watch.add(self.iter, losses, data)
                 total = sum(losses.values()) / self.accumulate
                 self._scaler.scale(total).backward()
             for name, loss in losses.items():
@@ -109,7 +116,9 @@ class Trainer(SimpleTrainer):
         if self.clip_grad_norm:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+            if not self._scaler.is_enabled():  # a scaler skips steps with infinite gradients
+                self._watch.add(self.iter, {"norm of the gradient": norm}, data)
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
@@ -118,6 +127,7 @@ class Trainer(SimpleTrainer):
             self._sums[name] = self._sums.get(name, 0) + loss
         self._data_time, self._steps = self._data_time + data_time, self._steps + 1
         if (self.iter + 1) % self.gather_period == 0 or self.iter + 1 == self.max_iter:
+            self._watch.check()
             means = {name: total / self._steps for name, total in self._sums.items()}
             self._write_metrics(means, self._data_time / self._steps)
             self._sums, self._data_time, self._steps = {}, 0.0, 0
@@ -129,6 +139,7 @@ class Trainer(SimpleTrainer):
         return self.model.no_sync()
 
     def state_dict(self) -> dict:
+        self._watch.check()
         state = super().state_dict()
         state["normalizers"] = _normalizers(self.model)
         if self._scaler.is_enabled():
@@ -136,10 +147,72 @@ class Trainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
+        before = _hyperparameters(self.optimizer)
+        try:
+            super().load_state_dict(state_dict)
+        except (KeyError, ValueError) as e:
+            if isinstance(e, ValueError) and "parameter group" not in str(e):
+                raise
+            raise ValueError(
+                f"expected the state of this config's {type(self.optimizer).__name__}, found "
+                f"another one ({e}). Give the optimizer that the run began with."
+            ) from e
+        for name, value in _hyperparameters(self.optimizer).items():
+            if value != before.get(name):
+                logger.warning(
+                    "Resumed: the run continues with its own %s = %s. The config's is ignored: %s",
+                    f"optimizer.{name}",
+                    value,
+                    before.get(name),
+                )
         _set_normalizers(self.model, state_dict.get("normalizers", {}))
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
+
+
+def first_step(trainer: Trainer, resumed: bool, max_iter: int) -> int:
+    """The step at which training begins, and a line in the log if nothing is left to train.
+
+    Args:
+        resumed: whether the trainer's state is that of a checkpoint.
+        max_iter: `train.max_iter`, steps of the whole run.
+
+    Raises:
+        ValueError: the run has done more steps than `max_iter`.
+    """
+    if not resumed:
+        return 0
+    done = trainer.iter + 1
+    if done > max_iter:
+        raise ValueError(
+            f"--resume: expected train.max_iter to be at least the {done} steps that the run has "
+            f"done, found {max_iter}. Raise it, or set another train.output_dir for a new run."
+        )
+    if done == max_iter:
+        logger.warning(
+            "--resume: the run is finished, all %d steps are done. It is only evaluated. To train "
+            "longer, raise train.max_iter.",
+            done,
+        )
+    else:
+        logger.info("--resume: %d of %d steps are done", done, max_iter)
+    return done
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> dict[str, list]:
+    """Values that a config sets, and that a resumed run takes from its checkpoint."""
+    names = ("lr", "momentum", "weight_decay", "betas")
+    # The scheduler changes `lr` and keeps the config's as `initial_lr`.
+    return {
+        name: sorted(
+            {
+                group.get("initial_lr", group[name]) if name == "lr" else group[name]
+                for group in optimizer.param_groups
+            }
+        )
+        for name in names
+        if all(name in group for group in optimizer.param_groups)
+    }
 
 
 def _unwrap(model: nn.Module) -> Any:

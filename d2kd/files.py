@@ -3,22 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
+import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from socket import gethostname
 from typing import Any, BinaryIO
 
 __all__ = [
+    "DiskFullError",
     "open_to_replace",
     "remove_partial_files",
     "sha256_of_file",
     "write_file",
     "write_json",
 ]
+
+
+# The disk, the user's quota, or the largest file that the system allows.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DiskFullError(OSError):
+    """A file could not be written because there was no space left for it."""
+
+
+class _RawFile(io.FileIO):
+    """Remembers why a write failed. Libraries such as PyTorch report other errors instead."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as e:
+            self.failure = e
+            raise
 
 
 @contextlib.contextmanager
@@ -36,19 +61,32 @@ def open_to_replace(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
     Yields:
         the temporary file, opened in binary mode; `.name` is its path, in the folder of `path`.
+
+    Raises:
+        DiskFullError: there is no space left. The old file stays.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{gethostname()}.{os.getpid()}.tmp")
+    raw = None
     try:
-        with open(partial, "wb") as f:
+        raw = _RawFile(partial, "w")
+        with io.BufferedWriter(raw) as f:
             yield f
             f.flush()
             # Without this, a power cut after the rename can leave an empty file of the final name.
             os.fsync(f.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        failure = e if isinstance(e, OSError) else raw and raw.failure
+        if isinstance(failure, OSError) and failure.errno in _FULL:
+            free = shutil.disk_usage(path.parent).free / 1e6
+            raise DiskFullError(
+                f"{path}: expected space to write it, found: {failure.strerror} ({free:.0f} MB "
+                f"free). No part of it is left, and an older file of this name stays. Make space, "
+                f"then start again."
+            ) from failure
         raise
 
 

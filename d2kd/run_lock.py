@@ -1,0 +1,68 @@
+"""Let one run at a time write to a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from socket import gethostname
+
+__all__ = ["lock_run_folder"]
+
+logger = logging.getLogger(__name__)
+
+NAME = ".run_lock"
+
+
+@contextlib.contextmanager
+def lock_run_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock of a run's folder for the length of a `with` block.
+
+    The lock is one of the operating system. It ends with its process, however that ends, so the
+    lock of a killed run is no obstacle. The file says who holds it or held it last. It stays in
+    place: if it were removed, two runs could hold locks of two files of the same name.
+
+    Args:
+        folder: it is made if it is missing. URLs are not locked.
+
+    Raises:
+        ValueError: another process holds the lock; the message has its host and process id.
+    """
+    if "://" in str(folder):
+        yield
+        return
+    path = Path(folder, NAME)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A lock of POSIX belongs to the process. A data loader's worker that outlives its run by some
+    # seconds does not hold it, as it would hold one by flock. NFS knows it, too.
+    with open(path, "a+") as f:
+        try:
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in (errno.EACCES, errno.EAGAIN):
+                f.seek(0)
+                raise ValueError(
+                    f"train.output_dir {folder}: expected a folder that no other run writes to, "
+                    f"found one in use by {_owner(f.read())}. Choose another folder, or end that "
+                    f"run."
+                ) from None
+            logger.warning("%s: this file system has no locks (%s)", folder, e.strerror)
+        f.truncate(0)
+        owner = {"host": gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T")}
+        f.write(json.dumps(owner))
+        f.flush()
+        yield
+
+
+def _owner(content: str) -> str:
+    try:
+        owner = json.loads(content)
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (ValueError, KeyError, TypeError):  # the other run is just writing it
+        return "another process"
