@@ -24,16 +24,10 @@ from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.engine import (
-    ExactResume,
-    ScheduleProgress,
-    Trainer,
-    TrainLoader,
-    first_step,
-    launch,
-)
+from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
+from d2kd.resume import RunRecord, first_step, training_classes
 from d2kd.run_lock import lock_run_folder
 from d2kd.writers import default_writers
 
@@ -74,6 +68,7 @@ def do_train(args, cfg):
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
+            RunRecord(cfg.train.max_iter, training_classes(cfg)),
             ExactResume(loader, period, cfg.train.seed),
             ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -93,7 +88,8 @@ def do_train(args, cfg):
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     if distiller is not None and not resuming:
         distiller.inherit()  # after loading, because initial weights would overwrite it
-    trainer.train(first_step(trainer, resuming, cfg.train.max_iter), cfg.train.max_iter)
+    start = first_step(trainer.iter + 1, cfg.train.max_iter) if resuming else 0
+    trainer.train(start, cfg.train.max_iter)
 
 
 def main(args):

@@ -25,8 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .finite import LossWatch
 from .loading import predictions_in_fp32, resolve_target
+from .resume import same_hyperparameters
 
-__all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "first_step", "launch"]
+__all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
 
 logger = logging.getLogger(__name__)
 
@@ -147,72 +148,11 @@ class Trainer(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        before = _hyperparameters(self.optimizer)
-        try:
+        with same_hyperparameters(self.optimizer):
             super().load_state_dict(state_dict)
-        except (KeyError, ValueError) as e:
-            if isinstance(e, ValueError) and "parameter group" not in str(e):
-                raise
-            raise ValueError(
-                f"expected the state of this config's {type(self.optimizer).__name__}, found "
-                f"another one ({e}). Give the optimizer that the run began with."
-            ) from e
-        for name, value in _hyperparameters(self.optimizer).items():
-            if value != before.get(name):
-                logger.warning(
-                    "Resumed: the run continues with its own %s = %s. The config's is ignored: %s",
-                    f"optimizer.{name}",
-                    value,
-                    before.get(name),
-                )
         _set_normalizers(self.model, state_dict.get("normalizers", {}))
         if self._scaler.is_enabled() and "grad_scaler" in state_dict:
             self._scaler.load_state_dict(state_dict["grad_scaler"])
-
-
-def first_step(trainer: Trainer, resumed: bool, max_iter: int) -> int:
-    """The step at which training begins, and a line in the log if nothing is left to train.
-
-    Args:
-        resumed: whether the trainer's state is that of a checkpoint.
-        max_iter: `train.max_iter`, steps of the whole run.
-
-    Raises:
-        ValueError: the run has done more steps than `max_iter`.
-    """
-    if not resumed:
-        return 0
-    done = trainer.iter + 1
-    if done > max_iter:
-        raise ValueError(
-            f"--resume: expected train.max_iter to be at least the {done} steps that the run has "
-            f"done, found {max_iter}. Raise it, or set another train.output_dir for a new run."
-        )
-    if done == max_iter:
-        logger.warning(
-            "--resume: the run is finished, all %d steps are done. It is only evaluated. To train "
-            "longer, raise train.max_iter.",
-            done,
-        )
-    else:
-        logger.info("--resume: %d of %d steps are done", done, max_iter)
-    return done
-
-
-def _hyperparameters(optimizer: torch.optim.Optimizer) -> dict[str, list]:
-    """Values that a config sets, and that a resumed run takes from its checkpoint."""
-    names = ("lr", "momentum", "weight_decay", "betas")
-    # The scheduler changes `lr` and keeps the config's as `initial_lr`.
-    return {
-        name: sorted(
-            {
-                group.get("initial_lr", group[name]) if name == "lr" else group[name]
-                for group in optimizer.param_groups
-            }
-        )
-        for name in names
-        if all(name in group for group in optimizer.param_groups)
-    }
 
 
 def _unwrap(model: nn.Module) -> Any:

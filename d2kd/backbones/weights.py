@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from ..checkpoint import find_state_dict, read_checkpoint
+from ..finite import non_finite_names
 
 __all__ = ["load_backbone_weights", "read_weights"]
 
@@ -19,8 +20,8 @@ def read_weights(path: str, who: str) -> dict[str, Tensor]:
     """Read the tensors of a file.
 
     Args:
-        path: a .safetensors file or one by `torch.save`. The latter holds a state dict, or a dict
-            that has one under "state_dict" or "model".
+        path: see `read_checkpoint`. It holds a state dict, or a dict that has one under a usual
+            name such as "state_dict" or "model".
         who: name of the network for messages.
 
     Returns:
@@ -28,8 +29,8 @@ def read_weights(path: str, who: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ImportError: the file needs safetensors, which is not installed.
-        ValueError: the file is damaged or of another kind.
+        ValueError: the file is damaged or of another kind, would run code, or has weights that are
+            not finite.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -37,22 +38,18 @@ def read_weights(path: str, who: str) -> dict[str, Tensor]:
             f"or False if a checkpoint of the whole detector is loaded anyway."
         )
     try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return content.get("state_dict", content.get("model", content))
-    except ImportError as e:
-        raise ImportError(
-            f"{path}: expected the package safetensors to read it, found none. Run `pip install "
-            f"safetensors`."
-        ) from e
-    except Exception as e:  # damaged files raise many kinds of exceptions
+        weights, _ = find_state_dict(read_checkpoint(path), path)
+    except ValueError as e:
         raise ValueError(
             f"{who}.pretrained: expected a state_dict in {path!r}, found a file that is incomplete "
             f"or of another kind ({e})."
         ) from e
+    if bad := non_finite_names(weights):
+        raise ValueError(
+            f"{who}.pretrained: expected finite weights in {path!r}, found NaN or infinite values "
+            f"in {len(bad)} of {len(weights)} tensors ({', '.join(bad[:3])})."
+        )
+    return weights
 
 
 def load_backbone_weights(

@@ -28,6 +28,7 @@ class _Function:
     """A stand-in for an imported function or class. A file can call it but not change it."""
 
     __slots__ = ("_function",)
+    _function: Callable
 
     def __init__(self, function: Callable):
         object.__setattr__(self, "_function", function)
@@ -53,7 +54,7 @@ class _Dtype:
         self.dtype = np.dtype(name)
 
     def __setstate__(self, state: Any) -> None:
-        order = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
+        order: Any = state[1].decode("latin1") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise pickle.UnpicklingError("it has an array of records, not of numbers")
         self.dtype = self.dtype.newbyteorder(order)

@@ -17,7 +17,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from torch import nn
 
-from ..checkpoint import PREFIX
+from ..checkpoint import PREFIX, read_checkpoint
 from .run import evaluate
 
 __all__ = [
@@ -66,7 +66,7 @@ def load_plain(cfg, weights: str | Path) -> nn.Module:
         ValueError: the tensors of the file and of the detector differ in names or shapes.
     """
     model = instantiate(cfg.model).to(cfg.train.device).eval()
-    tensors = torch.load(weights, map_location="cpu", weights_only=True)["model"]
+    tensors = read_checkpoint(str(weights))["model"]
     shapes = {k: v.shape for k, v in tensors.items() if not k.startswith(PREFIX)}
     expected = {k: v.shape for k, v in model.state_dict().items()}
     if shapes != expected:

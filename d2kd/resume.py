@@ -1,0 +1,139 @@
+"""What a resumed run shares with the run that it continues, and what it says where they differ."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.engine import HookBase
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["RunRecord", "first_step", "same_hyperparameters", "training_classes"]
+
+logger = logging.getLogger(__name__)
+
+
+def first_step(done: int, max_iter: int) -> int:
+    """The step at which a resumed run goes on. The log says what is left to do.
+
+    Args:
+        done: number of steps that the run has done.
+        max_iter: `train.max_iter`, steps of the whole run.
+
+    Raises:
+        ValueError: the run has done more steps than `max_iter`.
+    """
+    if done > max_iter:
+        raise ValueError(
+            f"--resume: expected train.max_iter to be at least the {done} steps that the run has "
+            f"done, found {max_iter}. Raise it, or set another train.output_dir for a new run."
+        )
+    if done == max_iter:
+        logger.warning(
+            "--resume: the run is finished, all %d steps are done. It is only evaluated. To train "
+            "longer, raise train.max_iter.",
+            done,
+        )
+    else:
+        logger.info("--resume: %d of %d steps are done", done, max_iter)
+    return done
+
+
+def training_classes(cfg: DictConfig) -> list[str] | None:
+    """Names of the classes of `dataloader.train`, in their order; None if they are not registered.
+
+    Call it after the dataset is loaded: some datasets know their classes only then.
+    """
+    names = OmegaConf.select(cfg, "dataloader.train.dataset.names")
+    if not names:
+        return None
+    classes = MetadataCatalog.get(names if isinstance(names, str) else names[0])
+    found = classes.get("thing_classes", None)
+    return None if found is None else list(found)
+
+
+class RunRecord(HookBase):
+    """Keeps in each checkpoint what a run was begun with, and compares it when the run resumes.
+
+    Args:
+        max_iter: steps of the whole run.
+        classes: names of the classes in their order; None if they are not known.
+    """
+
+    def __init__(self, max_iter: int, classes: Sequence[str] | None):
+        self.max_iter = max_iter
+        self.classes = None if classes is None else list(classes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"max_iter": self.max_iter, "classes": self.classes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: the run began with other classes, or with the same in another order.
+        """
+        began = state_dict["classes"]
+        if None not in (began, self.classes) and began != self.classes:
+            raise ValueError(
+                f"expected the classes that the run began with, {_shown(began)}, found "
+                f"{_shown(self.classes)} in dataloader.train. Give these data the classes of the "
+                f"run, in the same order, or set another train.output_dir for a new run."
+            )
+        if state_dict["max_iter"] != self.max_iter:
+            logger.warning(
+                "--resume: the run began with train.max_iter=%d, the config has %d. The schedules "
+                "of learning rate and methods follow the new value from here.",
+                state_dict["max_iter"],
+                self.max_iter,
+            )
+
+
+def _shown(classes: Sequence[str] | None) -> str:
+    classes = classes or []
+    more = ", ..." if len(classes) > 10 else ""
+    return f"{len(classes)} ({', '.join(map(str, classes[:10]))}{more})"
+
+
+@contextlib.contextmanager
+def same_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Load an optimizer's state in the block; say where it replaces the config's values.
+
+    Raises:
+        ValueError: the state is one of another optimizer.
+    """
+    before = _hyperparameters(optimizer)
+    try:
+        yield
+    except (KeyError, ValueError) as e:
+        if isinstance(e, ValueError) and "parameter group" not in str(e):
+            raise
+        raise ValueError(
+            f"expected the state of this config's {type(optimizer).__name__}, found another one "
+            f"({e}). Give the optimizer that the run began with."
+        ) from e
+    for name, value in _hyperparameters(optimizer).items():
+        if value != before.get(name):
+            logger.warning(
+                "--resume: the run keeps optimizer.%s=%s from its checkpoint; the config's %s is "
+                "not used. For other values, start a new run with train.init_checkpoint.",
+                name,
+                value,
+                before.get(name),
+            )
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Values that a config sets and that a resumed run takes from its checkpoint."""
+    values = {}
+    for name in ("lr", "momentum", "weight_decay", "betas"):
+        # A scheduler changes `lr` and keeps the config's as `initial_lr`.
+        keys = ("initial_lr", "lr") if name == "lr" else (name,)
+        found = {next((g[k] for k in keys if k in g), None) for g in optimizer.param_groups}
+        known = sorted(x for x in found if x is not None)
+        if known:
+            values[name] = known[0] if len(known) == 1 else known
+    return values
