@@ -43,7 +43,14 @@ setup(
     extras_require={
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
         "timm": ["timm>=1.0"],  # backbones beside Detectron2's and torchvision's
-        "dev": ["pytest>=7", "ruff>=0.4", "mypy>=1.8", "import-linter>=2.17", "timm>=1.0"],
+        "dev": [
+            "pytest>=7",
+            "hypothesis>=6.100",
+            "ruff>=0.4",
+            "mypy>=1.8",
+            "import-linter>=2.17",
+            "timm>=1.0",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

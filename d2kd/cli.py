@@ -29,6 +29,7 @@ COMMANDS = {
     "demo": Command("demo", "train a small student with and without its teacher, in minutes"),
     "train": Command("write_config", "train with a config, or write the config for you first"),
     "evaluate": Command("evaluate", "evaluate a checkpoint, or the teacher of a config"),
+    "audit": Command("audit", "look for mistakes in the data of a config, or in a data set"),
     "label": Command("label", "label images with teachers, to train a student on them"),
     "compare": Command("compare", "train several configs with several seeds, and compare them"),
     "benchmark": Command("benchmark", "measure the time and the memory that distillation costs"),
@@ -39,6 +40,7 @@ COMMANDS = {
 EXAMPLES = """\
 examples:
   d2kd doctor my_distilled.py
+  d2kd audit my_distilled.py
   d2kd train --config-file my_distilled.py --num-gpus 8
 """
 

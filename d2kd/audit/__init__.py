@@ -11,6 +11,13 @@ with each other and with the models, and the evaluation is rehearsed.
 
 from .models import num_classes
 from .report import Audit
-from .run import audit_config, audit_in_all_processes, audit_sets
+from .run import audit_config, audit_in_all_processes, audit_labels, audit_sets
 
-__all__ = ["Audit", "audit_config", "audit_in_all_processes", "audit_sets", "num_classes"]
+__all__ = [
+    "Audit",
+    "audit_config",
+    "audit_in_all_processes",
+    "audit_labels",
+    "audit_sets",
+    "num_classes",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from .evaluator import check_evaluator
 from .models import student_classes
 from .report import Audit, repair, repair_if_needed
 
-__all__ = ["audit_config", "audit_in_all_processes", "audit_sets"]
+__all__ = ["audit_config", "audit_in_all_processes", "audit_labels", "audit_sets"]
 
 
 def audit_in_all_processes(
@@ -53,10 +53,42 @@ def audit_in_all_processes(
     Raises:
         ValueError: going on would be wrong.
     """
+    audit = _in_all_processes(lambda: audit_config(cfg, sections, evaluated))
+    return audit.train if audit else None
+
+
+def audit_labels(labels: Mapping[str, Any]) -> None:
+    """Audit the datasets that `labels` of a config names, before anything is labeled.
+
+    `truth` and `fit` are audited whole. Of the images to label, the labels are not used; images
+    that cannot be read are counted while they are labeled. All processes call this.
+
+    Raises:
+        ValueError: going on would be wrong.
+    """
+    images, fit = (dict(labels.get(key) or {}).get("dataset") for key in ("images", "fit"))
+    truth = labels.get("truth")
+
+    def run() -> Audit:
+        audit = audit_sets({name: "truth" for name in (fit, truth) if isinstance(name, str)})
+        if isinstance(images, str) and images in DatasetCatalog.list():
+            with plain_errors("labels.images.dataset", images):
+                listed = audit_registered(images, look_at_images=False)
+            if listed is not None and images not in (fit, truth):
+                listed.defects = listed.table_defects
+                audit.add_set(listed, "labeling")
+                repair_if_needed(audit, listed, evaluated=False)
+        return audit
+
+    _in_all_processes(run)
+
+
+def _in_all_processes(make: Callable[[], Audit]) -> Audit | None:
+    """Audit in the main process. The other processes get None, and the repaired copies."""
     audits: list[Audit] = []
 
     def run() -> dict[str, CocoSource]:
-        audits.append(audit_config(cfg, sections, evaluated))
+        audits.append(make())
         audits[0].log()
         audits[0].stop_if_refused()
         return audits[0].copies
@@ -65,7 +97,7 @@ def audit_in_all_processes(
     if not audits:
         for name, source in copies.items():
             repair(name, source)
-    return audits[0].train if audits else None
+    return audits[0] if audits else None
 
 
 def audit_config(
@@ -124,7 +156,7 @@ def audit_sets(sets: Mapping[str, str], look_at_images: bool = True) -> Audit:
             if audited is not None:
                 audit.add_set(audited, role)
                 repair_if_needed(audit, audited, evaluated=False)
-        else:
+        elif os.path.isfile(name):  # the labeling job reports another name
             source = CocoSource(name, os.path.dirname(name))
             audit.add_set(audit_coco(source, name, look_at_images=False), role)
     return audit

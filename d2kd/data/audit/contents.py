@@ -5,6 +5,9 @@ Shapes: N images, B boxes of all images.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import json
 import os
 from collections import Counter
@@ -235,9 +238,26 @@ def _repairable(table: Mapping, annotations: Sequence[Mapping], add: Any) -> boo
     for kind, key in (("no_area", "area"), ("no_iscrowd", "iscrowd")):
         without = [a for a in annotations if not isinstance(a.get(key), (int, float))]
         add(kind, len(without), total, without and f"id {without[0].get('id')!r}")
-    if annotations and "info" not in table:
+    if annotations and "info" not in table and _info_is_needed():
         add("no_info", 1, 1, "this one")
     return len(counts) < len(ids) or None in counts
+
+
+@functools.cache
+def _info_is_needed() -> bool:
+    """Whether this version of pycocotools evaluates no file without `info`."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = {"images": [{"id": 1}], "categories": [{"id": 1}], "annotations": []}
+    detection = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+        try:
+            coco.loadRes([detection])
+        except KeyError:
+            return True
+    return False
 
 
 def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | None) -> Contents:

@@ -202,11 +202,11 @@ def describe(defect: Defect, data: str, role: str, standard: bool = True) -> tup
 
     Args:
         data: name of the set.
-        role: "train", "test" or "truth".
+        role: "train", "test", "truth" (of labels) or "labeling" (images to label).
         standard: whether Detectron2's own mapper reads the images.
     """
     kind = KINDS[defect.kind]
-    done = kind.done if isinstance(kind.done, str) else kind.done[role]
+    done = kind.done if isinstance(kind.done, str) else kind.done.get(role, kind.done["truth"])
     found = f"{defect.count} of {defect.total} {kind.unit}"
     if defect.kind == "tested_twice" and role != "test":
         return NOTE, f"{data}: {found} {kind.found}, such as {defect.example}."
