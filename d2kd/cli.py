@@ -40,7 +40,6 @@ COMMANDS = {
 EXAMPLES = """\
 examples:
   d2kd doctor my_distilled.py
-  d2kd audit my_distilled.py
   d2kd train --config-file my_distilled.py --num-gpus 8
 """
 

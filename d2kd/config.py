@@ -73,6 +73,7 @@ def check_config(cfg: DictConfig) -> None:
             _check_fields(path, node)
     _check_datasets(cfg)
     _check_channel_order(cfg)
+    _check_test_channel_order(cfg)
     device = str(cfg.train.get("device", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -120,9 +121,7 @@ def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
                     yield f"{labels.path} (dataloader.{section}.{path})", list(classes)
 
 
-def _check_channel_order(cfg: DictConfig) -> None:
-    # With red and blue swapped, a teacher is only a little worse, so that the losses would not show
-    # the mistake.
+def _check_test_channel_order(cfg: DictConfig) -> None:
     loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
     tested = OmegaConf.select(cfg, "dataloader.test.mapper.image_format")
     if None not in (loaded, tested) and loaded != tested:
@@ -130,6 +129,12 @@ def _check_channel_order(cfg: DictConfig) -> None:
             f"dataloader.test.mapper.image_format: expected {loaded!r}, the channel order of the "
             f"training images (dataloader.train.mapper.image_format), found {tested!r}."
         )
+
+
+def _check_channel_order(cfg: DictConfig) -> None:
+    # With red and blue swapped, a teacher is only a little worse, so that the losses would not show
+    # the mistake.
+    loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
     if "student" not in cfg.model or loaded is None:
         return
     student = cfg.model.student

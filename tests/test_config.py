@@ -115,7 +115,7 @@ def test_channel_order_of_loader_and_distiller_must_agree(dataset):
     cfg.dataloader.train.mapper.image_format = "BGR"
     with pytest.raises(ValueError, match=r"image_format: expected 'RGB'.*found 'BGR'"):
         check_config(cfg)
-    cfg.model.input_format = "BGR"
+    cfg.model.input_format = cfg.dataloader.test.mapper.image_format = "BGR"
     check_config(cfg)
     cfg.model.student = "configs/demo/student.py"  # which says RGB, and is not read here
     check_config(cfg)

@@ -25,7 +25,6 @@ __all__ = ["main"]
 EXAMPLES = """\
 examples:
   d2kd audit my_distilled.py
-  d2kd audit farm_train farm_val
   d2kd audit datasets/farm/annotations/train.json --images datasets/farm/train
 """
 
@@ -38,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", nargs="+",
-        help="a LazyConfig and fields to change (key=value), registered datasets, or COCO files")  # fmt: skip
+    what = "a LazyConfig and fields to change (key=value), registered datasets, or COCO files"
+    add("what", nargs="+", help=what)
     add("--images", metavar="FOLDER", help="folder of the images of the COCO files")
     args = parser.parse_intermixed_args(argv)
     register_all()

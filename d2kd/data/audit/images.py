@@ -18,7 +18,7 @@ from .kinds import Defect
 __all__ = ["Header", "find_image_defects", "read_header", "read_headers"]
 
 EXIF_ORIENTATION = 274
-TAIL = 4096  # bytes at the end of a file in which its end marker is looked for
+TAIL = 16384  # bytes at the end of a file in which its end marker is looked for
 THREADS = 16  # they mostly wait for the disk
 BATCH = 256
 SHOW_PROGRESS = 5000  # files
@@ -48,10 +48,12 @@ def read_header(path: str) -> Header:
     try:
         with open(path, "rb") as f, Image.open(f) as image:
             width, height = image.size
+            whole, tail = _look_at_end(f, image.format)
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels.
-            if (image.format != "PNG" or "exif" in image.info) and _is_turned(image):
+            described = image.format != "PNG" or "exif" in image.info or b"eXIf" in tail
+            if described and _is_turned(image):
                 width, height = height, width
-            if not _ends_well(f, image.format):
+            if not whole:
                 image.load()
             if image.mode == "F" or image.mode.startswith("I"):
                 low, high = (float(x) for x in image.getextrema())  # type: ignore[arg-type]
@@ -75,12 +77,17 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _ends_well(f: BinaryIO, kind: str | None) -> bool:
-    """Whether a file has its end marker, or its whole length. True for formats without them."""
+def _look_at_end(f: BinaryIO, kind: str | None) -> tuple[bool, bytes]:
+    """Whether a file has its end marker, or its whole length, and the end of the file.
+
+    A format that has neither is taken for whole.
+    """
+    tail = b""
     size = f.seek(0, os.SEEK_END)
     if kind in ("PNG", "JPEG"):
         f.seek(max(size - TAIL, 0))
-        found = (b"IEND" if kind == "PNG" else b"\xff\xd9") in f.read()
+        tail = f.read()
+        found = (b"IEND" if kind == "PNG" else b"\xff\xd9") in tail
     elif kind in ("BMP", "WEBP"):
         f.seek(2 if kind == "BMP" else 4)
         length = struct.unpack("<I", f.read(4))[0]
@@ -88,7 +95,7 @@ def _ends_well(f: BinaryIO, kind: str | None) -> bool:
     else:
         found = True
     f.seek(0)
-    return found
+    return found, tail
 
 
 def read_headers(files: Sequence[str], name: str = "images") -> list[Header]:
@@ -174,17 +181,9 @@ def find_image_defects(
             detail = f" ({header.detail})" if header.detail else ""
             found.setdefault(header.problem, []).append(f"{path}{detail}")
         elif all(size) and size != header[:2]:
-            if size == header[:2][::-1] and _turned_after_all(path):
-                continue
             text = f"{path}: {header.width} x {header.height}, annotated as {size[0]} x {size[1]}"
             found.setdefault("size", []).append(text)
     defects = [Defect(k, len(v), len(files), v[0]) for k, v in sorted(found.items())]
     if remote:
         defects.append(Defect("remote", len(remote), len(files), remote[0]))
     return defects
-
-
-def _turned_after_all(path: str) -> bool:
-    """Whether a PNG has its EXIF orientation behind its pixels."""
-    with Image.open(path) as image:
-        return image.format == "PNG" and _is_turned(image)
