@@ -3,6 +3,7 @@ import pickle
 import pytest
 from detectron2.data import DatasetMapper
 
+from d2kd.data import register_folder
 from d2kd.data.named_errors import NamedErrors
 from d2kd.engine import TrainLoader
 from tests.audit.test_run import config
@@ -13,12 +14,16 @@ def mapper() -> DatasetMapper:
     return DatasetMapper(is_train=False, augmentations=[], image_format="BGR")
 
 
+def damage(path) -> None:
+    """Take pixels out of the middle of a file. Its header and its end are whole."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + content[-12:])
+
+
 def test_damaged_image_is_named(tmp_path):
     path = tmp_path / "broken.png"
     sets.draw(path)
-    content = path.read_bytes()
-    middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes(64) + content[middle + 64 :])  # its end is whole
+    damage(path)
     with pytest.raises(ValueError, match=r"broken\.png: expected an image that can be read"):
         NamedErrors(mapper())(dict(file_name=str(path)))
 
@@ -45,10 +50,7 @@ def test_it_is_its_mapper_otherwise(tmp_path):
 def test_training_names_the_image_that_it_cannot_read(tmp_path, workers):
     def save(path):
         sets.draw(path)
-        content = path.read_bytes()
-        path.write_bytes(content[:200] + bytes(64) + content[264:])
-
-    from d2kd.data import register_folder
+        damage(path)
 
     sets.write(tmp_path, "broken", "train", save=save)
     register_folder(tmp_path / "broken")

@@ -131,8 +131,8 @@ def test_evaluator_of_a_user_that_fails_is_a_warning(val):
 
 
 def test_annotations_of_an_earlier_run_are_not_used(tmp_path):
-    records = [dict(image_id=1, file_name="a.png", width=64, height=64, annotations=[
-        dict(bbox=[8, 8, 24, 24], bbox_mode=BoxMode.XYXY_ABS, category_id=0, iscrowd=0)])]  # fmt: skip
+    row = dict(bbox=[8, 8, 24, 24], bbox_mode=BoxMode.XYXY_ABS, category_id=0, iscrowd=0)
+    records = [dict(image_id=1, file_name="a.png", width=64, height=64, annotations=[row])]
     old = sets.table(images=1)
     (tmp_path / "mine_coco_format.json").write_text(json.dumps(old))
     DatasetCatalog.register("mine", lambda: records)

@@ -58,7 +58,7 @@ def find_box_defects(contents: Contents) -> list[Defect]:
     add("empty", empty, total)
     add("outside", outside, total)
     add("border", inside & sized & (over > BORDER), total)
-    add("tiny", inside & (sides < 1).any(1), total)
+    add("tiny", inside & (sides <= 1).any(1), total)
     if not inside.any():
         add("no_usable", empty | outside, total)
     _add_formats(contents, add, solid & sized, low, sides, sizes)
@@ -70,7 +70,9 @@ def _add_formats(contents, add, solid, low, sides, sizes) -> None:
     high = low + sides
     large = solid & (sizes >= MIN_IMAGE).all(1)
     first_pixel = large & (low >= 0).all(1) & (high <= 1.5).all(1) & (sides <= 1).all(1)
-    if large.any() and first_pixel.sum() >= RELATIVE_SHARE * solid.sum():
+    # A set of few boxes of a whole pixel may be what it says.
+    proof = solid.sum() >= MIN_BOXES or 2 * (first_pixel & (sides < 1).any(1)).sum() > solid.sum()
+    if large.any() and proof and first_pixel.sum() >= RELATIVE_SHARE * solid.sum():
         add("relative", first_pixel, int(solid.sum()))
         return
     # Sets may be mixed: each folder of images is judged for itself.

@@ -103,9 +103,14 @@ def read_coco(path: str, image_root: str) -> Contents:
     if annotations is None:
         add("no_annotations", 1, 1, path)
         annotations = []
-    bad = [x for x in entries if "id" not in x or not x.get("file_name")]
+    if not isinstance(annotations, list):
+        raise ValueError(
+            f"{path}: expected a file in COCO's format with a list of annotations, found "
+            f"{type(annotations).__name__}."
+        )
+    bad = [x for x in entries if not _is_image(x)]
     add("image_entries", len(bad), len(entries), bad and bad[0])
-    entries = [x for x in entries if "id" in x and x.get("file_name")] if bad else entries
+    entries = [x for x in entries if _is_image(x)] if bad else entries
     images: dict[Any, dict] = {}
     twice: list[tuple[dict, dict]] = []
     other: list[tuple[dict, dict]] = []
@@ -121,29 +126,29 @@ def read_coco(path: str, image_root: str) -> Contents:
 
     categories = _categories(table["categories"], add)
     numbers = {i: n for n, i in enumerate(sorted(categories))}
-    lacking = [a for a in annotations if "image_id" not in a or "category_id" not in a]
+    lacking = [a for a in annotations if not _refers(a)]
     add("annotation_entries", len(lacking), len(annotations), lacking and lacking[0])
     complete = annotations
     if lacking:
-        complete = [a for a in annotations if "image_id" in a and "category_id" in a]
+        complete = [a for a in annotations if _refers(a)]
     order = {i: n for n, i in enumerate(images)}
-    listed = [a for a in complete if _get(order, a["image_id"]) is not None]
+    listed = [a for a in complete if a["image_id"] in order]
     if strangers := len(complete) - len(listed):
-        first = next(a for a in complete if _get(order, a["image_id"]) is None)
+        first = next(a for a in complete if a["image_id"] not in order)
         example = f"image_id {first['image_id']!r}"
         if images:
             example += f" (the images have ids such as {next(iter(images))!r})"
         add("strangers" if listed else "all_strangers", strangers, len(complete), example)
-    unknown = [a for a in listed if _get(numbers, a["category_id"]) is None]
+    unknown = [a for a in listed if a["category_id"] not in numbers]
     add(
         "unknown_category", len(unknown), len(listed),
         unknown and f"category_id {unknown[0]['category_id']!r}; the categories are "
         f"{list(categories)[:20]}",
     )  # fmt: skip
-    known = [a for a in listed if _get(numbers, a["category_id"]) is not None]
+    known = [a for a in listed if a["category_id"] in numbers]
     ignored = [a for a in listed if a.get("ignore", 0)]
     add("ignore", len(ignored), len(listed), ignored and f"image_id {ignored[0]['image_id']!r}")
-    breaks = _repairable(table, annotations, add)
+    breaks = _repairable(table, [a for a in annotations if isinstance(a, dict)], add)
 
     sizeless = [x for x in images.values() if not (_size(x, "width") and _size(x, "height"))]
     add("no_size", len(sizeless), len(images), sizeless and sizeless[0]["file_name"])
@@ -185,11 +190,19 @@ def load_table(path: str) -> dict:
     return table
 
 
-def _get(mapping: Mapping, key: Any) -> Any:
-    try:
-        return mapping.get(key)
-    except TypeError:  # a list cannot be a key
-        return None
+def _is_image(entry: Any) -> bool:
+    """Whether an entry has what an image needs. Lists and objects cannot be ids."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str, float)):
+        return False
+    return isinstance(entry.get("file_name"), str) and entry["file_name"] != ""
+
+
+def _refers(annotation: Any) -> bool:
+    """Whether an annotation names an image and a category."""
+    if not isinstance(annotation, dict):
+        return False
+    ids = annotation.get("image_id"), annotation.get("category_id")
+    return isinstance(ids[0], (int, str, float)) and isinstance(ids[1], (int, str, float))
 
 
 def _size(image: Mapping, key: str) -> int:
@@ -199,9 +212,12 @@ def _size(image: Mapping, key: str) -> int:
 
 def _categories(rows: Sequence[Mapping], add: Any) -> dict[Any, str]:
     """Category id -> name."""
-    bad = [c for c in rows if "id" not in c or "name" not in c]
+    def complete(row: Any) -> bool:
+        return isinstance(row, dict) and isinstance(row.get("id"), (int, str)) and "name" in row
+
+    bad = [c for c in rows if not complete(c)]
     add("category_entries", len(bad), len(rows), bad and bad[0])
-    rows = [c for c in rows if "id" in c and "name" in c]
+    rows = [c for c in rows if complete(c)]
     kinds = Counter(type(c["id"]) for c in rows)
     usual = kinds.most_common(1)[0][0] if kinds else int
     categories: dict[Any, str] = {}

@@ -145,7 +145,7 @@ KINDS: dict[str, Kind] = {
          "truth": "They are used as they are"},
     ),
     "tiny": Kind(
-        NOTE, "boxes", "have a side of less than a pixel", "", "They are used as they are"
+        NOTE, "boxes", "have a side of a pixel or less", "", "They are used as they are"
     ),
     "relative": Kind(
         REFUSED, "boxes", "lie within the first pixel of their image: they look like coordinates "
