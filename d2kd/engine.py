@@ -23,7 +23,7 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .data.named_errors import NamedErrors
+from .data.named_errors import build_loader, name_errors
 from .loading import predictions_in_fp32, resolve_target
 
 __all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
@@ -273,7 +273,7 @@ class TrainLoader:
                 if not isinstance(dataset, torch.utils.data.IterableDataset):
                     self._dataset = dataset
                     return
-            self._stream = iter(instantiate(node))
+            self._stream = iter(build_loader(node))
         except (AssertionError, FileNotFoundError) as e:
             raise ValueError(f"dataloader.train: expected images to train on, but: {e}") from e
         logger.warning(
@@ -287,8 +287,7 @@ class TrainLoader:
             return self._stream
         node = self._node
         rest = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
-        if callable(rest.get("mapper")):
-            rest["mapper"] = NamedErrors(rest["mapper"])
+        rest["mapper"] = name_errors(rest.get("mapper"))
         rest["sampler"] = _Sampler(
             len(self._dataset), seed, step * self._accumulate * node.total_batch_size
         )

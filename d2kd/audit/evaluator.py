@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..config import dataset_names
 from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source, describe
-from ..evaluation.rehearsal import evaluator_nodes, is_known, rehearse
+from ..evaluation.rehearsal import evaluator_nodes, is_certain, rehearse
 from ..loading import resolve_target
 from .errors import plain_errors
 from .models import num_classes, student_classes
@@ -74,7 +74,7 @@ def check_evaluator(
                 return
             if error := rehearse(node, records, number):
                 audit.add(
-                    REFUSED if is_known(node) else WARNING,
+                    REFUSED if is_certain(node, error) else WARNING,
                     f"dataloader.evaluator: expected an evaluator that takes detections of "
                     f"{number} classes ({place}), found {error}",
                 )

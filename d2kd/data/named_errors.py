@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["NamedErrors"]
+from detectron2.config import instantiate
+
+__all__ = ["NamedErrors", "build_loader", "name_errors"]
 
 
 class NamedErrors:
@@ -42,3 +44,16 @@ class NamedErrors:
         if name == "mapper":  # while it is unpickled
             raise AttributeError(name)
         return getattr(self.mapper, name)
+
+
+def name_errors(mapper: Any) -> Any:
+    """`NamedErrors` of a mapper; anything that cannot be called, as it is."""
+    return NamedErrors(mapper) if callable(mapper) else mapper
+
+
+def build_loader(node: Any) -> Any:
+    """Build a data loader from its LazyConfig node; the errors of its mapper name the image."""
+    if not isinstance(node, Mapping) or "mapper" not in node:
+        return instantiate(node)
+    values = {str(key): value for key, value in node.items()}
+    return instantiate({**values, "mapper": name_errors(instantiate(values["mapper"]))})

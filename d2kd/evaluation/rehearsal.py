@@ -24,7 +24,7 @@ from omegaconf import DictConfig, ListConfig
 from ..loading import resolve_target
 from .crowdhuman import CrowdHumanEvaluator
 
-__all__ = ["build_evaluator", "evaluator_nodes", "rehearse"]
+__all__ = ["build_evaluator", "evaluator_nodes", "is_certain", "rehearse"]
 
 MASKED = 32  # at most this many made-up detections of an image have masks, which are large
 KEYPOINTS = 17  # of COCO's people; used where the data set does not name its own
@@ -107,10 +107,13 @@ def rehearse(node: DictConfig, records: Sequence[Mapping[str, Any]], num_classes
     return ""
 
 
-def is_known(node: DictConfig) -> bool:
-    """Whether the made-up detections are what the evaluator expects, so that its error is real."""
-    target = resolve_target(node)
-    return target in (COCOEvaluator, CrowdHumanEvaluator)
+def is_certain(node: DictConfig, error: str) -> bool:
+    """Whether the real evaluation would fail, too.
+
+    Other evaluators than those that we know may expect other detections than the made-up ones.
+    """
+    known = resolve_target(node) in (COCOEvaluator, CrowdHumanEvaluator)
+    return known or error.startswith(("ImportError", "ModuleNotFoundError"))
 
 
 def _detections(

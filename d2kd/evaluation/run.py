@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from detectron2.config import instantiate
@@ -16,7 +16,7 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
-from ..data.named_errors import NamedErrors
+from ..data.named_errors import build_loader
 from ..distiller import Distiller
 from .rehearsal import build_evaluator
 
@@ -39,19 +39,10 @@ def evaluate(cfg, model: nn.Module | Callable, more: Sequence[DatasetEvaluator] 
     evaluator = build_evaluator(cfg.dataloader.evaluator)
     if more:
         evaluator = DatasetEvaluators([evaluator, *more])
-    results = inference_on_dataset(model, _test_loader(cfg.dataloader.test), evaluator)
+    results = inference_on_dataset(model, build_loader(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
-
-
-def _test_loader(node: Mapping[str, Any]) -> Any:
-    """Build a test loader whose errors name the image."""
-    values = {str(k): v for k, v in node.items()}
-    if "mapper" in values:
-        mapper = instantiate(values["mapper"])
-        values["mapper"] = NamedErrors(mapper) if callable(mapper) else mapper
-    return instantiate(values)
 
 
 def teacher_of(model: nn.Module) -> Callable[[Sequence[dict]], list[dict]]:
@@ -103,7 +94,7 @@ def check_teacher(cfg, model: Any) -> None:
     test["dataset"] = instantiate(cfg.dataloader.test.dataset)[: check.images]
     image_ids = [x["image_id"] for x in test["dataset"]]
     evaluator = _OnSomeImages(build_evaluator(cfg.dataloader.evaluator), image_ids)
-    results = inference_on_dataset(detect, _test_loader(test), evaluator)
+    results = inference_on_dataset(detect, build_loader(test), evaluator)
     if not comm.is_main_process():
         return
     ap = results["bbox"]["AP"]
