@@ -10,7 +10,10 @@ setup(
     # d2kd/model_zoo/configs is a link to configs/. The package gets a copy of what it points to.
     package_data={
         "d2kd": ["py.typed"],
-        "d2kd.model_zoo": [f"configs/**/*.{suffix}" for suffix in ("py", "pth", "txt", "md")],
+        "d2kd.model_zoo": [
+            "students.json",
+            *(f"configs/**/*.{suffix}" for suffix in ("py", "pth", "safetensors", "txt", "md")),
+        ],
     },
     entry_points={"console_scripts": ["d2kd = d2kd.cli:main"]},
     # Not in this list:
@@ -26,6 +29,7 @@ setup(
         "scipy>=1.7.2",  # likewise
         "pillow>=8.4",  # likewise
         "matplotlib>=3.5",  # likewise
+        "safetensors>=0.4",  # the format of the students' weights; it needs no other package
         # Detectron2's own minimum versions
         "fvcore>=0.1.5",
         "iopath>=0.1.7",
@@ -39,10 +43,12 @@ setup(
         "cloudpickle",
         "tensorboard",
         "packaging",
+        "pyyaml>=5.1",  # Detectron2 needs it, too
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
-        "timm": ["timm>=1.0"],  # backbones beside Detectron2's and torchvision's
+        # backbones beside Detectron2's and torchvision's; `d2kd weights` writes safetensors
+        "timm": ["timm>=1.0", "safetensors>=0.3"],
         "dev": [
             "pytest>=7",
             "hypothesis>=6.100",

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from .files import write_file
@@ -41,10 +43,11 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 class Checkpointer(DetectionCheckpointer):
-    """`DetectionCheckpointer` with two differences.
+    """`DetectionCheckpointer` with three differences.
 
     A file gets its name only after it is complete, so a killed run never leaves half a checkpoint
-    under a name that `--resume` trusts. A pickle (.pkl) may contain arrays only.
+    under a name that `--resume` trusts. A pickle (.pkl) may contain arrays only. Safetensors files
+    are read, too.
     """
 
     _saving = False
@@ -73,6 +76,14 @@ class Checkpointer(DetectionCheckpointer):
                     _ArraysOnly(f, encoding="latin1").load()
                 except pickle.UnpicklingError as e:
                     raise ValueError(f"checkpoint {filename} is refused: {e}") from e
+        if filename.endswith(".safetensors"):
+            try:
+                return {"model": load_file(filename)}
+            except SafetensorError as e:
+                raise ValueError(
+                    f"checkpoint {filename}: expected a safetensors file, found one that is cut "
+                    f"off or of another kind ({e})."
+                ) from e
         return super()._load_file(filename)
 
     def _torch_load(self, f: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ COMMANDS = {
     "evaluate": Command("evaluate", "evaluate a checkpoint, or the teacher of a config"),
     "audit": Command("audit", "look for mistakes in the data of a config, or in a data set"),
     "label": Command("label", "label images with teachers, to train a student on them"),
+    "data": Command("data", "convert labels (VOC, YOLO, DeepPCB) to a registered COCO dataset"),
+    "weights": Command("weights", "convert ImageNet weights of packages for backbones of timm"),
     "compare": Command("compare", "train several configs with several seeds, and compare them"),
     "benchmark": Command("benchmark", "measure the time and the memory that distillation costs"),
     "visualize": Command("visualize", "draw detections, attention, key regions and uncertainty"),
@@ -105,7 +107,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
         if error.errno is None:  # our own message
             return _fail(name, str(error))
         return _fail(name, f"expected to use {error.filename!r}, found: {error.strerror}.")
-    except (TypeError, ValueError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         if "expected" not in str(error):  # not one of our messages: perhaps a bug, show where
             raise
         return _fail(name, str(error))

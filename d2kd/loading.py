@@ -11,7 +11,7 @@ import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -26,6 +26,7 @@ __all__ = [
     "load_detector_config",
     "predictions_in_fp32",
     "resolve_target",
+    "without_weights",
     "zoo_weights",
 ]
 
@@ -225,6 +226,23 @@ def zoo_weights(source: Any) -> str:
             f"found {source if isinstance(source, str) else type(source).__name__!r}. "
             f"Give the path of a checkpoint."
         ) from None
+
+
+def without_weights(node: DictConfig | ListConfig) -> None:
+    """Remove all checkpoints from a model's config: of teachers and of libraries' backbones.
+
+    The backbone is then built without its ImageNet weights, which a checkpoint of the whole
+    detector replaces anyway.
+    """
+    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        value = node[key]
+        if isinstance(value, (DictConfig, ListConfig)):
+            without_weights(value)
+        elif key == "weights" and isinstance(value, str):  # box regression has numbers as weights
+            node[key] = None
+        elif key == "pretrained" and value:
+            node[key] = False
 
 
 def resolve_target(node) -> Any:

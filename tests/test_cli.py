@@ -41,6 +41,8 @@ def test_help_lists_each_command_with_its_line(capsys):
         "train",
         "evaluate",
         "label",
+        "data",
+        "weights",
         "compare",
         "benchmark",
         "visualize",

@@ -83,6 +83,9 @@ def test_what_is_in_it(wheel):
     configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.py")}
     assert {f"d2kd/model_zoo/{name}" for name in configs} <= names
     assert "d2kd/model_zoo/configs/demo/teacher.pth" in names
+    weights = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").rglob("*.safetensors")}
+    assert {f"d2kd/model_zoo/{name}" for name in weights} <= names
+    assert "d2kd/model_zoo/students.json" in names
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "d2kd").rglob("*.py")}
     assert {name for name in modules if "__pycache__" not in name} <= names
     strangers = {name.split("/")[0] for name in names} - {"d2kd"}

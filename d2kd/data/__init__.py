@@ -1,7 +1,9 @@
 """Data for training: register datasets, mix them, and load images whose labels are incomplete.
 
     manifest.py     list the images of a dataset or folder
-    folders.py      register datasets by their place in the data folder
+    folders.py      register datasets by their place in the data folder (layout.py has their names)
+    convert/        convert labels of other formats into such folders
+    images.py       which files are images, and their sizes
     crowdhuman.py   CrowdHuman
     demo.py         the built-in demo set (demo_images.py draws it)
     partial.py      images with pseudo labels, with labels of some classes only, or without labels

@@ -24,15 +24,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..files import write_file
+from .images import image_size
 
 __all__ = ["People", "convert_crowdhuman", "read_odgt", "register_crowdhuman"]
 
 logger = logging.getLogger(__name__)
-
-EXIF_ORIENTATION = 274
 
 
 class People(NamedTuple):
@@ -80,13 +78,6 @@ def read_odgt(odgt_file: str | Path) -> list[People]:
     return people
 
 
-def _image_size(file: Path) -> tuple[int, int]:
-    """Width and height as Detectron2 reads the image. Only the header of the file is read."""
-    with Image.open(file) as image:
-        turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # by 90 degrees
-        return image.size[::-1] if turned else image.size
-
-
 def _convert(odgt_file: Path, image_root: Path) -> Path:
     """Write an .odgt file in COCO's format next to it, unless there is one that is not older."""
     json_file = odgt_file.with_suffix(".json")
@@ -98,7 +89,7 @@ def _convert(odgt_file: Path, image_root: Path) -> Path:
     files = [image_root / f"{image.name}.jpg" for image in people]
     logger.info(f"Converting {odgt_file}: reading the sizes of {len(files)} images, once")
     with ThreadPoolExecutor(8) as pool:  # threads mostly wait for the disk
-        sizes_read = pool.map(_image_size, files)
+        sizes_read = pool.map(image_size, files)
         options: dict[str, Any] = dict(desc=odgt_file.stem, total=len(files), unit="image")
         sizes = list(tqdm(sizes_read, leave=False, **options))
     images = [

@@ -18,6 +18,8 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
+from .layout import dataset_name
+
 __all__ = ["register_folder", "register_folders"]
 
 
@@ -49,7 +51,7 @@ def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
         )
     names = []
     for split in sorted(splits):
-        full = split if split.startswith(f"{name}_") else f"{name}_{split}"
+        full = dataset_name(name, split)
         names.append(full)
         if full in DatasetCatalog:
             continue

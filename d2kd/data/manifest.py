@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from detectron2.data import DatasetCatalog
 
-__all__ = ["EMPTY", "MISSING", "Image", "Manifest"]
+from .images import SUFFIXES
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+__all__ = ["EMPTY", "MISSING", "Image", "Manifest"]
 
 MISSING, EMPTY = "there is no such file", "the file is empty"  # reasons to reject an image
 

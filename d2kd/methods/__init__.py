@@ -11,6 +11,7 @@ from .pfi import PFI
 from .pgd import PGD
 from .pkd import PKD
 from .rank_mimic import RankMimic
+from .recipe import recommended
 from .uncertainty import MCDropout
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "Methods",
     "Mimic",
     "RankMimic",
+    "recommended",
 ]

@@ -1,74 +1,30 @@
-"""The configs that come with d2kd, by name, as Detectron2's `model_zoo` gives its own.
+"""Configs and trained students that come with d2kd, by name.
 
     from d2kd import model_zoo
 
     cfg = model_zoo.get_config("gfl/gfl_R_50_FPN_1x_bs16_fgd.py")
+    detector = model_zoo.get_detector(model_zoo.list_detectors()[0])
+
+    recipes.py      configs, as Detectron2's `model_zoo` gives its own
+    students.py     weights of small students: the table, loading and saving
+    detector.py     a detector that takes pictures
 
 In a checkout, `configs` in this folder is a link to the configs at the top. In an installed package
 it is a folder with a copy of them.
 """
 
-from __future__ import annotations
+from .detector import Detector
+from .recipes import get_config, get_config_file, list_configs
+from .students import Entry, find_entry, get_detector, list_detectors, save_student
 
-import difflib
-from pathlib import Path
-
-from detectron2.config import LazyConfig
-from omegaconf import DictConfig
-
-__all__ = ["get_config", "get_config_file", "list_configs"]
-
-_CONFIGS = Path(__file__).parent / "configs"
-
-
-def get_config(config_path: str) -> DictConfig:
-    """Load a config of d2kd.
-
-    The fields of `train` that the config leaves out are not filled in; `d2kd.config.load_config`
-    with the path from `get_config_file` does that.
-
-    Args:
-        config_path: name of the file relative to `configs/`, for example
-            "gfl/gfl_R_50_FPN_1x_bs16_fgd.py".
-
-    Raises:
-        FileNotFoundError: no config has this name.
-    """
-    return LazyConfig.load(get_config_file(config_path))
-
-
-def get_config_file(config_path: str) -> str:
-    """The path of a config of d2kd, for `--config-file`, `Teacher.model` or `load_config`.
-
-    Args:
-        config_path: see `get_config`.
-
-    Raises:
-        FileNotFoundError: no config has this name.
-    """
-    path = _CONFIGS / config_path
-    if path.suffix != ".py" or not path.is_file():
-        raise FileNotFoundError(
-            f"expected the path of a config, or the name of one of d2kd's, such as "
-            f"'gfl/gfl_R_50_FPN_1x_bs16_fgd.py', found {config_path!r}.{_nearest(config_path)}"
-        )
-    return str(path)
-
-
-def list_configs() -> list[str]:
-    """Names of all configs that can be trained with or that label, sorted.
-
-    Files that other configs import (schedules, models, shared parts) are left out.
-    """
-    paths = (path.relative_to(_CONFIGS).as_posix() for path in _CONFIGS.rglob("*.py"))
-    return sorted(name for name in paths if "common" not in name)
-
-
-def _nearest(config_path: str) -> str:
-    names = list_configs()
-    by_file = {name.rsplit("/", 1)[-1]: name for name in reversed(names)}
-    file = config_path.rsplit("/", 1)[-1].removesuffix(".py") + ".py"
-    near = difflib.get_close_matches(config_path, names, n=3)
-    near += [by_file[x] for x in difflib.get_close_matches(file, by_file, n=3)]
-    near = list(dict.fromkeys(near))[:3]
-    return f" Did you mean {' or '.join(near)}?" if near else ""
+__all__ = [
+    "Detector",
+    "Entry",
+    "find_entry",
+    "get_config",
+    "get_config_file",
+    "get_detector",
+    "list_configs",
+    "list_detectors",
+    "save_student",
+]

@@ -27,11 +27,11 @@ from detectron2.data import detection_utils as utils
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from d2kd import Teacher
+from d2kd import Teacher, model_zoo
 from d2kd.checkpoint import load_strictly
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.loading import build_detector
+from d2kd.loading import build_detector, without_weights
 from d2kd.matching import Detections, GroundTruth
 from d2kd.methods import MCDropout
 from d2kd.readers import get_reader
@@ -244,7 +244,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", help="LazyConfig of a detector or a distiller")
+    add("config", help="LazyConfig of a detector or a distiller, or a name in d2kd's model zoo")
     add("overrides", nargs="*", help="fields of the config, key=value, before other options")
     add("--weights", help="checkpoint of the student; default: train.init_checkpoint of a detector")
     source = parser.add_mutually_exclusive_group()
@@ -262,8 +262,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    entry = None
+    if args.config in model_zoo.list_detectors():
+        entry = model_zoo.find_entry(args.config)
+        args.config, args.weights = entry.config, args.weights or str(entry.path)
     register_all()
     cfg = load_config(args.config, args.overrides)
+    if entry is not None:
+        without_weights(cfg.model)  # ImageNet's, which need not exist
     fields = copy.deepcopy(cfg)
     fields.dataloader = {}  # the images may have nothing to do with its data sets
     check_config(fields)
@@ -277,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sheet = columns(
         pictures,
         detectors,
-        _class_names(args, cfg, detectors[0].model),
+        entry.classes if entry else _class_names(args, cfg, detectors[0].model),
         image_format=_image_format(mapper),
         threshold=args.threshold,
         level=args.level,

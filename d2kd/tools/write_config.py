@@ -1,8 +1,8 @@
 """`d2kd train`: train_net.py, which can write the distiller's config first.
 
-With --config-file, this is train_net.py with all its flags. With --student, --teacher, --weights
-and --method, it writes the config of the README's "Distill your detector", prints where the file
-is, and trains with it.
+With --config-file, this is train_net.py with all its flags. With --student, --teacher and
+--weights, it writes the config of the README's "Distill your detector", prints where the file is,
+and trains with it. --method names one method; without it, the config has d2kd's recommended recipe.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +26,9 @@ from d2kd.files import write_file
 from d2kd.loading import load_detector_config, zoo_weights
 from d2kd.tools import train
 
-__all__ = ["config_text", "main", "method_classes", "write_config"]
+__all__ = ["RECOMMENDED", "config_text", "main", "method_classes", "write_config"]
+
+RECOMMENDED = "recommended"  # what --method is by default: d2kd.methods.recommended
 
 SECTIONS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 
@@ -33,7 +36,7 @@ EXAMPLES = """\
 examples:
   d2kd train --config-file my_distilled.py --num-gpus 8 train.amp.enabled=True
   d2kd train --student my_student.py --teacher COCO-Detection/retinanet_R_101_FPN_3x.yaml \\
-      --weights zoo --method fgd --inherit
+      --weights zoo --inherit
 """
 
 
@@ -56,6 +59,7 @@ def config_text(
     weights: str,
     method: str,
     *,
+    detector: str = "dense",
     inherit: bool = False,
     input_format: str | None = None,
     dataset_train: Sequence[str] = (),
@@ -69,14 +73,21 @@ def config_text(
             as in the README; any other file is loaded by its path.
         teacher: absolute path of the teacher's config, or a name in Detectron2's model zoo.
         weights: absolute path or URL of the teacher's checkpoint, or "zoo".
-        method: a key of `method_classes()`.
+        method: a key of `method_classes()`, or "recommended".
+        detector: "dense" or "two_stage", which recommended recipe it is; see
+            `d2kd.methods.recommended`.
         inherit: start the student with its teacher's neck and head where they fit.
         input_format: channel order of the images; None where the student's config says it.
         dataset_train: names of the data sets to train on. If empty, the student's config says them.
         output: `train.output_dir`. Default: output/ and the name of the file.
     """
-    class_name = method_classes()[method].__name__
-    imported = sorted([class_name, "Methods"], key=lambda name: (name != name.upper(), name))
+    if method == RECOMMENDED:
+        imported = ["recommended"]
+        node = "recommended()" if detector == "dense" else f"recommended({detector!r})"
+    else:
+        class_name = method_classes()[method].__name__
+        imported = sorted([class_name, "Methods"], key=lambda name: (name != name.upper(), name))
+        node = f"L(Methods)({method}=L({class_name})())"
     stem = student.stem
     lines = [
         "from d2kd import Distiller, Teacher",
@@ -97,7 +108,7 @@ def config_text(
         "model = L(Distiller)(",
         "    student=student,",
         f"    teacher=L(Teacher)(model={teacher!r}, weights={weights!r}),",
-        f"    methods=L(Methods)({method}=L({class_name})()),",
+        f"    methods={node},",
     ]
     lines += ["    inherit=True,"] if inherit else []
     lines += [f"    input_format={input_format!r},"] if input_format else []
@@ -122,7 +133,7 @@ def write_config(args: argparse.Namespace) -> Path:
         FileExistsError: there is a file with another text.
         ValueError: an unknown method, or a student's config that lacks a section.
     """
-    known = method_classes()
+    known = [*method_classes(), RECOMMENDED]
     if args.method not in known:
         near = difflib.get_close_matches(args.method.lower(), known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
@@ -132,8 +143,7 @@ def write_config(args: argparse.Namespace) -> Path:
     teacher = args.teacher
     if os.path.isfile(teacher):
         teacher = str(_file(teacher, "--teacher"))
-    else:
-        load_detector_config(teacher)  # raises unless it is a name in the model zoo
+    teacher_config = load_detector_config(teacher)  # raises unless a file or a name in the zoo
     weights = args.weights
     if weights == "zoo":
         zoo_weights(teacher)
@@ -147,6 +157,7 @@ def write_config(args: argparse.Namespace) -> Path:
         teacher,
         weights,
         args.method,
+        detector=_kind(student_config, teacher_config),
         inherit=args.inherit,
         input_format=_input_format(student_config),
         dataset_train=args.dataset_train,
@@ -195,6 +206,19 @@ def _check_student(path: Path, names_data: bool) -> DictConfig:
     return config
 
 
+def _kind(*configs: Any) -> str:
+    """Which recommended recipe fits all these detectors, by their LazyConfigs or yacs configs."""
+    for config in configs:
+        if "MODEL" in config:  # yacs, where RetinaNet is Detectron2's only dense detector
+            dense = config.MODEL.META_ARCHITECTURE == "RetinaNet"
+        else:
+            model = config.get("model", {})
+            dense = "proposal_generator" not in model.get("student", model)
+        if not dense:
+            return "two_stage"
+    return "dense"
+
+
 def _input_format(student: DictConfig) -> str | None:
     """The channel order of the images, where the student's model does not say it."""
     loaded = OmegaConf.select(student, "dataloader.train.mapper.image_format")
@@ -210,7 +234,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--student", help="LazyConfig of the student, with " + ", ".join(SECTIONS))
     add("--teacher", help="LazyConfig or yacs config, or a name in Detectron2's model zoo")
     add("--weights", help="the teacher's checkpoint; zoo for the model zoo's")
-    add("--method", help=", ".join(method_classes()))
+    add("--method", help=f"{', '.join(method_classes())}; default: {RECOMMENDED}, d2kd's recipe")
     add("--inherit", action="store_true", help="start with the teacher's neck and head")
     add("--dataset-train", nargs="+", default=[], metavar="NAME", help="registered data sets")
     add("--output", metavar="DIR", help="train.output_dir; default: output/<name of the config>")
@@ -225,8 +249,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Options with several values also swallow the overrides that follow them.
     args.opts = [x for x in args.dataset_train if "=" in x] + args.opts
     args.dataset_train = [x for x in args.dataset_train if "=" not in x]
-    required = {flag: getattr(args, flag) for flag in ("student", "teacher", "weights", "method")}
-    given = [f"--{flag}" for flag, value in required.items() if value]
+    required = {flag: getattr(args, flag) for flag in ("student", "teacher", "weights")}
+    given = [f"--{flag}" for flag in (*required, "method") if getattr(args, flag)]
     if args.config_file:
         others = given + [
             f"--{name.replace('_', '-')}"
@@ -237,13 +261,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(
                 f"expected --config-file alone or --student, found {', '.join(others)} too"
             )
-    elif len(given) < len(required):
+    elif not all(required.values()):
         missing = ", ".join(f"--{flag}" for flag, value in required.items() if not value)
         parser.error(
-            f"expected --config-file, or --student, --teacher, --weights and --method; missing: "
+            f"expected --config-file, or --student, --teacher and --weights; missing: "
             f"{missing if given else '--config-file'}"
         )
     else:
+        args.method = args.method or RECOMMENDED
         args.config_file = str(write_config(args))
         if args.config_only:
             return 0

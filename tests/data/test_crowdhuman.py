@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 
 from d2kd.audit import audit_config
 from d2kd.data import crowdhuman
+from d2kd.data.images import EXIF_ORIENTATION
 
 SIZES = [(40, 30), (25, 50), (64, 48)]  # width, height
 LINES = [
@@ -104,7 +105,7 @@ def test_only_headers_of_images_are_read(tmp_path):
 def test_size_of_a_turned_image_is_the_one_that_detectron2_reads(registered):
     odgt_file = write(registered, lines=LINES[2:], sizes=[(64, 48)])
     exif = Image.Exif()
-    exif[crowdhuman.EXIF_ORIENTATION] = 6
+    exif[EXIF_ORIENTATION] = 6
     Image.new("RGB", (64, 48)).save(odgt_file.parent / "Images" / "last.jpg", exif=exif)
     (image,) = DatasetCatalog.get("crowdhuman_val")
     assert (image["width"], image["height"]) == (48, 64)

@@ -1,4 +1,4 @@
-"""A train_net.py that is done at once, for the tests of the comparison."""
+"""A train_net.py that is done at once, for the tests of the comparison, and a small model zoo."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,9 @@ import pytest
 from d2kd.tools import runs
 from d2kd.tools.compare import command
 from d2kd.tools.compare.describe import Description
+from tests.model_zoo.conftest import published, trained, zoo
+
+__all__ = ["published", "trained", "zoo"]  # fixtures
 
 # Gives an AP of 10 * scale + seed; a teacher has 40. Its options stay in calls.txt, a line for each
 # time it ran.

@@ -11,6 +11,7 @@ from torch import nn
 
 from d2kd import Distiller, Targets, Teacher
 from d2kd.config import load_config
+from d2kd.loading import without_weights
 from d2kd.methods import FGD, PGD, MCDropout, Methods, Mimic, RankMimic
 from d2kd.tools.benchmark import command as benchmark
 from d2kd.tools.benchmark import costs, setting, stopwatch
@@ -376,7 +377,7 @@ def test_masks_for_detectors_that_learn_them():
 def test_checkpoints_are_taken_out(config):
     cfg = LazyConfig.load(str(config))
     cfg.model.student.update(pretrained=True, box2box_transform=dict(weights=[1.0, 2.0]))
-    setting.without_weights(cfg.model)
+    without_weights(cfg.model)
     assert cfg.model.teacher.weights is None and cfg.model.student.pretrained is False
     assert cfg.model.student.box2box_transform.weights == [1.0, 2.0]
 

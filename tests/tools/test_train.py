@@ -15,7 +15,7 @@ import train_net
 from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.config import check_config, load_config
-from d2kd.methods import FGD, PKD
+from d2kd.methods import FGD, PKD, recommended
 from d2kd.tools import train, write_config
 from tests import toys
 
@@ -113,6 +113,47 @@ def test_each_method_has_a_name_and_loads(folder):
         cfg = load_config(f"mine/student_{name}.py")
         assert isinstance(instantiate(cfg.model.methods)[name], cls)
         check_config(cfg)
+
+
+def test_without_a_method_it_is_the_recommended_recipe(folder):
+    argv = arguments("--config-only")
+    at = argv.index("--method")
+    assert write_config.main(argv[:at] + argv[at + 2 :]) == 0
+    path = folder / "student_recommended.py"
+    assert "    methods=recommended()," in path.read_text().splitlines()
+    cfg = load_config(str(path))
+    check_config(cfg)
+    assert cfg.model.methods == recommended()
+    assert write_config.main(arguments("--config-only", method="recommended")) == 0
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    ["COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml", "COCO-Detection/faster_rcnn_R_50_FPN_1x.py"],
+)
+def test_a_teacher_with_proposals_gets_the_recipe_on_features(folder, teacher, monkeypatch):
+    monkeypatch.setattr(write_config, "zoo_weights", lambda name: None)
+    given = dict(teacher=teacher, weights="zoo", method="recommended")
+    if teacher.endswith(".py"):
+        path = folder / "rcnn.py"
+        path.write_text(
+            "from detectron2 import model_zoo\n"
+            "from detectron2.config import LazyCall as L\n"
+            "model = model_zoo.get_config('common/models/mask_rcnn_fpn.py').model\n"
+        )
+        given.update(teacher=str(path), weights="mine/teacher.pth")
+    assert write_config.main(arguments("--config-only", **given)) == 0
+    assert "methods=recommended('two_stage')," in (folder / "student_recommended.py").read_text()
+
+
+def test_a_student_with_proposals_gets_the_recipe_on_features(folder):
+    (folder / "student.py").write_text(
+        STUDENT
+        + "from detectron2 import model_zoo\n"
+        + "model = model_zoo.get_config('common/models/mask_rcnn_fpn.py').model\n"
+    )
+    assert write_config.main(arguments("--config-only", method="recommended")) == 0
+    assert "methods=recommended('two_stage')," in (folder / "student_recommended.py").read_text()
 
 
 def test_a_detector_that_does_not_say_its_channel_order(folder):

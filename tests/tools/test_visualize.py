@@ -103,6 +103,16 @@ def test_columns(folder, sheet, config, more, expected):
     assert "level p3" in text["caption"]
 
 
+def test_a_student_of_the_model_zoo_by_its_name(folder, sheet, published, monkeypatch):
+    names = []
+    monkeypatch.setattr(visualize, "draw_detections", lambda *args: names.append(args[-1]))
+    assert visualize.main(["toy_tiny", "--images", "images", "--count", "2", "--output", "o"]) == 0
+    assert titles(sheet) == ["Detector", "Detector's attention"]
+    columns, _ = sheet[-1]
+    columns[0].drawings[0](None)
+    assert names == [("cat", "dog", "cow")]
+
+
 def test_the_sheet_is_drawn(folder):
     argv = ["config.py", "--weights", "student.pth", "--count", "1", "--level", "p4"]
     assert visualize.main([*argv, "--threshold", "0.4", "--output", "a/b"]) == 0

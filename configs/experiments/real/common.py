@@ -24,7 +24,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 from d2kd.backbones import LibraryBackbone
 from d2kd.detectors import GFL, PointHead
 
-# Files that tools/imagenet.py writes. None of them is part of d2kd.
+# Files that `d2kd weights` writes. None of them is part of d2kd.
 WEIGHTS = os.environ.get("D2KD_IMAGENET", "output/imagenet")
 
 

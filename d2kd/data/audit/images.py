@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..images import EXIF_ORIENTATION
 from . import cache
 from .kinds import Defect
 
 __all__ = ["Header", "find_image_defects", "read_header", "read_headers"]
 
-EXIF_ORIENTATION = 274
 TAIL = 16384  # bytes at the end of a file in which its end marker is looked for
 THREADS = 16  # they mostly wait for the disk
 BATCH = 256

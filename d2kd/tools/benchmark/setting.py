@@ -20,13 +20,13 @@ from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.modeling.meta_arch import FCOS
 from detectron2.modeling.meta_arch.fcos import FCOSHead
 from detectron2.structures import Boxes, Instances, PolygonMasks
-from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 import d2kd
 from d2kd import Distiller, Teacher
 from d2kd.data import register_all
 from d2kd.engine import Trainer, TrainLoader
+from d2kd.loading import without_weights
 from d2kd.methods import Methods
 from d2kd.readers import get_reader
 
@@ -84,19 +84,6 @@ def build_trainers(cfg, model: nn.Module) -> dict[str, Trainer]:
             clip_grad_norm=cfg.train.clip_grad_norm,
         )
     return trainers
-
-
-def without_weights(node: DictConfig | ListConfig) -> None:
-    """Remove all checkpoints from a model's config: of teachers and of libraries' backbones."""
-    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
-    for key in keys:
-        value = node[key]
-        if isinstance(value, (DictConfig, ListConfig)):
-            without_weights(value)
-        elif key == "weights" and isinstance(value, str):  # box regression has numbers as weights
-            node[key] = None
-        elif key == "pretrained" and value:
-            node[key] = False
 
 
 @torch.no_grad()

@@ -36,10 +36,21 @@ becomes a row, and each distilled row shows the share of the gap to the teacher 
 teacher can also be given, with "NAME (teacher): CONFIG train.init_checkpoint=WEIGHTS"; without
 weights it is trained as the other rows are.
 
+A difference means little before the student alone has converged. Add it with N, 2N and 4N steps
+(train.max_iter). Rows of one config that differ only in train.max_iter, periods and lr_multiplier
+are a curve, named after the words that their names begin with. curves.png joins the final AP of its
+rows, over steps and over training time. Thin lines are AP during a training: while the learning
+rate is still high, it is below the final AP of a shorter training. Training time is the mean time
+of a step, teacher included, times the steps. Evaluations, checkpoints and steps that a resumed run
+repeats do not count. Compare times only between runs made one at a time on one machine.
+
+Warnings: the teacher is less than 5 AP above the best student alone; twice the steps add more than
+1 AP, and more than the standard deviation over seeds; rows of unequal lengths are compared.
+
 Written to <output>, anew after each run: results.md (means, spread, paired t tests), results.csv (a
-line for each run) and results.png. Rows and seeds of earlier calls stay in the table; --replace
-forgets them. Runs that share cores slow each other down: measure seconds per iteration with one run
-at a time. Exit status 1: a run failed.
+line for each run), results.png and curves.png. Rows and seeds of earlier calls stay in the table;
+--replace forgets them. Runs that share cores slow each other down: measure seconds per iteration
+with one run at a time. Exit status 1: a run failed.
 """
 EXAMPLES = """\
 examples:
@@ -110,11 +121,17 @@ def describe_entries(
     Args:
         previous: the lines of results.csv.
         training: whether a run is to be trained, whose number of iterations is needed.
+
+    Raises:
+        ValueError: a run is to be trained, and a config cannot be loaded with its overrides.
     """
     known = {line.entry.name for line in previous if line.teacher is not None}
     if not training and all(entry.name in known for entry in entries):
         return {}
     found = describe(entries, seeds[0])
+    problems = [f"{e}: {d.problem}" for e, d in zip(entries, found, strict=True) if d.problem]
+    if training and problems:
+        raise ValueError("\n  ".join(["nothing was trained, because of these entries:", *problems]))
     return {entry.name: description for entry, description in zip(entries, found, strict=True)}
 
 

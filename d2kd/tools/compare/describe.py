@@ -28,19 +28,21 @@ class Description(NamedTuple):
     """What a config says.
 
     Args:
-        max_iter: iterations of a training; None if the config could not be loaded.
+        max_iter: iterations of a training; None if that is unknown.
         teacher: a digest of the teacher and of the data that detectors are evaluated on, the same
             for all configs with this teacher; empty for a config without a teacher.
+        problem: why the config could not be loaded with its overrides; empty if it could.
     """
 
     max_iter: int | None = None
     teacher: str = ""
+    problem: str = ""
 
 
 def describe(entries: Sequence[Entry], seed: int) -> list[Description]:
     """Describe the configs of entries.
 
-    A config that cannot be loaded gets an empty description. Its training will end with the error.
+    A config that cannot be loaded gets a description with nothing but the problem.
 
     Args:
         seed: stands for "{seed}" in overrides.
@@ -74,8 +76,9 @@ def _describe(config: str, overrides: Sequence[str]) -> Description:
         cfg = load_config(config, overrides)
         has_teacher = cfg.model.get("student") and cfg.model.get("teacher")
         return Description(int(cfg.train.max_iter), _identity(cfg) if has_teacher else "")
-    except Exception:  # of any kind: a config is a program
-        return Description()
+    except (Exception, SystemExit) as error:  # of any kind: a config is a program
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return Description(problem=f"{kind}{error}")
 
 
 def _identity(cfg: Any) -> str:

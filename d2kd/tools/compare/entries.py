@@ -13,7 +13,7 @@ from d2kd.tools.paths import find_config
 __all__ = ["RESULTS", "Entry", "choose_bases", "parse_entry", "read_entries"]
 
 FORMAT = "'[NAME [(vs OTHER)|(teacher)]:] CONFIG [OVERRIDES]'"
-RESULTS = ("results.md", "results.csv", "results.png")
+RESULTS = ("results.md", "results.csv", "results.png", "curves.png")
 
 
 class Entry(NamedTuple):

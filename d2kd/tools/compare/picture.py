@@ -34,7 +34,7 @@ def picture(results: Results, against: Mapping[str, str]) -> bytes:
         if rows.get(base):
             ax.axvline(statistics.mean(rows[base]), color="#b0b4b8", linestyle="--", linewidth=1)
     ax.set_yticks(range(len(rows)), [name.replace("$", r"\$") for name in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     ax.set_xlabel("AP: mean ± standard deviation; gray dots: single seeds")
     ax.grid(axis="x", alpha=0.3)
     for side in ("top", "right", "left"):

@@ -1,4 +1,4 @@
-"""The files of a comparison: results.csv, results.md, results.png, and tables in documents.
+"""The files of a comparison: results.csv, results.md, pictures, and tables in documents.
 
 results.csv is the memory of a comparison. It has the runs of all calls into the same folder, so
 that a call with fewer entries or seeds adds to the table instead of replacing it.
@@ -16,10 +16,14 @@ from typing import NamedTuple
 
 from d2kd.files import write_file
 
+from .curves import group_rows
 from .entries import RESULTS, Entry
+from .evidence import warnings
+from .history import History, history_of, read_lines_of
 from .picture import picture
+from .picture_of_curves import picture_of_curves
 from .run import EntryRun
-from .statistics import Gap, Results, reached
+from .statistics import Gap, Results
 from .table import MEASURES, SCORES, table
 
 __all__ = ["Comparison", "Line", "read_lines", "split_markers", "table_size"]
@@ -53,8 +57,7 @@ def read_lines(path: Path) -> list[Line]:
     lines = []
     for row in rows:
         figures = {k: float(row[k]) for k in FIGURES if row.get(k)}
-        if "at a time" in figures:
-            figures["at a time"] = int(figures["at a time"])
+        figures |= {k: int(figures[k]) for k in ("steps", "at a time") if k in figures}
         overrides = tuple(shlex.split(row["overrides"]))
         is_teacher = row.get("role") == "teacher"
         entry = Entry(row["name"], row["config"], overrides, row.get("against") or None, is_teacher)
@@ -94,8 +97,8 @@ class Comparison:
         entries = {run.name: run.entry for run in runs if not run.identity}
         for line in self._previous():
             entry = entries.get(line.entry.name)
-            if entry is None or _settings(entry) == _settings(line.entry):
-                continue
+            if entry is None or _settings(entry) == _settings(line.entry) or not line.figures:
+                continue  # a run that never finished is checked by its folder
             raise ValueError(
                 f"{output / RESULTS[1]}: expected row {entry.name!r} to be "
                 f"{shlex.join(_settings(entry))}, found {shlex.join(_settings(line.entry))}. "
@@ -139,29 +142,44 @@ class Comparison:
         return sum(line.seed is not None for line in lines) + seeds * len(once)
 
     def publish(self) -> str:
-        """Write results.md, .csv and .png of what has finished.
+        """Write results.md, results.csv and the pictures of what has finished.
 
         Returns:
             the content of results.md.
         """
         lines = self.lines()
-        results = results_of(lines)
-        against = {x.entry.name: x.entry.against for x in lines if x.entry.against in results}
-        bases = {name: base for name, base in against.items() if base is not None}
+        results, bases = results_of(lines), bases_of(lines)
         seeds = sorted({line.seed for line in lines if line.seed is not None})
-        text = table(results, bases, seeds, self.columns, gaps_of(lines)) + "\n"
+        words = self.warnings(lines)
+        text = table(results, bases, seeds, self.columns, gaps_of(lines), words) + "\n"
         self.output.mkdir(parents=True, exist_ok=True)
         self._forgotten = False  # from now on the file is this call's
-        markdown, values, image = (self.output / name for name in RESULTS)
+        markdown, values, image, curves = (self.output / name for name in RESULTS)
         write_file(markdown, text)
         write_file(values, as_csv(lines))
         write_file(image, picture(results, bases))
+        drawn = picture_of_curves(results, curves_of(lines), self._histories(lines), gaps_of(lines))
+        if drawn is not None:
+            write_file(curves, drawn)
         return text
 
-    def warnings(self) -> list[str]:
-        """See `statistics.reached`."""
-        lines = self.lines()
-        return reached(results_of(lines), gaps_of(lines))
+    def _histories(self, lines: Iterable[Line]) -> dict[str, list[History]]:
+        """Row -> the histories of its finished runs, as far as their folders are still there."""
+        histories: dict[str, list[History]] = {}
+        for line in lines:
+            if line.figures and line.seed is not None:
+                folder = self.output / line.entry.folder / f"seed{line.seed}"
+                histories.setdefault(line.entry.name, []).append(history_of(read_lines_of(folder)))
+        return histories
+
+    def warnings(self, lines: Sequence[Line] | None = None) -> list[str]:
+        """See `evidence.warnings`.
+
+        Args:
+            lines: default: `self.lines()`.
+        """
+        lines = self.lines() if lines is None else lines
+        return warnings(results_of(lines), gaps_of(lines), bases_of(lines), curves_of(lines))
 
 
 def _settings(entry: Entry) -> list[str]:
@@ -176,6 +194,18 @@ def results_of(lines: Iterable[Line]) -> Results:
         if line.figures:
             by_seed[line.seed] = line.figures
     return results
+
+
+def bases_of(lines: Sequence[Line]) -> dict[str, str]:
+    """Row -> row that it is compared with."""
+    names = {line.entry.name for line in lines}
+    entries = [line.entry for line in lines if line.entry.against in names]
+    return {entry.name: entry.against for entry in entries if entry.against is not None}
+
+
+def curves_of(lines: Iterable[Line]) -> dict[str, list[str]]:
+    """See `group_rows`."""
+    return group_rows({line.entry.name: line.entry for line in lines}.values())
 
 
 def gaps_of(lines: Sequence[Line]) -> dict[str, Gap]:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from d2kd.files import write_file
 from d2kd.tools.paths import find_config
-from d2kd.tools.runs import Run
-from d2kd.tools.watch import as_json
+from d2kd.tools.runs import Run, is_running
 
 from .entries import Entry
+from .history import history_of, read_lines_of
 
 __all__ = ["METRICS", "TASKS", "EntryRun", "digest_sources", "make_runs"]
 
@@ -68,21 +68,24 @@ class EntryRun(Run):
 
         Returns:
             AP, AP50, ... of boxes and "mask AP", ... of masks, in percent, as far as COCOEvaluator
-            gave them. For a training also, where known: "s/iter" (median over the log's lines
-            without the first, which has the warm-up), "data s" (the part of it that waited for
-            data), "GPU MiB" (PyTorch's peak of allocated memory), "RSS MiB" (peak of the run's
-            largest process) and "at a time" (the most runs that shared the machine).
+            gave them. For a training also, where known: "steps", "train min" (mean time of a step
+            times the steps, see `history_of`), "s/iter" (median over the log's lines without the
+            first, which has the warm-up), "data s" (the part of it that waited for data), "GPU MiB"
+            (PyTorch's peak of allocated memory), "RSS MiB" (peak of the run's largest process) and
+            "at a time" (the most runs that shared the machine).
         """
         if not self.trains:
             return self._evaluation()
-        path = self.folder / "metrics.json"
-        text = path.read_text(errors="replace") if path.exists() else ""
-        # A process that was killed may have left a part of a line.
-        lines = [line for line in map(as_json, text.splitlines()) if line]
+        lines = read_lines_of(self.folder)
         last = lines[-1] if lines else {}
         if "bbox/AP" not in last or not (self.folder / "model_final.pth").exists():
             return None
         result = _scores(last)
+        history = history_of(lines)
+        if history.steps:
+            result["steps"] = history.steps
+        if history.seconds is not None:
+            result["train min"] = history.steps * history.seconds / 60
         steps = [line for line in lines if "time" in line]
         for title, key in (("s/iter", "time"), ("data s", "data_time")):
             values = [line[key] for line in steps[1:] or steps if key in line]
@@ -108,20 +111,26 @@ class EntryRun(Run):
                 found.update({f"{task[6:].strip()}/{k.strip()}": float(v) for k, v in pairs})
         return _scores(found) if "bbox/AP" in found else None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run works in the folder, or has left a checkpoint, metrics or figures in it."""
+        left = any(self.folder.glob("*.pth")) or read_lines_of(self.folder) or self._evaluation()
+        return bool(left) or is_running(self.folder)
+
     def prepare(self) -> None:
         note = dict(settings=self.settings, sources=self.sources)
         note |= {"identity": self.identity} if self.identity else {}
         write_file(self.folder / "run.json", json.dumps(note))
 
     def check(self) -> None:
-        """Find out whether the folder holds another run.
+        """Find out whether the folder holds another run. One that never began does not count.
 
         Raises:
             ValueError: it holds a run of another config or with other options, or a run whose
                 config has changed since.
         """
         path = self.folder / "run.json"
-        if not path.exists():
+        if not path.exists() or not self.has_begun:
             return
         note = json.loads(path.read_text())
         note = note if isinstance(note, dict) else dict(settings=note)  # an early version's

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from tabulate import tabulate
 
 from .run import METRICS, TASKS
-from .statistics import Figures, Gap, Results, difference, gap_shares, reached, spread
+from .statistics import Figures, Gap, Results, difference, gap_shares, spread
 
 __all__ = ["MEASURES", "SCORES", "table"]
 
 SCORES = [f"{prefix}{metric}" for prefix in TASKS.values() for metric in METRICS]
-MEASURES = ["s/iter", "data s", "GPU MiB", "RSS MiB"]
+MEASURES = ["steps", "train min", "s/iter", "data s", "GPU MiB", "RSS MiB"]
 CLOSED = "gap closed, %"
 NO_GAP = "no gap"
 
@@ -26,6 +26,7 @@ def table(
     seeds: Sequence[int],
     columns: Sequence[str] | None = None,
     gaps: Mapping[str, Gap] | None = None,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Markdown: a row for each entry, and below it how to read it.
 
@@ -34,6 +35,7 @@ def table(
         seeds: all seeds that the entries are to be trained with.
         columns: some of `SCORES` and `MEASURES`; default: all that there are values for.
         gaps: distilled row -> the rows between which it lies.
+        warnings: sentences to put below, each in a paragraph of its own.
     """
     gaps = gaps or {}
     titles = [title for title in _titles(results) if title in (columns or (*SCORES, *MEASURES))]
@@ -62,7 +64,8 @@ def table(
     rows = [[c.replace("|", "\\|") for c in r] for r in rows]
     text = tabulate(rows, headers="firstrow", tablefmt="github", disable_numparse=True)
     legend = _legend(results, against, seeds, titles, gaps)
-    return "\n\n".join(filter(None, [text, textwrap.fill(" ".join(legend), 100)]))
+    below = [" ".join(legend), *(f"Warning: {warning}" for warning in warnings)]
+    return "\n\n".join([text, *(textwrap.fill(words, 100) for words in below if words)])
 
 
 def _titles(results: Results) -> list[str]:
@@ -82,7 +85,10 @@ def _cell(title: str, values: Sequence[float | None]) -> str:
         return ""  # a mean over other seeds than the row's would mislead
     if title.endswith("MiB"):
         return f"{max(known):,.0f}"
-    return f"{statistics.mean(known):.3g}" if title in ("s/iter", "data s") else spread(known)
+    if title not in MEASURES:
+        return spread(known)
+    mean = statistics.mean(known)
+    return f"{mean:,.0f}" if title == "steps" or mean >= 1000 else f"{mean:.3g}"
 
 
 def _closed(results: Results, name: str, gaps: Mapping[str, Gap]) -> str:
@@ -133,19 +139,23 @@ def _legend(
         sentences.append(
             f"'{NO_GAP}': with at least one seed the student alone is as good as its teacher."
         )
-    sentences += [f"Warning: {warning}" for warning in reached(results, gaps)]
     runs: list[Figures] = [run for by_seed in results.values() for run in by_seed.values()]
-    if "s/iter" in titles:
-        most = max(int(run.get("at a time", 1)) for run in runs)
-        note = (
-            f" Up to {most} runs at a time shared the machine: do not read this as a measurement "
-            f"of speed."
-            if most > 1
-            else ""
-        )
+    if "train min" in titles:
         sentences.append(
-            f"s/iter: median seconds of an iteration; data s: its part that waits for data.{note}"
+            "train min: minutes of training, the mean time of a step times the steps; evaluations "
+            "and checkpoints are not in it."
         )
+    if "s/iter" in titles:
+        sentences.append(
+            "s/iter: median seconds of an iteration; data s: its part that waits for data."
+        )
+    if {"s/iter", "train min"} & set(titles):
+        most = max(int(run.get("at a time", 1)) for run in runs)
+        if most > 1:
+            sentences.append(
+                f"Up to {most} runs at a time shared the machine: do not read this as a "
+                f"measurement of speed."
+            )
     if "GPU MiB" in titles:
         sentences.append("GPU MiB: the most that PyTorch had allocated.")
     if "RSS MiB" in titles:

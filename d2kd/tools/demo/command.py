@@ -12,10 +12,14 @@ from pathlib import Path
 from d2kd.progress import format_time
 from d2kd.tools.runs import NOISE, end_with_signals
 
-from .train import CONFIGS, SHIPPED, TITLES, Failed, config_path, short_digest, train_all
+from .train import CONFIGS, SHIPPED, START, TITLES, Failed, config_path, short_digest, train_all
 
 DESCRIPTION = f"""\
-Train a small student alone and with its teacher, and compare them.
+Train a small student further, alone and with its teacher, and compare the two.
+
+Both begin with the same student, which comes with d2kd ({START}). It has trained alone until its
+AP no longer rose. Both then train for the same steps on the same images. So the demo shows what the
+teacher adds to a student that more training of its own no longer helps.
 
 Writes <output>/teacher, <output>/alone and <output>/distilled (the runs), results.json and
 demo.png. The data are made once, in $DETECTRON2_DATASETS or ./datasets. A run that was interrupted
@@ -27,6 +31,7 @@ examples:
   d2kd demo
   d2kd demo --seed 2 --output output/seed2
 """
+SHOWN = ("teacher", "alone", "distilled")  # in the picture
 SPEED_IMAGES = 20  # validation images whose time is measured
 
 
@@ -67,15 +72,16 @@ def measure(output: Path) -> tuple[dict, dict, dict]:
     )
     from d2kd.files import write_json
 
-    plain = {role: load_config(config_path(CONFIGS[role])) for role in ("teacher", "student")}
+    teacher, student = (load_config(config_path(CONFIGS[name])) for name in ("teacher", "alone"))
     # The distilled student is a plain one: Detectron2 loads it into the student's own config.
-    configs = {name: plain["teacher" if name == "teacher" else "student"] for name in TITLES}
+    configs = {name: teacher if name == "teacher" else student for name in TITLES}
     models, results, detections = {}, {}, {}
     for name, cfg in configs.items():
         print(f"evaluating the {TITLES[name]} ...", flush=True)
-        models[name] = load_plain(cfg, output / name / "model_final.pth")
+        weights = config_path(START) if name == "start" else output / name / "model_final.pth"
+        models[name] = load_plain(cfg, weights)
         results[name], detections[name] = measure_accuracy(cfg, models[name])
-    test = configs["alone"].dataloader.test
+    test = student.dataloader.test
     mapper = instantiate(test.mapper)
     batches = [[mapper(record)] for record in instantiate(test.dataset)[:SPEED_IMAGES]]
     times = measure_speed(models, batches)
@@ -103,21 +109,21 @@ def draw(path: Path, results: dict, instances: dict, teacher, headline: str) -> 
     from .choose import best_threshold, choose_images, suppress_across_classes
     from .pictures import View, compose_sheet, distillation_columns
 
-    test = load_config(config_path(CONFIGS["student"])).dataloader.test
+    test = load_config(config_path(CONFIGS["alone"])).dataloader.test
     records = {record["image_id"]: record for record in instantiate(test.dataset)}
     truths = {i: GroundTruth.from_record(record) for i, record in records.items()}
     views, shown = [], {}
-    for name, title in TITLES.items():
+    for name in SHOWN:
         boxes = {i: Detections.from_instances(instances[name][i]) for i in records}
         distinct = {i: suppress_across_classes(b) for i, b in boxes.items()}
         threshold = best_threshold(list(distinct.values()), list(truths.values()))
         shown[name] = {i: detections.above(threshold) for i, detections in distinct.items()}
-        heading = f"{title.capitalize()}: {results[name]['AP']:.1f} AP"
+        heading = f"{TITLES[name].capitalize()}: {results[name]['AP']:.1f} AP"
         size = f"{results[name]['params'] / 1e6:.2f} M parameters"
         views.append(View(heading, f"{size} · score ≥ {threshold:.2f}", shown[name]))
     chosen, rule = choose_images(truths, shown["alone"], shown["distilled"])
     mapper = instantiate(test.mapper)
-    methods = load_config(config_path(CONFIGS["distill"])).model.methods
+    methods = load_config(config_path(CONFIGS["distilled"])).model.methods
     tau = next((m.tau for m in methods.values() if hasattr(m, "tau")), 0.5)
     columns = distillation_columns(
         views,
@@ -150,7 +156,7 @@ def demo(args: argparse.Namespace) -> None:
     register_all()
     train_all(args, output, short_digest((data / "made.json").read_bytes()))
     results, instances, models = measure(output)
-    sentence = gap_sentence(*(results[name]["AP"] for name in TITLES))
+    sentence = gap_sentence(*(results[name]["AP"] for name in SHOWN))
     draw(output / "demo.png", results, instances, models["teacher"], sentence)
     device = next(models["teacher"].parameters()).device.type
     print(f"\n{table({TITLES[name]: row for name, row in results.items()})}\n")

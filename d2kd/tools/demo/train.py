@@ -17,11 +17,30 @@ from d2kd.tools.paths import configs_folder
 from d2kd.tools.runs import Run, is_running, run_all
 from d2kd.tools.watch import Watch
 
-__all__ = ["CONFIGS", "SHIPPED", "TITLES", "Failed", "config_path", "short_digest", "train_all"]
+__all__ = [
+    "CONFIGS",
+    "SHIPPED",
+    "START",
+    "TITLES",
+    "Failed",
+    "config_path",
+    "short_digest",
+    "train_all",
+]
 
-CONFIGS = {role: f"configs/demo/{role}.py" for role in ("teacher", "student", "distill")}
+CONFIGS = {
+    "teacher": "configs/demo/teacher.py",
+    "alone": "configs/demo/student_continued.py",
+    "distilled": "configs/demo/distill_continued.py",
+}
 SHIPPED = "configs/demo/teacher.pth"
-TITLES = {"teacher": "teacher", "alone": "student alone", "distilled": "student distilled"}
+START = "configs/demo/student.pth"  # both students begin with it; it has converged alone
+TITLES = {
+    "teacher": "teacher",
+    "start": "student at the start",
+    "alone": "student, more alone",
+    "distilled": "student, distilled",
+}
 
 
 class Failed(RuntimeError):
@@ -170,11 +189,13 @@ def train_all(args: argparse.Namespace, output: Path, data: str) -> None:
     overrides = [] if args.seed is None else [f"train.seed={args.seed}"]
     overrides += [] if args.max_iter is None else [f"train.max_iter={args.max_iter}"]
     weights = get_teacher(output / "teacher", args, overrides, data)
-    train(output / "alone", CONFIGS["student"], overrides, {"data": data}, args.fresh)
+    start = short_digest(Path(config_path(START)).read_bytes())
+    inputs = {"data": data, "start": start}
+    train(output / "alone", CONFIGS["alone"], overrides, inputs, args.fresh)
     if args.train_teacher:
         quoted = str(weights).replace('"', '\\"')
         overrides = [*overrides, f'model.teacher.weights="{quoted}"']
     model = fingerprint(load_config(config_path(CONFIGS["teacher"])).model)
     teacher = short_digest(f"{model} {short_digest(weights.read_bytes())}".encode())
-    inputs = {"data": data, "teacher": teacher}
-    train(output / "distilled", CONFIGS["distill"], overrides, inputs, args.fresh)
+    inputs = {**inputs, "teacher": teacher}
+    train(output / "distilled", CONFIGS["distilled"], overrides, inputs, args.fresh)
