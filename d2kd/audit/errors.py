@@ -14,6 +14,8 @@ def plain_errors(where: str, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as e:
+        if e.errno is None:  # our own message, which names the file and the fix
+            raise ValueError(f"{where}: {e}") from e
         raise ValueError(
             f"{where}: expected the files of {name!r}, found no {e.filename or e}. Detectron2 "
             f"looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."

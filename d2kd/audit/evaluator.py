@@ -13,7 +13,7 @@ from detectron2.evaluation import COCOEvaluator
 from omegaconf import DictConfig, OmegaConf
 
 from ..config import dataset_names
-from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source, describe
+from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source
 from ..evaluation.rehearsal import evaluator_nodes, is_certain, rehearse
 from ..loading import resolve_target
 from .errors import plain_errors
@@ -151,8 +151,7 @@ def _repair_table_of_function(audit: Audit, name: str, node: DictConfig) -> None
     if coco_source(name) is None and os.path.isfile(path):
         root = str(MetadataCatalog.get(name).get("image_root", ""))
         audited = audit_coco(CocoSource(str(path), root), name, look_at_images=False)
-        for defect in audited.table_defects:
-            audit.add(*describe(defect, name, "test"))
+        audit.add_defects(audited, audited.table_defects, "test")
         repair_if_needed(audit, audited, evaluated=True)
 
 

@@ -14,6 +14,7 @@ from ..data.audit import (
     WARNING,
     AuditedSet,
     CocoSource,
+    Defect,
     coco_source,
     describe,
     mend_coco,
@@ -50,8 +51,15 @@ class Audit:
         if audited is None:
             return
         self.sets.append((audited, role))
-        for defect in audited.defects:
-            self.add(*describe(defect, audited.name, role, standard))
+        self.add_defects(audited, audited.defects, role, standard)
+
+    def add_defects(
+        self, audited: AuditedSet, defects: Sequence[Defect], role: str, standard: bool = True
+    ) -> None:
+        """Say what is wrong with a set."""
+        for defect in defects:
+            if defect.concerns(role, audited.breaks_loading):
+                self.add(*describe(defect, audited.name, role, standard))
 
     @property
     def refused(self) -> list[str]:

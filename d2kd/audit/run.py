@@ -27,7 +27,6 @@ from ..data.audit import (
     check_numbers,
     coco_source,
     compare_classes,
-    describe,
 )
 from ..loading import resolve_target
 from ..ranks import on_main_process
@@ -190,8 +189,7 @@ def _audit_section(
         if plain:
             audit.add_set(audited, section, standard)
         else:
-            for defect in audited.table_defects:
-                audit.add(*describe(defect, name, section, standard))
+            audit.add_defects(audited, audited.table_defects, section, standard)
         repair_if_needed(audit, audited, evaluated=section == "test")
         if audited.classes is not None:
             lists[f"{name!r} ({where})"] = audited.classes

@@ -332,3 +332,20 @@ def test_set_registered_by_detectron2s_function_is_repaired(tmp_path):
         assert [len(x["annotations"]) for x in DatasetCatalog.get("farm_mine")] == [2] * 6
     finally:
         sets.remove("farm_mine")
+
+
+def test_what_only_evaluation_needs_is_said_of_test_sets_only(farm):
+    farm(sets.every(lambda a: a.pop("area")))
+    farm(sets.every(lambda a: a.pop("area")), split="val")
+    audit = audit_config(config())
+    ((level, text),) = audit.messages
+    assert level == "note" and text.startswith("farm_val: 12 of 12 annotations have no area")
+    assert set(audit.copies) == {"farm_val"}
+
+
+def test_missing_labels_of_teachers_are_named_with_the_fix(farm):
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.train.dataset = L(load_pseudo_labels)(path="nowhere/labels.json")
+    with pytest.raises(ValueError, match=r"dataset: nowhere/labels\.json: .* `d2kd label`"):
+        audit_config(cfg)

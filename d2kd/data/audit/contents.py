@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 from .images import read_header
 from .kinds import Defect
 
-__all__ = ["Contents", "load_table", "read_coco", "read_records"]
+__all__ = ["Contents", "info_is_needed", "load_table", "read_coco", "read_records"]
 
 
 @dataclass
@@ -212,6 +212,7 @@ def _size(image: Mapping, key: str) -> int:
 
 def _categories(rows: Sequence[Mapping], add: Any) -> dict[Any, str]:
     """Category id -> name."""
+
     def complete(row: Any) -> bool:
         return isinstance(row, dict) and isinstance(row.get("id"), (int, str)) and "name" in row
 
@@ -254,13 +255,13 @@ def _repairable(table: Mapping, annotations: Sequence[Mapping], add: Any) -> boo
     for kind, key in (("no_area", "area"), ("no_iscrowd", "iscrowd")):
         without = [a for a in annotations if not isinstance(a.get(key), (int, float))]
         add(kind, len(without), total, without and f"id {without[0].get('id')!r}")
-    if annotations and "info" not in table and _info_is_needed():
+    if annotations and "info" not in table and info_is_needed():
         add("no_info", 1, 1, "this one")
     return len(counts) < len(ids) or None in counts
 
 
 @functools.cache
-def _info_is_needed() -> bool:
+def info_is_needed() -> bool:
     """Whether this version of pycocotools evaluates no file without `info`."""
     from pycocotools.coco import COCO
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 __all__ = ["KINDS", "NOTE", "REFUSED", "WARNING", "Defect", "Kind", "describe"]
 
 NOTE, WARNING, REFUSED = "note", "warning", "refused"
+EVALUATED = ("annotation_ids", "no_area", "no_iscrowd", "no_info")
+"""Kinds that matter in evaluation only, unless the COCO file cannot be loaded at all."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,19 @@ class Defect:
     count: int
     total: int
     example: str
+
+    def concerns(self, role: str, breaks_loading: bool) -> bool:
+        """Whether the defect matters for a set of this role.
+
+        Args:
+            role: see `describe`.
+            breaks_loading: whether Detectron2 cannot load the set's COCO file as it is.
+        """
+        if self.kind == "tested_twice":
+            return role == "test"  # training may repeat images
+        if self.kind in EVALUATED:
+            return role == "test" or breaks_loading
+        return True
 
 
 class Kind(NamedTuple):
@@ -208,8 +223,6 @@ def describe(defect: Defect, data: str, role: str, standard: bool = True) -> tup
     kind = KINDS[defect.kind]
     done = kind.done if isinstance(kind.done, str) else kind.done.get(role, kind.done["truth"])
     found = f"{defect.count} of {defect.total} {kind.unit}"
-    if defect.kind == "tested_twice" and role != "test":
-        return NOTE, f"{data}: {found} {kind.found}, such as {defect.example}."
     level = WARNING if kind.level == REFUSED and kind.reading and not standard else kind.level
     if level == REFUSED:
         example = f"{found} that {kind.found}, such as {defect.example}"

@@ -15,7 +15,7 @@ from detectron2.data.datasets import load_coco_json
 from .. import demo
 from . import cache
 from .boxes import find_box_defects
-from .contents import Contents, read_coco, read_records
+from .contents import Contents, info_is_needed, read_coco, read_records
 from .images import find_image_defects
 from .kinds import Defect
 
@@ -138,7 +138,8 @@ def audit_coco(
 ) -> AuditedSet:
     """Audit a COCO file; what was read is cached by its size and time of change."""
     key = f"{os.path.abspath(source.path)} {source.image_root}"
-    stamp = cache.stamp(source.path) if os.path.exists(source.path) else None
+    exists = os.path.exists(source.path)
+    stamp = [*cache.stamp(source.path), info_is_needed()] if exists else None
     entry = cache.load("labels", key) if stamp else None
     if entry is not None and entry["stamp"] == stamp:
         audited = AuditedSet(**entry["audited"], source=source)
