@@ -8,9 +8,11 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
+from PIL import Image
 
 from d2kd.audit import audit_config
-from d2kd.data import register_folder
+from d2kd.data import register_crowdhuman, register_folder
+from d2kd.evaluation.crowdhuman import CrowdHumanEvaluator
 from d2kd.evaluation.rehearsal import build_evaluator, rehearse
 from tests.audit.test_run import config
 from tests.data.audit import sets
@@ -141,3 +143,40 @@ def test_annotations_of_an_earlier_run_are_not_used(tmp_path):
         assert perfect_ap("mine", output_dir=str(tmp_path)) == pytest.approx(100, abs=1e-6)
     finally:
         sets.remove("mine")
+
+
+def test_rehearsal_of_keypoints(tmp_path):
+    def change(content):
+        for annotation in content["annotations"]:
+            x, y, w, h = annotation["bbox"]
+            annotation.update(keypoints=[x, y, 2, x + w, y + h, 2], num_keypoints=2)
+
+    sets.write(tmp_path, "poses", "val", change)
+    register_folder(tmp_path / "poses")
+    try:
+        fields = dict(tasks=("bbox", "keypoints"), kpt_oks_sigmas=[0.1, 0.1])
+        node = L(COCOEvaluator)(dataset_name="poses_val", **fields)
+        assert rehearse(node, DatasetCatalog.get("poses_val"), 3) == ""
+    finally:
+        sets.remove("poses_val")
+
+
+def test_rehearsal_of_crowdhuman(tmp_path):
+    people = [{"tag": "person", "fbox": [-5, 4, 30, 200]}, {"tag": "mask", "fbox": [1, 1, 9, 9]}]
+    lines = [json.dumps({"ID": str(i), "gtboxes": people}) for i in range(3)]
+    folder = tmp_path / "crowdhuman"
+    (folder / "Images").mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (64, 48)).save(folder / "Images" / f"{i}.jpg")
+    for split in ("train", "val"):
+        (folder / f"annotation_{split}.odgt").write_text("\n".join(lines))
+    register_crowdhuman(tmp_path)
+    try:
+        cfg = config(train="crowdhuman_train", test="crowdhuman_val", classes=1)
+        for evaluator in (CrowdHumanEvaluator, COCOEvaluator):
+            cfg.dataloader.evaluator = L(evaluator)(dataset_name="crowdhuman_val")
+            audit = audit_config(cfg)
+            assert not audit.refused and [level for level, _ in audit.messages] == ["note"] * 2
+            assert "3 of 3 boxes extend beyond the border" in audit.messages[0][1]
+    finally:
+        register_crowdhuman()
