@@ -20,25 +20,28 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 
 from d2kd import Distiller
+from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import Checkpointer
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
+from d2kd.ranks import on_main_process
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
 
 
-def do_train(args, cfg):
+def do_train(args, cfg, dataset=None):
     """
     Args:
         cfg: the sections of Detectron2's lazyconfig_train_net.py: model, optimizer, lr_multiplier,
             dataloader.{train,test,evaluator} and train. configs/common/train.py explains the fields
             of `train`.
+        dataset: the training set, where the audit had to load it.
     """
-    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
+    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate, dataset)
     loader.prepare()
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
@@ -91,11 +94,12 @@ def main(args):
     cfg = load_config(args.config_file, args.opts)
     setup_loggers(cfg.train.output_dir, comm.get_rank())
     default_setup(cfg, args)
-    if comm.is_main_process():
-        check_config(cfg)  # this also makes the demo's data, if the config uses them
-    comm.synchronize()
-    if not (args.eval_only or args.eval_teacher):
-        do_train(args, cfg)
+    on_main_process(lambda: check_config(cfg))
+    evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher
+    # This also makes the demo's data, if the config uses them.
+    dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
+    if not evaluated:
+        do_train(args, cfg, dataset)
         return
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_teacher:

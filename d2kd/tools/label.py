@@ -19,6 +19,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from d2kd.audit import audit_labels
 from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.pseudo.coco import verify
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
         check(Path(cfg.labels.output, "labels.json"))
+    cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
+    audit_labels(cfg.get("labels") or {})
     job = LabelingJob.from_config(args.config_file, args.opts)
     if args.dry_run:
         if comm.is_main_process():
