@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from .inherit import inherit_weights
+from .inherit import Inherited, inherit_weights
 from .knowledge import Knowledge
 from .loading import build_detector, check_input_format
 from .loss_weights import LossWeights
@@ -19,6 +19,7 @@ from .partial_labels import mask_partial_labels
 from .readers import check_same_anchors, get_reader
 from .targets import Targets
 from .teacher import Teacher
+from .values import check_flag
 
 __all__ = ["Distiller"]
 
@@ -76,6 +77,10 @@ class Distiller(nn.Module):
         balance_period: int = 20,
     ):
         super().__init__()
+        for name, flag in dict(
+            inherit=inherit, same_classes=same_classes, teacher_assigns=teacher_assigns
+        ).items():
+            check_flag(f"Distiller.{name}", flag)
         built = build_detector(student)
         self._reader: Any = get_reader(built.model)
         if methods and teacher is None:
@@ -99,6 +104,7 @@ class Distiller(nn.Module):
             self.teacher_needs |= {"logits", "boxes"}
         self.loss_weights = LossWeights(dict(self.distillation.items()), log_period, balance_period)
         self._inherits = inherit
+        self._inherited: Inherited | None = None
         self.inherit()
 
     @property
@@ -159,6 +165,9 @@ class Distiller(nn.Module):
         if not self._inherits or self.teacher is None:
             return
         inherited = inherit_weights(self._reader, self.teacher.reader)
+        if inherited == self._inherited:
+            return  # said before
+        self._inherited = inherited
         logger.info("Inherited from the teacher: %s", inherited)
         if inherited.share < _INHERITS_LITTLE:
             logger.warning(
