@@ -22,6 +22,7 @@ from typing import Any
 from .threads import child_environment, configure_threads
 
 __all__ = [
+    "add_debug",
     "call",
     "describe_error",
     "launch_processes",
@@ -131,7 +132,8 @@ def describe_error(error: BaseException) -> str | None:
         if "expected" not in text:
             name = error.filename if error.filename is not None else "a file"
             return f"expected to use {name!r}, found: {error.strerror}."
-    own = (ValueError, TypeError, KeyError, OSError, ImportError, FloatingPointError, RuntimeError)
+    # RuntimeError is PyTorch's ("expected scalar type Float but found Double").
+    own = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
     if not isinstance(error, own) or "expected" not in text or "found" not in text:
         return None
     # The message of an error in a worker of a data loader is its traceback, and the error's own
@@ -156,7 +158,7 @@ def launch_processes(launch: Callable, main: Callable, args: Any, processes: int
         args: for `main`.
         processes: their number on this machine.
     """
-    if processes <= 1:
+    if processes <= 1:  # in this process
         launch(main)
         return
     before = dict(os.environ)
@@ -184,11 +186,18 @@ def _in_child(main: Callable, messages: Any, args: Any) -> None:
             raise
         if os.environ.get(_DEBUG_VARIABLE):
             traceback.print_exc()
-        messages.put(message)
+        messages.put(message[:2000])  # a pipe takes some messages that are not read yet
         sys.exit(2)
 
 
-def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> Any:
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add --debug to the help of a command. `call` takes it from the arguments."""
+    parser.add_argument(DEBUG, action="store_true", help="show the traceback of every error")
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, config: bool = True
+) -> Any:
     """Parse the arguments of a parser that Detectron2's `default_argument_parser` made.
 
     Options may come before and after the overrides of the config, and the config may come without
@@ -197,14 +206,17 @@ def parse_arguments(parser: argparse.ArgumentParser, argv: Sequence[str] | None)
     Args:
         parser: its `opts` are changed.
         argv: default: the arguments of the process.
+        config: whether there must be a config.
     """
     for action in parser._actions:
         if action.dest == "opts":
-            action.nargs = "*"
+            action.nargs, action.default = "*", []
             action.help = "fields of the config, key=value"
-    parser.add_argument(DEBUG, action="store_true", help="show the traceback of every error")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     first = args.opts[0] if args.opts else ""
     if not args.config_file and first.endswith((".py", ".yaml", ".yml")) and "=" not in first:
         args.config_file = args.opts.pop(0)
+    if config and not args.config_file:
+        parser.error("expected a config (--config-file FILE), found none")
     return args

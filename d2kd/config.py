@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from . import model_zoo
+from .checks import check_device, check_kinds, check_schedule, check_train
+from .lazy import apply_overrides, load_lazy_config
 from .loading import resolve_target
 from .pseudo.coco import load_pseudo_labels
 
@@ -31,21 +32,33 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         the config. Missing fields of `train` have the defaults of configs/common/train.py.
 
     Raises:
-        ValueError: an override names a field that is not there.
+        FileNotFoundError: there is no such config.
+        ValueError: the config's code stops with an error; an override is malformed or names a field
+            that is not there; or a field of `train` has an unknown name or an impossible value.
     """
     if not Path(path).is_file():
         # A name in d2kd's model zoo; else this raises an error with the nearest names.
         path = model_zoo.get_config_file(path.removeprefix("configs/"))
-    cfg = LazyConfig.load(path)
-    for section in ("model", "dataloader", "train"):
-        if section not in cfg:
-            sections = ", ".join(map(str, cfg)) or "no section"
-            raise ValueError(f"{path}: expected a section {section!r}, found {sections}.")
+    cfg = load_lazy_config(path)
+    _check_sections(path, cfg)
+    check_train(cfg.train)
     _fill_in(cfg.train, model_zoo.get_config("common/train.py").train)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         _check_key(cfg, key)
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+    apply_overrides(cfg, overrides)
+    _check_sections(path, cfg)
+    check_train(cfg.train)
+    return cfg
+
+
+def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader", "train")) -> None:
+    for section in sections:
+        if section not in cfg:
+            found = ", ".join(map(str, cfg)) or "no section"
+            raise ValueError(f"{path}: expected a section {section!r}, found {found}.")
+        if not isinstance(cfg[section], DictConfig):
+            raise ValueError(f"{section}: expected a section with fields, found {cfg[section]!r}.")
 
 
 def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
@@ -56,12 +69,18 @@ def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
             _fill_in(section[key], value)
 
 
-def check_config(cfg: DictConfig) -> None:
+def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bool = False) -> None:
     """Check fields, datasets, classes, channel order and device of a config.
 
     It finds fields that their target does not have, datasets that are not registered, missing or
     empty, datasets with more classes than the model, datasets that number a class differently, a
     channel order that the distiller does not expect, and a device that this machine does not have.
+    Values are checked by the annotations and defaults of their targets, see `d2kd.checks`.
+
+    Args:
+        cfg: from `load_config`.
+        training: whether the sections that only a training needs must be there.
+        initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
 
     Raises:
         ValueError: the message names the field, what was expected, what was found, and the nearest
@@ -70,18 +89,27 @@ def check_config(cfg: DictConfig) -> None:
     for path, node in _nodes(cfg):
         if "_target_" in node:
             _check_fields(path, node)
+            check_kinds(path, node)
+    if training:
+        _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
+        _check_sections("dataloader", cfg.dataloader, ("train",))
+    if "lr_multiplier" in cfg:
+        check_schedule(cfg, list(_nodes(cfg.lr_multiplier, "lr_multiplier")))
+    if initial_weights:
+        _check_initial_weights(cfg.train.init_checkpoint)
     _check_datasets(cfg)
     _check_classes(cfg)
     _check_channel_order(cfg)
-    device = str(cfg.train.get("device", "cuda"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    check_train(cfg.train)
+    check_device(str(cfg.train.get("device", "cuda")))
+
+
+def _check_initial_weights(path: str | None) -> None:
+    if path and "://" not in str(path) and not Path(path).is_file():
         raise ValueError(
-            f"train.device: expected a device of this machine, found {device!r} but no GPU. "
-            f"Add train.device=cpu to the command."
+            f"train.init_checkpoint: expected a file or a URL, found no file at {str(path)!r}. A "
+            f"path is relative to the current folder."
         )
-    amp = cfg.train.amp
-    if amp.enabled and amp.dtype not in ("float16", "bfloat16"):
-        raise ValueError(f"train.amp.dtype: expected float16 or bfloat16, found {amp.dtype!r}")
 
 
 def _check_datasets(cfg: DictConfig) -> None:
@@ -212,7 +240,10 @@ def _check_key(cfg: DictConfig, key: str) -> None:
     parts = key.split(".")
     for i, part in enumerate(parts):
         parent_path = ".".join(parts[:i])
-        parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
+        try:
+            parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
+        except OmegaConfBaseException:
+            return  # `apply_overrides` reports it
         if not isinstance(parent, DictConfig):
             return  # a list index; Detectron2 reports other mistakes
         if part in parent:
