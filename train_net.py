@@ -12,6 +12,7 @@ if __name__ == "__main__":
     configure_threads()  # OpenMP reads its settings when PyTorch is imported
 
 import logging
+import sys
 
 import torch
 from detectron2.config import instantiate
@@ -21,6 +22,7 @@ from detectron2.utils import comm
 
 from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
+from d2kd.commands import call, parse_arguments
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
@@ -90,10 +92,15 @@ def main(args):
     register_all()
     cfg = load_config(args.config_file, args.opts)
     setup_loggers(cfg.train.output_dir, comm.get_rank())
-    default_setup(cfg, args)
     if comm.is_main_process():
-        check_config(cfg)  # this also makes the demo's data, if the config uses them
+        # This also makes the demo's data, if the config uses them.
+        check_config(
+            cfg,
+            training=not (args.eval_only or args.eval_teacher),
+            initial_weights=not (args.eval_teacher or args.resume),
+        )
     comm.synchronize()
+    default_setup(cfg, args)  # writes config.yaml: after the checks, so that it keeps that of a run
     if not (args.eval_only or args.eval_teacher):
         do_train(args, cfg)
         return
@@ -113,5 +120,9 @@ def argument_parser():
     return parser
 
 
+def run(argv):
+    launch(main, parse_arguments(argument_parser(), argv))
+
+
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    sys.exit(call("train_net.py", run))

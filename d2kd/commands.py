@@ -148,17 +148,17 @@ class _ChildError(Exception):
     """An error that the user can mend, in a child process."""
 
 
-def launch_processes(launch: Callable, main: Callable, args: Any, processes: int) -> None:
+def launch_processes(launch: Callable, main: Callable, processes: int, machines: int = 1) -> None:
     """Start processes that share the CPUs, and report an error of one of them once.
 
     Args:
-        launch: function of a picklable function; it runs the function in each process, with `args`
-            as argument, and returns after the last.
-        main: what each process calls with `args`.
-        args: for `main`.
+        launch: function of a picklable function; it runs that function in each process and returns
+            after the last. With one process on one machine, it calls the function itself.
+        main: what each process calls.
         processes: their number on this machine.
+        machines: number of machines.
     """
-    if processes <= 1:  # in this process
+    if processes * machines <= 1:
         launch(main)
         return
     before = dict(os.environ)
@@ -177,9 +177,9 @@ def launch_processes(launch: Callable, main: Callable, args: Any, processes: int
         os.environ.update(before)
 
 
-def _in_child(main: Callable, messages: Any, args: Any) -> None:
+def _in_child(main: Callable, messages: Any, *args: Any) -> None:
     try:
-        main(args)
+        main(*args)
     except Exception as error:
         message = describe_error(error)
         if message is None:

@@ -8,7 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import load_strictly
+from .lazy import load_lazy_config
 
 __all__ = [
     "BuiltDetector",
@@ -109,7 +110,7 @@ def load_detector_config(source: str):
     with open(source) as f:
         lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)
     if lazy:
-        return LazyConfig.load(source)
+        return load_lazy_config(source)
     config = get_cfg()
     config.merge_from_file(source)
     return config

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from omegaconf import OmegaConf
 
 from ..data.manifest import Manifest
+from ..lazy import apply_overrides, load_lazy_config
 from .categories import CategoryMap
 from .fingerprint import plain
 from .fuse import Fusion
@@ -142,7 +143,7 @@ class LabelingJob:
         Raises:
             ValueError: see the class.
         """
-        node = LazyConfig.apply_overrides(LazyConfig.load(path), list(overrides)).get("labels", {})
+        node = apply_overrides(load_lazy_config(path), overrides).get("labels", {})
         required, optional = cls.required_fields(), cls.optional_fields()
         missing = [f"{k} ({example})" for k, example in required.items() if not node.get(k)]
         unknown = [k for k in node if k not in {**required, **optional}]

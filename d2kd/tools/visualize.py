@@ -12,6 +12,13 @@ are drawn as correct ones.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("visualize", "d2kd visualize", sys.argv[1:]))
+
 import argparse
 import copy
 import os
@@ -29,6 +36,7 @@ from torch import nn
 
 from d2kd import Teacher, model_zoo
 from d2kd.checkpoint import load_strictly
+from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.loading import build_detector, without_weights
@@ -254,6 +262,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threshold", type=float, default=0.3, help="least score of a detection; default: 0.3")
     add("--level", help="pyramid level of attention and regions; default: the finest")
     add("--output", type=Path, required=True, help="folder for visualize.png")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     if args.count < 1:
         parser.error(f"--count: expected at least 1, found {args.count}")
@@ -314,7 +323,3 @@ def _class_names(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) ->
     listed = list(MetadataCatalog.get(name).get("thing_classes", None) or []) if name else []
     count = get_reader(model).num_classes
     return [listed[i] if i < len(listed) else str(i) for i in range(count)]
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

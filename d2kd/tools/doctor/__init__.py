@@ -17,6 +17,8 @@ import logging
 import warnings
 from collections.abc import Sequence
 
+from d2kd.commands import add_debug
+
 from .report import PROBLEM, Report
 
 __all__ = ["main"]
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="fields of the config, key=value")
     parser.add_argument("--num-gpus", type=int, default=1, help="that share a batch; default: 1")
     parser.add_argument("--no-step", action="store_true", help="measure no step")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     if args.num_gpus < 1:
         parser.error(f"--num-gpus: expected at least 1, found {args.num_gpus}")
