@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +11,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import model_zoo
-from .checks import check_device, check_kinds, check_schedule, check_train
+from .checks import (
+    check_device,
+    check_kinds,
+    check_names,
+    check_schedule,
+    check_train,
+    field_names,
+    nearest,
+)
 from .lazy import apply_overrides, load_lazy_config
 from .loading import resolve_target
 from .pseudo.coco import load_pseudo_labels
@@ -88,7 +94,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     """
     for path, node in _nodes(cfg):
         if "_target_" in node:
-            _check_fields(path, node)
+            check_names(path, node)
             check_kinds(path, node)
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
@@ -117,7 +123,7 @@ def _check_datasets(cfg: DictConfig) -> None:
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"dataloader.{path}: expected a registered dataset, found {name!r}."
-                f"{_nearest(name, DatasetCatalog.list())} Register it in the config or with "
+                f"{nearest(name, DatasetCatalog.list())} Register it in the config or with "
                 f"detectron2.data.datasets.register_coco_instances."
             )
     # The training set is read before the first step anyway. The test set would be read only at the
@@ -131,7 +137,7 @@ def _check_datasets(cfg: DictConfig) -> None:
                 f"Detectron2 looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."
             ) from e
         if not images:
-            raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
+            raise ValueError(f"dataloader.test.{path}: expected images, found none in {name!r}.")
 
 
 def _check_classes(cfg: DictConfig) -> None:
@@ -211,31 +217,6 @@ def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
             yield from _nodes(item, f"{path}[{i}]")
 
 
-def _fields(node: DictConfig) -> list[str] | None:
-    """Names of the arguments of a node's target; None if it accepts any name."""
-    target = resolve_target(node)
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    return [p.name for p in parameters]
-
-
-def _check_fields(path: str, node: DictConfig) -> None:
-    fields = _fields(node)
-    if fields is None:
-        return
-    target = resolve_target(node)
-    for key in map(str, node):
-        if key != "_target_" and key not in fields:
-            raise ValueError(
-                f"{path}.{key}: expected a field of {target.__name__} ({', '.join(fields)}), found "
-                f"{key!r}.{_nearest(key, fields)}"
-            )
-
-
 def _check_key(cfg: DictConfig, key: str) -> None:
     parts = key.split(".")
     for i, part in enumerate(parts):
@@ -250,13 +231,13 @@ def _check_key(cfg: DictConfig, key: str) -> None:
             continue
         fields = [str(key) for key in parent]
         if "_target_" in parent:
-            accepted = _fields(parent)
+            accepted = field_names(parent)
             if accepted is None or part in accepted:
                 return
             fields = accepted
         raise ValueError(
             f"override {key}: expected a field of {parent_path or 'the config'} "
-            f"({', '.join(fields)}), found {part!r}.{_nearest(part, fields)}"
+            f"({', '.join(fields)}), found {part!r}.{nearest(part, fields)}"
         )
 
 
@@ -268,8 +249,3 @@ def _dataset_names(cfg) -> Iterator[tuple[str, str]]:
             if isinstance(value, (str, ListConfig, list, tuple)):
                 for name in [value] if isinstance(value, str) else value:
                     yield f"{path}.{key}".lstrip("."), name
-
-
-def _nearest(name: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3)
-    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -84,9 +84,14 @@ class Distiller(nn.Module):
         built = build_detector(student)
         self._reader: Any = get_reader(built.model)
         if methods and teacher is None:
-            raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
+            raise ValueError(
+                f"Distiller.teacher: expected one for the methods {', '.join(methods)}, which need "
+                f"a teacher, found none"
+            )
         if inherit and teacher is None:
-            raise ValueError("Distiller: inherit=True needs a teacher, found none")
+            raise ValueError(
+                "Distiller.teacher: expected one, because inherit=True needs a teacher, found none"
+            )
         self._adopt(built.model)
         self.distillation = Methods() if methods is None else methods
         self.teacher = teacher
@@ -118,7 +123,9 @@ class Distiller(nn.Module):
         the distiller does the same to the student. The student itself is not a child module.
         """
         if "distillation" in student._modules:
-            raise ValueError("Distiller: the student already has a child named 'distillation'")
+            raise ValueError(
+                "Distiller: expected a student without a child named 'distillation', found one"
+            )
         self.__dict__["student"] = student
         self._parameters = student._parameters
         self._buffers = student._buffers

@@ -273,7 +273,7 @@ class TrainLoader:
                     return
             self._stream = iter(instantiate(node))
         except (AssertionError, FileNotFoundError) as e:
-            raise ValueError(f"dataloader.train: expected images to train on, but: {e}") from e
+            raise ValueError(f"dataloader.train: expected images to train on, found: {e}") from e
         logger.warning(
             "dataloader.train has its own sampler or target: a resumed run starts its data from "
             "the beginning, so that resuming is not exact."

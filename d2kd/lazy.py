@@ -71,15 +71,23 @@ def _describe(path: str, error: Exception) -> str | None:
     if isinstance(error, UnicodeDecodeError):
         return f"{path}: expected a text in UTF-8, found other bytes ({error.reason})."
     where, own = path, False
-    for file, line, in_config in _frames(error.__traceback__):
+    for file, number, in_config in _frames(error.__traceback__):
         own = in_config
         if in_config:
-            where = f"{file}, line {line}"
+            where = f"{file}, line {number}"
+    message = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, KeyError) and not own and _last_file(error).endswith("config/lazy.py"):
+        return f"{where}: expected a name that the imported config has, found {message}."
     # Errors from deeper code are the user's, too, if they are about names and modules.
     if not own and not isinstance(error, (ImportError, OmegaConfBaseException)):
         return None
-    message = str(error).strip().splitlines() or [""]
-    return f"{where}: expected a config that runs, found {type(error).__name__}: {message[0]}"
+    return f"{where}: expected a config that runs, found {type(error).__name__}: {message}"
+
+
+def _last_file(error: Exception) -> str:
+    """File of the code that raised an error."""
+    files = [file for file, _, _ in _frames(error.__traceback__)]
+    return files[-1].replace(os.sep, "/") if files else ""
 
 
 def _frames(tb: TracebackType | None) -> Iterator[tuple[str, int, bool]]:
@@ -104,6 +112,8 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     for override in overrides:
         try:
+            if override.startswith("="):
+                raise ValueError("no field before the sign")
             LazyConfig.apply_overrides(cfg, [override])
         except Exception as error:  # Hydra's and OmegaConf's errors have no common class
             message = (str(error).strip().splitlines() or [""])[0]

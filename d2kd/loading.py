@@ -73,7 +73,11 @@ def build_detector(source: nn.Module | DictConfig | str) -> BuiltDetector:
         test_size = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
         return BuiltDetector(build_model(config), config.INPUT.FORMAT, test_size)
     node = config.model
-    input_format = OmegaConf.select(config, "dataloader.train.mapper.image_format")
+    formats = (
+        OmegaConf.select(config, f"dataloader.{section}.mapper.image_format")
+        for section in ("train", "test")
+    )
+    input_format = next((found for found in formats if found), None)
     if "student" in node:  # a distiller's config
         model = build_detector(node.student).model
     else:
@@ -86,6 +90,8 @@ def _test_size(config: DictConfig) -> tuple[int, int] | None:
     augmentations = OmegaConf.select(config, "dataloader.test.mapper.augmentations")
     if augmentations is None:
         return None
+    if not isinstance(augmentations, ListConfig):
+        return None  # a function that makes the list
     for node in augmentations:
         shortest = node.get("short_edge_length")
         if shortest is not None:

@@ -96,7 +96,7 @@ def test_unknown_field_in_a_config_is_named(dataset):
         (dict(train="toy_imges"), r"dataloader.train.*'toy_imges'. Did you mean toy_images"),
         (dict(test="toy_imges"), r"dataloader.test.*'toy_imges'. Did you mean toy_images"),
         (dict(test="toy_gone"), r"expected the files of 'toy_gone', found no nowhere.json"),
-        (dict(test="toy_nothing"), r"expected images, 'toy_nothing' has none"),
+        (dict(test="toy_nothing"), r"expected images, found none in 'toy_nothing'"),
     ],
 )
 def test_misspelled_and_empty_datasets_are_named(dataset, names, message):

@@ -83,7 +83,9 @@ def check_kinds(path: str, node: DictConfig) -> None:
 
 def _hints(target: Any) -> dict[str, Any]:
     # A class's own __init__ may pass fields on to its bases, see `d2kd.signature`.
-    owners = [c.__init__ for c in reversed(target.__mro__)] if inspect.isclass(target) else [target]
+    owners: list[Any] = [target]
+    if inspect.isclass(target):
+        owners = [vars(c)["__init__"] for c in reversed(target.__mro__) if "__init__" in vars(c)]
     hints: dict[str, Any] = {}
     for owner in owners:
         try:
@@ -165,9 +167,9 @@ def _takes_numbers(kind: type) -> bool:
 
 def _show(kind: Any) -> str:
     names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
-    return names.get(kind) or (
-        "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
-    )
+    if kind is type(None):
+        return "None"
+    return names.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def _short(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..values import check_choice, check_flag, check_number
 from .kinds import check_value, read_value
+from .names import nearest
 
 __all__ = ["check_device", "check_train"]
 
@@ -110,10 +110,9 @@ def _check_section(
         elif name in names:
             _check_section(field, value, checks, f"{prefix}{name}.")
         elif name not in more:
-            near = difflib.get_close_matches(name, names, n=2)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise ValueError(
-                f"{field}: expected a field of {path} ({', '.join(names)}), found {name!r}.{hint} "
+                f"{field}: expected a field of {path} ({', '.join(names)}), found {name!r}."
+                f"{nearest(name, names)} "
                 f"Fields of your own belong into another section than `train`."
             )
 

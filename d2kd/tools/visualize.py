@@ -36,6 +36,7 @@ from torch import nn
 
 from d2kd import Teacher, model_zoo
 from d2kd.checkpoint import load_strictly
+from d2kd.checks import nearest
 from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
@@ -115,7 +116,8 @@ def load_records(args: argparse.Namespace, cfg: DictConfig) -> list[dict]:
     else:
         name = _dataset_name(args, cfg)
         if name not in DatasetCatalog.list():
-            raise ValueError(f"--dataset: expected a registered dataset, found {name!r}.")
+            hint = nearest(name, DatasetCatalog.list())
+            raise ValueError(f"--dataset: expected a registered dataset, found {name!r}.{hint}")
         records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"expected images, found none in {args.images or name}.")
@@ -130,8 +132,18 @@ def _dataset_name(args: argparse.Namespace, cfg: DictConfig) -> str:
 
 
 def make_picture(record: Mapping[str, Any], mapper: Callable[[dict], dict]) -> Picture:
-    """Read an image and map it as for evaluation."""
-    pixels = utils.read_image(record["file_name"], format="RGB")
+    """Read an image and map it as for evaluation.
+
+    Raises:
+        ValueError: the file is no image.
+    """
+    try:
+        pixels = utils.read_image(record["file_name"], format="RGB")
+    except Exception as error:  # whatever the image library raises
+        raise ValueError(
+            f"expected an image that can be read at {record['file_name']!r}, found "
+            f"{type(error).__name__}: {error}"
+        ) from error
     height, width = pixels.shape[:2]
     given = {**copy.deepcopy(dict(record)), "height": height, "width": width}
     inputs = mapper(given)
@@ -264,6 +276,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="folder for visualize.png")
     add_debug(parser)
     args = parser.parse_intermixed_args(argv)
+    # --images also takes the overrides that follow it.
+    swallowed = [x for x in args.images or () if "=" in x and not Path(x).exists()]
+    args.images = [x for x in args.images or () if x not in swallowed] or None
+    args.overrides += swallowed
     if args.count < 1:
         parser.error(f"--count: expected at least 1, found {args.count}")
     return args

@@ -259,9 +259,9 @@ def test_threshold_below_the_floor_is_told(place, caplog):
         ("labels.images.path=x", r"labels\.images: expected dict\(dataset=NAME\) or"),
         ("labels.images.folder=/nowhere", "expected a folder, found none at /nowhere"),
         ("labels.teachers.big.classes=[ant, bee]", "the names of its 3 classes, found 2"),
-        ("labels.teachers.big.score_floor=1.5", "0 <= score_floor < 1, found 1.5"),
+        ("labels.teachers.big.score_floor=1.5", "expected a number >= 0 and < 1, found 1.5"),
         ("labels.classes=[ant, bee, dog]", "the teacher's classes are not the student's"),
-        ("labels.unit_size=0", "unit_size: expected at least 1, found 0"),
+        ("labels.unit_size=0", "unit_size: expected a whole number >= 1, found 0"),
         ("labels.max_rejected=0", r"at most 0\.00% of 11 images to be unreadable"),
     ],
 )
@@ -280,7 +280,7 @@ def test_mistakes_are_named(place, override, message):
         ("labels.fit.datset=toy_labeled", r"labels\.fit: expected dict\(dataset=NAME, images="),
         (
             "labels.fit.dataset=toy_two",
-            r"of all classes that teachers know, 'toy_two' .* \['cat'\]",
+            r"of all classes that teachers know, found that 'toy_two' .* \['cat'\]",
         ),
         (
             "labels.thresholds=fixed",
@@ -324,7 +324,7 @@ def test_thresholds_that_need_truths_say_so_before_anything_is_labeled(place, mo
     )
     monkeypatch.setattr("d2kd.pseudo.pipeline.label_images", None)
     with pytest.raises(
-        ValueError, match=r"DistributionThresholds is fitted .* Set labels\.fit\.dataset"
+        ValueError, match=r"DistributionThresholds is fitted.* Set labels\.fit\.dataset"
     ):
         run(place)
     with pytest.raises(TypeError, match="not callable"):  # `label`: nothing was amiss

@@ -133,7 +133,11 @@ def describe_entries(
     found = describe(entries, seeds[0])
     problems = [f"{e}: {d.problem}" for e, d in zip(entries, found, strict=True) if d.problem]
     if training and problems:
-        raise ValueError("\n  ".join(["nothing was trained, because of these entries:", *problems]))
+        shown = "\n  ".join(problems)
+        raise ValueError(
+            f"expected entries that can be trained, found others: nothing was trained, because of "
+            f"these entries:\n  {shown}"
+        )
     return {entry.name: description for entry, description in zip(entries, found, strict=True)}
 
 

@@ -64,7 +64,7 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
     from d2kd.config import check_config, load_config
     from d2kd.data import register_all
 
-    from . import cost, data, detectors
+    from . import cost, data, detectors, machine
 
     cfg = None
     with report.check("config"):
@@ -77,6 +77,7 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
         fields = copy.deepcopy(cfg)
         fields.dataloader = {}  # its data sets are checked below, one by one
         check_config(fields)
+        machine.check_output(report, cfg.train.output_dir)
         report.ok("config", f"{args.config}: all fields are known, train.device={cfg.train.device}")
     runs = report.count(PROBLEM) == start
     start = report.count(PROBLEM)
