@@ -204,6 +204,22 @@ def test_images_have_the_test_size_of_the_teachers_config(model, size, shape, tm
     assert tuple(pixels.shape) == (3, *shape) and (image.height, image.width) == (48, 64)
 
 
+@pytest.mark.parametrize("fields", [dict(min_size_test=64), {}])
+def test_a_size_that_no_config_says_is_a_warning(fields, tmp_path, caplog):
+    with caplog.at_level("WARNING", "d2kd.pseudo"):
+        LabelTeacher(L(toys.retinanet)(), None, NAMES, **fields)
+        LabelTeacher(lazy(tmp_path / "a.py", RESIZE.format(96, 120)), None, NAMES)
+    said = [r for r in caplog.records if "does not say at which size" in r.getMessage()]
+    assert len(said) == (not fields)
+
+
+def test_the_channel_order_of_the_test_images_is_the_teachers(tmp_path):
+    config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
+    text = (tmp_path / "a.py").read_text()
+    (tmp_path / "a.py").write_text(text + "dataloader.test.mapper.image_format = 'RGB'\n")
+    assert LabelTeacher(config, None, NAMES).input_format == "RGB"
+
+
 def test_given_test_size_overrides_the_config(tmp_path):
     config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
     made = LabelTeacher(config, None, NAMES, min_size_test=64)

@@ -351,3 +351,31 @@ def test_two_processes_write_what_one_does(place, torchrun):
     command += [] if torchrun else ["--num-gpus", "2"]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **path_of})
     assert (raw(place), path.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("labels.num_workers=-1", "labels.num_workers: expected a whole number >= 0, found -1"),
+        ("labels.max_rejected=2", "labels.max_rejected: expected a number >= 0 and <= 1, found 2"),
+        ("labels.seed=x", "labels.seed: expected a whole number >= 0"),
+        ("labels.teachers.big.batch_size=two", "teachers.big.batch_size: expected a whole number"),
+        ("labels.teachers.big.min_size=3", "labels.teachers.big.min_size: .* mean min_size_test"),
+        ("labels.fusion.iou=high", "labels.fusion.iou: expected a finite number, found 'high'"),
+        ("labels.teachers=3", "labels.teachers: expected dict"),
+        ("labels=3", "expected a section `labels` with fields, found 3"),
+        ("lables.unit_size=3", "override 'lables.unit_size=3': .*Did you mean labels"),
+        ("labels.unit_size", "override 'labels.unit_size': expected FIELD=VALUE"),
+    ],
+)
+def test_names_and_kinds_are_checked(place, override, message):
+    with pytest.raises(ValueError, match=message):
+        run(place, override)
+    assert not (place / "labels" / "labels.json").exists()
+
+
+def test_the_config_may_stand_alone_and_options_after_overrides(place, capsys):
+    config = str(place / "config.py")
+    assert pseudo_label.main([config, "labels.unit_size=5", "--dry-run"]) == 0
+    assert "images per second" in capsys.readouterr().out
+    assert not (place / "labels").exists()
