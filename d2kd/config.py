@@ -92,6 +92,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
         ValueError: the message names the field, what was expected, what was found, and the nearest
             names.
     """
+    check_train(cfg.train)
     for path, node in _nodes(cfg):
         if "_target_" in node:
             check_names(path, node)
@@ -106,7 +107,6 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     _check_datasets(cfg)
     _check_classes(cfg)
     _check_channel_order(cfg)
-    check_train(cfg.train)
     check_device(str(cfg.train.get("device", "cuda")))
 
 

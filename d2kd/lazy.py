@@ -113,7 +113,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         try:
             if override.startswith("="):
-                raise ValueError("no field before the sign")
+                raise ValueError("expected a field before the sign, found none")
             LazyConfig.apply_overrides(cfg, [override])
         except Exception as error:  # Hydra's and OmegaConf's errors have no common class
             message = (str(error).strip().splitlines() or [""])[0]

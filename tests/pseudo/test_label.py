@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from PIL import Image as Picture
 
 from d2kd.data.manifest import Image, Manifest
+from d2kd.pseudo import label
 from d2kd.pseudo.label import _batches, label_images, open_cache
 from tests.pseudo import pictures
 from tests.pseudo.ranks import parts

@@ -216,7 +216,8 @@ def test_a_size_that_no_config_says_is_a_warning(fields, tmp_path, caplog):
 def test_the_channel_order_of_the_test_images_is_the_teachers(tmp_path):
     config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
     text = (tmp_path / "a.py").read_text()
-    (tmp_path / "a.py").write_text(text + "dataloader.test.mapper.image_format = 'RGB'\n")
+    text += "dataloader['test']['mapper'].image_format = 'RGB'\n"
+    (tmp_path / "a.py").write_text(text)
     assert LabelTeacher(config, None, NAMES).input_format == "RGB"
 
 
