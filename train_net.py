@@ -12,6 +12,7 @@ if __name__ == "__main__":
     configure_threads()  # OpenMP reads its settings when PyTorch is imported
 
 import logging
+import sys
 
 import torch
 from detectron2.config import instantiate
@@ -22,6 +23,7 @@ from detectron2.utils import comm
 from d2kd import Distiller
 from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import Checkpointer
+from d2kd.commands import call, parse_arguments
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
@@ -93,11 +95,17 @@ def main(args):
     register_all()
     cfg = load_config(args.config_file, args.opts)
     setup_loggers(cfg.train.output_dir, comm.get_rank())
-    default_setup(cfg, args)
-    on_main_process(lambda: check_config(cfg))
     evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher
+    on_main_process(
+        lambda: check_config(
+            cfg,
+            training=not evaluated,
+            initial_weights=not (args.eval_teacher or args.resume),
+        )
+    )
     # This also makes the demo's data, if the config uses them.
     dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
+    default_setup(cfg, args)  # writes config.yaml: after the checks, so that it keeps that of a run
     if not evaluated:
         do_train(args, cfg, dataset)
         return
@@ -117,5 +125,9 @@ def argument_parser():
     return parser
 
 
+def run(argv):
+    launch(main, parse_arguments(argument_parser(), argv))
+
+
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    sys.exit(call("train_net.py", run))

@@ -23,6 +23,7 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .commands import launch_processes
 from .data.named_errors import build_loader, name_errors
 from .loading import predictions_in_fp32, resolve_target
 
@@ -275,7 +276,7 @@ class TrainLoader:
                     return
             self._stream = iter(build_loader(node))
         except (AssertionError, FileNotFoundError) as e:
-            raise ValueError(f"dataloader.train: expected images to train on, but: {e}") from e
+            raise ValueError(f"dataloader.train: expected images to train on, found: {e}") from e
         logger.warning(
             "dataloader.train has its own sampler or target: a resumed run starts its data from "
             "the beginning, so that resuming is not exact."
@@ -294,20 +295,32 @@ class TrainLoader:
         return build_detection_train_loader(dataset=self._dataset, **rest)
 
 
+def _check_processes(count: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 1 or (gpus and count > gpus):
+        most = f" and at most {gpus}, the GPUs of this machine" if gpus else ""
+        raise ValueError(f"--num-gpus: expected at least 1{most}, found {count}.")
+
+
 def launch(main: Callable, args) -> None:
     """Run `main(args)` in each process.
 
     The processes are started by torchrun, or else by Detectron2's `launch` as the flags say.
     """
     if "RANK" not in os.environ or "LOCAL_WORLD_SIZE" not in os.environ:
-        detectron2_launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        _check_processes(args.num_gpus)
+
+        def start(function: Callable) -> None:
+            detectron2_launch(
+                function,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+
+        launch_processes(start, main, args.num_gpus, args.num_machines)
         return
     cuda = torch.cuda.is_available()
     if cuda:

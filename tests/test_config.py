@@ -46,10 +46,12 @@ def test_only_missing_fields_of_train_are_filled_in(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "model, dataloader = {}, {}\n"
-        "train = dict(max_iter=7, teacher_check=dict(images=4), own=1, amp=dict(enabled=True))\n"
+        "train = dict(max_iter=7, teacher_check=dict(images=4), amp=dict(enabled=True))\n"
+        "mine = dict(own=1)\n"
     )
-    train = load_config(str(config), ["train.teacher_check.min_ap=30"]).train
-    assert (train.max_iter, train.own, train.log_period) == (7, 1, 20)
+    cfg = load_config(str(config), ["train.teacher_check.min_ap=30"])
+    train = cfg.train
+    assert (train.max_iter, cfg.mine.own, train.log_period) == (7, 1, 20)
     assert train.teacher_check == dict(images=4, min_ap=30)
     assert train.amp == dict(enabled=True, dtype="float16")
 

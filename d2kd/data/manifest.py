@@ -80,7 +80,10 @@ class Manifest:
             )
         records = DatasetCatalog.get(name)
         if any("file_name" not in r or "image_id" not in r for r in records):
-            raise ValueError(f"dataset {name!r}: expected file_name and image_id for each image.")
+            raise ValueError(
+                f"dataset {name!r}: expected file_name and image_id for each image, found images "
+                f"without."
+            )
         try:
             ids = [int(r["image_id"]) for r in records]
         except ValueError:

@@ -107,7 +107,7 @@ def read_truths(
         if lacking.any():
             raise ValueError(
                 f"labels.fit.dataset: expected labeled images of all classes that teachers "
-                f"know, {job.fit['dataset']!r} does not know "
+                f"know, found that {job.fit['dataset']!r} does not know "
                 f"{[name for name, k in zip(job.classes, lacking, strict=True) if k]}"
             )
     return truth, fit_truth

@@ -217,6 +217,32 @@ def test_no_gpu(folder, capsys, monkeypatch):
     assert status == 1 and "found 'cuda' but no GPU" in problem.text
 
 
+def test_output_that_cannot_be_written(folder, capsys, monkeypatch):
+    text = {line.subject: line.text for line in examine(capsys, "--no-step")[1]}
+    assert "can be written" in text["output"]
+    Path("file").write_text("")
+    _, lines = examine(capsys, "--no-step", "train.output_dir=file/run")
+    assert "expected a folder, found a file" in problems(lines)[0].text
+
+    def refuse(**_):  # a test may run as root, who may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    _, lines = examine(capsys, "--no-step", "train.output_dir=runs/a")
+    assert "expected a folder that can be written, found" in problems(lines)[0].text
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "override", ["train.max_iter=abc", "optimizer.lr=abc", "train.device=cpuu"]
+)
+def test_wrong_values_are_problems(folder, capsys, override):
+    status, lines = examine(capsys, "--no-step", override)
+    field, value = override.split("=")
+    assert status == 1 and f"found '{value}'" in problems(lines)[0].text
+    assert field in problems(lines)[0].text
+
+
 def test_unknown_field_and_missing_config(folder, capsys):
     status, lines = examine(capsys, "model.methods.fgd.wieght=3")
     assert status == 1 and "Did you mean weight" in problems(lines)[0].text

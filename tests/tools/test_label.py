@@ -295,9 +295,9 @@ def test_threshold_below_the_floor_is_told(place, caplog):
         ("labels.images.path=x", r"labels\.images: expected dict\(dataset=NAME\) or"),
         ("labels.images.folder=/nowhere", "expected a folder, found none at /nowhere"),
         ("labels.teachers.big.classes=[ant, bee]", "the names of its 3 classes, found 2"),
-        ("labels.teachers.big.score_floor=1.5", "0 <= score_floor < 1, found 1.5"),
+        ("labels.teachers.big.score_floor=1.5", "expected a number >= 0 and < 1, found 1.5"),
         ("labels.classes=[ant, bee, dog]", "the teacher's classes are not the student's"),
-        ("labels.unit_size=0", "unit_size: expected at least 1, found 0"),
+        ("labels.unit_size=0", "unit_size: expected a whole number >= 1, found 0"),
         ("labels.max_rejected=0", r"at most 0\.00% of 11 images to be unreadable"),
     ],
 )
@@ -316,7 +316,7 @@ def test_mistakes_are_named(place, override, message):
         ("labels.fit.datset=toy_labeled", r"labels\.fit: expected dict\(dataset=NAME, images="),
         (
             "labels.fit.dataset=toy_two",
-            r"of all classes that teachers know, 'toy_two' .* \['cat'\]",
+            r"of all classes that teachers know, found that 'toy_two' .* \['cat'\]",
         ),
         (
             "labels.thresholds=fixed",
@@ -360,7 +360,7 @@ def test_thresholds_that_need_truths_say_so_before_anything_is_labeled(place, mo
     )
     monkeypatch.setattr("d2kd.pseudo.pipeline.label_images", None)
     with pytest.raises(
-        ValueError, match=r"DistributionThresholds is fitted .* Set labels\.fit\.dataset"
+        ValueError, match=r"DistributionThresholds is fitted.* Set labels\.fit\.dataset"
     ):
         run(place)
     with pytest.raises(TypeError, match="not callable"):  # `label`: nothing was amiss
@@ -387,3 +387,31 @@ def test_two_processes_write_what_one_does(place, torchrun):
     command += [] if torchrun else ["--num-gpus", "2"]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **path_of})
     assert (raw(place), path.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("labels.num_workers=-1", "labels.num_workers: expected a whole number >= 0, found -1"),
+        ("labels.max_rejected=2", "labels.max_rejected: expected a number >= 0 and <= 1, found 2"),
+        ("labels.seed=x", "labels.seed: expected a whole number >= 0"),
+        ("labels.teachers.big.batch_size=two", "teachers.big.batch_size: expected a whole number"),
+        ("labels.teachers.big.min_size=3", "labels.teachers.big.min_size: .* mean min_size_test"),
+        ("labels.fusion.iou=high", "labels.fusion.iou: expected a finite number, found 'high'"),
+        ("labels.teachers=3", "labels.teachers: expected dict"),
+        ("labels=3", "expected a section `labels` with fields, found 3"),
+        ("lables.unit_size=3", "override 'lables.unit_size=3': .*Did you mean labels"),
+        ("labels.unit_size", "override 'labels.unit_size': expected FIELD=VALUE"),
+    ],
+)
+def test_names_and_kinds_are_checked(place, override, message):
+    with pytest.raises(ValueError, match=message):
+        run(place, override)
+    assert not (place / "labels" / "labels.json").exists()
+
+
+def test_the_config_may_stand_alone_and_options_after_overrides(place, capsys):
+    config = str(place / "config.py")
+    assert pseudo_label.main([config, "labels.unit_size=5", "--dry-run"]) == 0
+    assert "images per second" in capsys.readouterr().out
+    assert not (place / "labels").exists()

@@ -135,7 +135,9 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
     summary += [f"{name} {_number(truth[name], 1)}" for name in ("APs", "APm", "APl")]
     parts = [
         f"## Comparison with ground truth\n\n{truth['source']}: {truth['images']} images. AP of "
-        f"the boxes, in percent: {', '.join(summary)}. Images that are left out and crowds do not "
+        f"the boxes, in percent: {', '.join(summary)}. It counts only boxes above the "
+        f"high threshold: regions to ignore are no labels, so that it is lower than the AP of the "
+        f"teacher, which has boxes of all scores. Images that are left out and crowds do not "
         f"count.\n"
     ]
     if truth["unknown_classes"]:

@@ -19,6 +19,8 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from d2kd.commands import add_debug
+
 from .report import OK, PROBLEM, WARNING, Report
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="fields of the config, key=value")
     parser.add_argument("--num-gpus", type=int, default=1, help="that share a batch; default: 1")
     parser.add_argument("--no-step", action="store_true", help="measure no step")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     if args.num_gpus < 1:
         parser.error(f"--num-gpus: expected at least 1, found {args.num_gpus}")
@@ -74,7 +77,7 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
     from d2kd.config import check_config, load_config
     from d2kd.data import register_all
 
-    from . import cost, data, detectors
+    from . import cost, data, detectors, machine
 
     cfg = None
     with report.check("config"):
@@ -87,6 +90,7 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
         fields = copy.deepcopy(cfg)
         fields.dataloader = {}  # its data sets are checked below, one by one
         check_config(fields)
+        machine.check_output(report, cfg.train.output_dir)
         report.ok("config", f"{args.config}: all fields are known, train.device={cfg.train.device}")
     runs = report.count(PROBLEM) == start
     start = report.count(PROBLEM)
