@@ -21,6 +21,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 
 from d2kd import Distiller
+from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import Checkpointer
 from d2kd.commands import call, parse_arguments
 from d2kd.config import check_config, config_path, load_config
@@ -28,19 +29,21 @@ from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
+from d2kd.ranks import on_main_process
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
 
 
-def do_train(args, cfg):
+def do_train(args, cfg, dataset=None):
     """
     Args:
         cfg: the sections of Detectron2's lazyconfig_train_net.py: model, optimizer, lr_multiplier,
             dataloader.{train,test,evaluator} and train. configs/common/train.py explains the fields
             of `train`.
+        dataset: the training set, where the audit had to load it.
     """
-    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
+    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate, dataset)
     loader.prepare()
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
@@ -93,17 +96,19 @@ def main(args):
     args.config_file = config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     setup_loggers(cfg.train.output_dir, comm.get_rank())
-    if comm.is_main_process():
-        # This also makes the demo's data, if the config uses them.
-        check_config(
+    evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher
+    on_main_process(
+        lambda: check_config(
             cfg,
-            training=not (args.eval_only or args.eval_teacher),
+            training=not evaluated,
             initial_weights=not (args.eval_teacher or args.resume),
         )
-    comm.synchronize()
+    )
+    # This also makes the demo's data, if the config uses them.
+    dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
     default_setup(cfg, args)  # writes config.yaml: after the checks, so that it keeps that of a run
-    if not (args.eval_only or args.eval_teacher):
-        do_train(args, cfg)
+    if not evaluated:
+        do_train(args, cfg, dataset)
         return
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_teacher:

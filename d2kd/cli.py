@@ -27,6 +27,7 @@ COMMANDS = {
     "demo": Command("demo", "train a small student with and without its teacher, in minutes"),
     "train": Command("write_config", "train with a config, or write the config for you first"),
     "evaluate": Command("evaluate", "evaluate a checkpoint, or the teacher of a config"),
+    "audit": Command("audit", "look for mistakes in the data of a config, or in a data set"),
     "label": Command("label", "label images with teachers, to train a student on them"),
     "data": Command("data", "convert labels (VOC, YOLO, DeepPCB) to a registered COCO dataset"),
     "weights": Command("weights", "convert ImageNet weights of packages for backbones of timm"),

@@ -20,11 +20,19 @@ from .checks import (
     field_names,
     nearest,
 )
+from .data.partial import load_class_subset
 from .lazy import apply_overrides, load_lazy_config
 from .loading import resolve_target
 from .pseudo.coco import load_pseudo_labels
 
-__all__ = ["check_config", "config_path", "load_config"]
+__all__ = [
+    "check_config",
+    "class_lists",
+    "config_path",
+    "dataset_names",
+    "load_config",
+    "nodes",
+]
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -84,12 +92,12 @@ def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
 
 
 def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bool = False) -> None:
-    """Check fields, datasets, classes, channel order and device of a config.
+    """Check fields, names of datasets, channel order and device of a config.
 
-    It finds fields that their target does not have, datasets that are not registered, missing or
-    empty, datasets with more classes than the model, datasets that number a class differently, a
-    channel order that the distiller does not expect, and a device that this machine does not have.
-    Values are checked by the annotations and defaults of their targets, see `d2kd.checks`.
+    It finds fields that their target does not have, datasets that are not registered, images in
+    another channel order than the distiller or the training expects, and a device that this machine
+    does not have. Values are checked by the annotations and defaults of their targets, see
+    `d2kd.checks`. `d2kd.audit` looks into the data.
 
     Args:
         cfg: from `load_config`.
@@ -101,7 +109,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
             names.
     """
     check_train(cfg.train)
-    for path, node in _nodes(cfg):
+    for path, node in nodes(cfg):
         if "_target_" in node:
             check_names(path, node)
             check_kinds(path, node)
@@ -109,12 +117,12 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))
     if "lr_multiplier" in cfg:
-        check_schedule(cfg, list(_nodes(cfg.lr_multiplier, "lr_multiplier")))
+        check_schedule(cfg, list(nodes(cfg.lr_multiplier, "lr_multiplier")))
     if initial_weights:
         _check_initial_weights(cfg.train.init_checkpoint)
     _check_datasets(cfg)
-    _check_classes(cfg)
     _check_channel_order(cfg)
+    _check_test_channel_order(cfg)
     check_device(str(cfg.train.get("device", "cuda")))
 
 
@@ -127,70 +135,49 @@ def _check_initial_weights(path: str | None) -> None:
 
 
 def _check_datasets(cfg: DictConfig) -> None:
-    for path, name in _dataset_names(cfg.get("dataloader", {})):
+    for path, name in dataset_names(cfg.get("dataloader", {})):
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"dataloader.{path}: expected a registered dataset, found {name!r}."
                 f"{nearest(name, DatasetCatalog.list())} Register it in the config or with "
                 f"detectron2.data.datasets.register_coco_instances."
             )
-    # The training set is read before the first step anyway. The test set would be read only at the
-    # first evaluation, hours later.
-    for path, name in _dataset_names(cfg.get("dataloader", {}).get("test", {})):
-        try:
-            images = DatasetCatalog.get(name)
-        except FileNotFoundError as e:
-            raise ValueError(
-                f"dataloader.test.{path}: expected the files of {name!r}, found no {e.filename}. "
-                f"Detectron2 looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."
-            ) from e
-        if not images:
-            raise ValueError(f"dataloader.test.{path}: expected images, found none in {name!r}.")
 
 
-def _check_classes(cfg: DictConfig) -> None:
-    # On a GPU, a class index that is too large stops the first step with a device-side assertion
-    # that names neither the field nor the dataset.
-    model = cfg.model.get("student", cfg.model)
-    lists = list(_class_lists(cfg.get("dataloader", {})))
-    for path in ("num_classes", "roi_heads.num_classes"):
-        found = OmegaConf.select(model, path) if isinstance(model, DictConfig) else None
-        for where, classes in lists:
-            if found is not None and len(classes) > found:
-                raise ValueError(
-                    f"{path}: expected at least the {len(classes)} classes of {where}, found "
-                    f"{found}."
-                )
-    # If two lists number the same name differently, training and evaluation mean different classes.
-    known: dict[str, tuple[int, str]] = {}
-    for where, classes in lists:
-        for i, name in enumerate(classes):
-            before, elsewhere = known.setdefault(str(name).casefold(), (i, where))
-            if i != before:
-                raise ValueError(
-                    f"classes: expected one order for all data, found {name!r} as number {before} "
-                    f"of {elsewhere} and as number {i} of {where}. Register one of them with the "
-                    f"classes of the other, or label with them (labels.classes)."
-                )
-
-
-def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
+def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
     """Pairs of a place in the config and its ordered class names.
 
-    Classes are named by registered datasets and by pseudo labels.
+    Classes are named by registered datasets and by pseudo labels. Some datasets know their classes
+    only after they are loaded.
+
+    Args:
+        node: a section of `dataloader`, such as `train`.
+        section: its name.
     """
-    for path, name in _dataset_names(cfg):
-        # Some datasets know their classes only after they are loaded.
+    for path, name in dataset_names(node):
         classes = MetadataCatalog.get(name).get("thing_classes", None)
         if classes is not None:
-            yield f"{name!r} (dataloader.{path})", list(classes)
-    for path, node in _nodes(cfg):
-        if "_target_" in node and resolve_target(node) is load_pseudo_labels:
-            provenance = Path(node.path).with_name("provenance.json")
+            yield f"{name!r} (dataloader.{section}.{path})", list(classes)
+    for path, labels in nodes(node):
+        target = resolve_target(labels) if "_target_" in labels else None
+        if target is load_class_subset:
+            yield f"classes (dataloader.{section}.{path})", list(labels.classes)
+        if target is load_pseudo_labels:
+            provenance = Path(labels.path).with_name("provenance.json")
             if provenance.exists():  # reading the labels reports a missing file
                 made_from = json.loads(provenance.read_text()).get("made_from", {})
                 if classes := made_from.get("settings", {}).get("classes"):
-                    yield f"{node.path} (dataloader.{path})", list(classes)
+                    yield f"{labels.path} (dataloader.{section}.{path})", list(classes)
+
+
+def _check_test_channel_order(cfg: DictConfig) -> None:
+    loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
+    tested = OmegaConf.select(cfg, "dataloader.test.mapper.image_format")
+    if None not in (loaded, tested) and loaded != tested:
+        raise ValueError(
+            f"dataloader.test.mapper.image_format: expected {loaded!r}, the channel order of the "
+            f"training images (dataloader.train.mapper.image_format), found {tested!r}."
+        )
 
 
 def _check_channel_order(cfg: DictConfig) -> None:
@@ -214,15 +201,15 @@ def _check_channel_order(cfg: DictConfig) -> None:
         )
 
 
-def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+def nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """All nodes of a config with their paths, from the top down."""
     if isinstance(cfg, DictConfig):
         yield path, cfg
         for key in map(str, cfg):
-            yield from _nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
+            yield from nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
     elif isinstance(cfg, ListConfig):
         for i, item in enumerate(cfg):
-            yield from _nodes(item, f"{path}[{i}]")
+            yield from nodes(item, f"{path}[{i}]")
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -249,9 +236,9 @@ def _check_key(cfg: DictConfig, key: str) -> None:
         )
 
 
-def _dataset_names(cfg) -> Iterator[tuple[str, str]]:
+def dataset_names(cfg) -> Iterator[tuple[str, str]]:
     """Pairs of a field that names a dataset, and the name; one pair for each name of a list."""
-    for path, node in _nodes(cfg):
+    for path, node in nodes(cfg):
         for key in ("names", "dataset_name"):
             value = node.get(key)
             if isinstance(value, (str, ListConfig, list, tuple)):

@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .commands import launch_processes
+from .data.named_errors import build_loader, name_errors
 from .loading import predictions_in_fp32, resolve_target
 
 __all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
@@ -248,11 +249,13 @@ class TrainLoader:
     Args:
         node: the LazyConfig node.
         accumulate: number of batches in one step.
+        dataset: what `node.dataset` gives, where it was loaded before.
     """
 
-    def __init__(self, node, accumulate: int = 1):
+    def __init__(self, node, accumulate: int = 1, dataset: Any = None):
         self._node = node
         self._accumulate = accumulate
+        self._loaded: Any = dataset
         self._dataset: Any = None
         self._stream: Any = None
 
@@ -267,11 +270,11 @@ class TrainLoader:
         node = self._node
         try:
             if resolve_target(node) is build_detection_train_loader and not node.get("sampler"):
-                dataset = instantiate(node.dataset)
+                dataset = instantiate(node.dataset) if self._loaded is None else self._loaded
                 if not isinstance(dataset, torch.utils.data.IterableDataset):
                     self._dataset = dataset
                     return
-            self._stream = iter(instantiate(node))
+            self._stream = iter(build_loader(node))
         except (AssertionError, FileNotFoundError) as e:
             raise ValueError(f"dataloader.train: expected images to train on, found: {e}") from e
         logger.warning(
@@ -285,6 +288,7 @@ class TrainLoader:
             return self._stream
         node = self._node
         rest = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
+        rest["mapper"] = name_errors(rest.get("mapper"))
         rest["sampler"] = _Sampler(
             len(self._dataset), seed, step * self._accumulate * node.total_batch_size
         )

@@ -23,6 +23,7 @@ from detectron2.data.detection_utils import SizeMismatchError, read_image
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.audit.images import read_header
 from ..data.manifest import Image, Manifest
 from ..matching import Detections
 from ..threads import available_cpus
@@ -192,6 +193,9 @@ class _Images(Dataset):
     def __getitem__(self, item: tuple[int, Image]) -> tuple[int, Image, torch.Tensor | str]:
         unit, image = item
         try:
+            header = read_header(image.file_name)
+            if header.problem == "depth":  # Pillow would cut the values off at 255
+                raise ValueError(f"expected 8 bits a channel, found {header.detail}")
             pixels = read_image(image.file_name, self.input_format)
             height, width = pixels.shape[:2]
             if image.height and (image.height, image.width) != (height, width):

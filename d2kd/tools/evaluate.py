@@ -25,6 +25,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import load_strictly
 from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
@@ -33,6 +34,7 @@ from d2kd.engine import launch
 from d2kd.evaluation import evaluate, teacher_of
 from d2kd.evaluation.errors import KINDS, ErrorEvaluator
 from d2kd.loading import build_detector
+from d2kd.ranks import on_main_process
 
 __all__ = ["main"]
 
@@ -51,11 +53,10 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.overrides)
     for name in ("fvcore", "detectron2", "d2kd"):
         setup_logger(distributed_rank=comm.get_rank(), name=name)
-    if comm.is_main_process():
-        check_config(cfg)
-        if "evaluator" not in cfg.dataloader:
-            raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
-    comm.synchronize()
+    on_main_process(lambda: check_config(cfg))
+    if "evaluator" not in cfg.dataloader:
+        raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
+    audit_in_all_processes(cfg, ["test"], ["teacher" if args.teacher else "student"])
     more = [ErrorEvaluator(cfg.dataloader.test.dataset.names)] if args.errors else []
     if args.teacher:
         if args.weights:

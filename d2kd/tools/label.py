@@ -25,6 +25,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from d2kd.audit import audit_labels
 from d2kd.commands import parse_arguments
 from d2kd.data import register_all
 from d2kd.engine import launch
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         cfg = apply_overrides(load_lazy_config(args.config_file), args.opts)
         check(Path(cfg.labels.output, "labels.json"))
+    cfg = apply_overrides(load_lazy_config(args.config_file), args.opts)
+    audit_labels(cfg.get("labels") or {})
     job = LabelingJob.from_config(args.config_file, args.opts)
     if args.dry_run:
         if comm.is_main_process():

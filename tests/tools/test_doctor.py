@@ -111,6 +111,19 @@ def test_a_config_that_works(folder, capsys):
     assert logging.root.manager.disable < logging.CRITICAL
 
 
+def test_defects_of_the_data_are_shown(folder, capsys):
+    path = folder / "images" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][1]["bbox"][2] = float("nan")
+    path.write_text(json.dumps(content))
+    status, lines = examine(capsys, "--no-step")
+    shown = [(line.level, line.text) for line in lines if line.subject == "audit"]
+    assert status == 1 and [level for level, _ in shown[:2]] == ["problem", "warning"]
+    assert "expected finite numbers, found 1 of 6 boxes" in shown[0][1]
+    assert "1 of 5 boxes have a width or height of 0 or less" in shown[1][1]
+
+
 def test_a_detector_alone(folder, capsys):
     Path("alone.py").write_text(CONFIG + "model = model.student\n")
     status, lines = examine(capsys, config="alone.py")

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
 
 from d2kd.checkpoint import Checkpointer
 from d2kd.pseudo import coco
@@ -111,6 +113,40 @@ def test_two_teachers_label_a_folder(place):
         "samples.png",
     }
     assert coco.verify(place / "labels" / "labels.json") == []
+
+
+def test_report_counts_what_was_not_labeled(place):
+    for name in ("a.gif", "b.GIF", "c.txt"):
+        (place / "images" / name).write_text("no image by its suffix")
+    (place / "images" / "empty.png").write_bytes(b"")
+    deep = np.full((96, 96), 3000, np.uint16)  # Pillow would read it as all white
+    Image.fromarray(deep).save(place / "images" / "deep.png")
+    run(place, "labels.max_rejected=0.3")
+    counts = json.loads((place / "labels" / "report.json").read_text())["left_out"]
+    assert counts == {
+        "the file is empty": 1,
+        "the file cannot be read": 2,  # 03.png and deep.png
+        "no image by its suffix: .gif": 2,
+        "no image by its suffix: .txt": 1,
+    }
+    text = (place / "labels" / "report.md").read_text()
+    assert "Files that could not be labeled: " in text and "2 (the file cannot be read)" in text
+    said = json.loads((place / "labels" / "provenance.json").read_text())
+    (reason,) = [why for file, why in said["rejected"] if file.endswith("deep.png")]
+    assert "expected 8 bits a channel, found mode I;16" in reason
+    assert said["run"]["other_files"] == {".gif": 2, ".txt": 1}
+
+
+def test_truth_with_boxes_that_are_no_numbers_stops_before_labeling(place):
+    content = dict(
+        images=[dict(id=1, file_name="00.png", width=96, height=96)],
+        categories=[dict(id=1, name="ant")],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, float("nan"), 9, 9])],
+    )
+    (place / "truth.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"truth\.json: expected finite numbers, found 1 of 1"):
+        run(place, f"labels.truth={place}/truth.json")
+    assert not raw(place)
 
 
 def test_second_run_writes_the_same_and_labels_nothing(place, monkeypatch):

@@ -3,7 +3,8 @@
 Without a config, the machine is checked: versions, devices, threads. With a config, the data, the
 teacher's weights, the levels and channels that each method pairs and the numbers of classes are
 checked too. Then a step of the student alone and a distilled step run on one real batch, for their
-time and memory. Nothing is written, except that the demo's data is made where a config names it.
+time and memory. Nothing is written, except that the demo's data is made where a config names it,
+and what the audit of the data has read is cached.
 
 Each line begins with ok, warning or problem. A problem in one check does not stop the others. The
 exit status is 0 if there is no problem, else 1.
@@ -16,10 +17,14 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from d2kd.commands import add_debug
 
-from .report import PROBLEM, Report
+from .report import OK, PROBLEM, WARNING, Report
+
+if TYPE_CHECKING:
+    from d2kd.audit import Audit
 
 __all__ = ["main"]
 
@@ -60,7 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.conclude()
 
 
+def _show_audit(report: Report, audit: Audit) -> None:
+    for level, text in audit.messages:
+        report.add({"refused": PROBLEM, "warning": WARNING}.get(level, OK), "audit", text)
+    if not audit.messages:
+        report.ok("audit", f"no defects in {', '.join(s.name for s, _ in audit.sets) or 'no data'}")
+
+
 def _check_config(report: Report, args: argparse.Namespace) -> None:
+    from d2kd.audit import audit_config
     from d2kd.config import check_config, load_config
     from d2kd.data import register_all
 
@@ -84,7 +97,9 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
     classes = data.check_data(report, cfg)
     if report.count(PROBLEM) == start and runs:
         with report.check("config"):
-            check_config(cfg)  # the order of classes and of channels, too
+            check_config(cfg)  # the order of channels, too
+        with report.check("audit"):
+            _show_audit(report, audit_config(cfg))
     has_data = report.count(PROBLEM) == start
     teacher, fits = detectors.check_teacher(report, cfg)
     student, loaded = detectors.check_student(report, cfg)
