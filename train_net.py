@@ -24,7 +24,7 @@ from d2kd import Distiller
 from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import Checkpointer
 from d2kd.commands import call, parse_arguments
-from d2kd.config import check_config, load_config
+from d2kd.config import check_config, config_path, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
@@ -93,6 +93,7 @@ def do_train(args, cfg, dataset=None):
 
 def main(args):
     register_all()
+    args.config_file = config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     setup_loggers(cfg.train.output_dir, comm.get_rank())
     evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher

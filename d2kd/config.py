@@ -25,7 +25,14 @@ from .lazy import apply_overrides, load_lazy_config
 from .loading import resolve_target
 from .pseudo.coco import load_pseudo_labels
 
-__all__ = ["check_config", "class_lists", "dataset_names", "load_config", "nodes"]
+__all__ = [
+    "check_config",
+    "class_lists",
+    "config_path",
+    "dataset_names",
+    "load_config",
+    "nodes",
+]
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -43,9 +50,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         ValueError: the config's code stops with an error; an override is malformed or names a field
             that is not there; or a field of `train` has an unknown name or an impossible value.
     """
-    if not Path(path).is_file():
-        # A name in d2kd's model zoo; else this raises an error with the nearest names.
-        path = model_zoo.get_config_file(path.removeprefix("configs/"))
+    path = config_path(path)
     cfg = load_lazy_config(path)
     _check_sections(path, cfg)
     check_train(cfg.train)
@@ -57,6 +62,16 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     _check_sections(path, cfg)
     check_train(cfg.train)
     return cfg
+
+
+def config_path(name: str) -> str:
+    """The path of a config, or of one of d2kd's by its name, see `d2kd.model_zoo`.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the nearest names.
+    """
+    is_file = Path(name).is_file()
+    return name if is_file else model_zoo.get_config_file(name.removeprefix("configs/"))
 
 
 def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader", "train")) -> None:

@@ -8,15 +8,22 @@ the same before they start. What was read is cached by size and time of change, 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("audit", "d2kd audit", sys.argv[1:]))
+
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from d2kd.audit import Audit, audit_config, audit_sets
+from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 
@@ -40,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     what = "a LazyConfig and fields to change (key=value), registered datasets, or COCO files"
     add("what", nargs="+", help=what)
     add("--images", metavar="FOLDER", help="folder of the images of the COCO files")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     register_all()
     audit = _audit(args.what, args.images)
@@ -66,7 +74,3 @@ def _audit(what: Sequence[str], images: str | None) -> Audit:
             register_coco_instances(x, {}, os.path.abspath(x), images)
         names.append(x)
     return audit_sets(dict.fromkeys(names, "train"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
