@@ -22,6 +22,6 @@ def plain_errors(where: str, name: str) -> Iterator[None]:
         ) from e
     except (AssertionError, KeyError) as e:
         raise ValueError(
-            f"{where}: expected a set that can be loaded, but loading {name!r} stops with "
-            f"{type(e).__name__}: {e}"
+            f"{where}: expected a set that can be loaded, found that loading {name!r} stops "
+            f"with {type(e).__name__}: {e}"
         ) from e

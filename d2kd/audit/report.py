@@ -90,7 +90,7 @@ class Audit:
             ValueError: going on would be wrong.
         """
         if len(self.refused) > 1:
-            raise ValueError("\n".join(["the data are not as expected:", *self.refused]))
+            raise ValueError("\n".join(["expected other data, found:", *self.refused]))
         if self.refused:
             raise ValueError(self.refused[0])
 

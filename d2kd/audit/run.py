@@ -185,7 +185,7 @@ def _audit_section(
         if audited is None:
             continue
         if not audited.images:
-            raise ValueError(f"{where}: expected images, {name!r} has none.")
+            raise ValueError(f"{where}: expected images, found none in {name!r}.")
         if plain:
             audit.add_set(audited, section, standard)
         else:

@@ -267,7 +267,7 @@ def test_images_that_a_subset_leaves_out_need_not_be_there(farm):
     "names, message",
     [
         (dict(test="toy_gone"), r"expected the files of 'toy_gone', found no nowhere.json"),
-        (dict(test="toy_nothing"), r"expected images, 'toy_nothing' has none"),
+        (dict(test="toy_nothing"), r"expected images, found none in 'toy_nothing'"),
     ],
 )
 def test_sets_that_are_missing_or_empty_are_named(farm, names, message):
