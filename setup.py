@@ -49,7 +49,14 @@ setup(
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
         # backbones beside Detectron2's and torchvision's; `d2kd weights` writes safetensors
         "timm": ["timm>=1.0", "safetensors>=0.3"],
-        "dev": ["pytest>=7", "ruff>=0.4", "mypy>=1.8", "import-linter>=2.17", "timm>=1.0"],
+        "dev": [
+            "pytest>=7",
+            "hypothesis>=6.100",
+            "ruff>=0.4",
+            "mypy>=1.8",
+            "import-linter>=2.17",
+            "timm>=1.0",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import contextlib
 import logging
+import sys
 
 import torch
 from detectron2.config import instantiate
@@ -21,12 +22,15 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 
 from d2kd import Distiller
+from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import Checkpointer, load_strictly
-from d2kd.config import check_config, load_config
+from d2kd.commands import call, parse_arguments
+from d2kd.config import check_config, config_path, load_config
 from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
+from d2kd.ranks import on_main_process
 from d2kd.resume import RunRecord, first_step, training_classes
 from d2kd.run_lock import lock_run_folder
 from d2kd.writers import default_writers
@@ -34,14 +38,15 @@ from d2kd.writers import default_writers
 logger = logging.getLogger("d2kd")
 
 
-def do_train(args, cfg):
+def do_train(args, cfg, dataset=None):
     """
     Args:
         cfg: the sections of Detectron2's lazyconfig_train_net.py: model, optimizer, lr_multiplier,
             dataloader.{train,test,evaluator} and train. configs/common/train.py explains the fields
             of `train`.
+        dataset: the training set, where the audit had to load it.
     """
-    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate)
+    loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate, dataset)
     loader.prepare()
     model = instantiate(cfg.model)
     logger.info("Model:\n%s", model)
@@ -94,22 +99,29 @@ def do_train(args, cfg):
 
 def main(args):
     register_all()
+    args.config_file = config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     trains = not (args.eval_only or args.eval_teacher)
-    with contextlib.ExitStack() as stack:
-        if trains and comm.is_main_process():
-            stack.enter_context(lock_run_folder(cfg.train.output_dir))
-        run(args, cfg)
+    locks = trains and comm.is_main_process()
+    with lock_run_folder(cfg.train.output_dir) if locks else contextlib.nullcontext():
+        train_or_evaluate(args, cfg)
 
 
-def run(args, cfg):
+def train_or_evaluate(args, cfg):
     setup_loggers(cfg.train.output_dir, comm.get_rank())
-    default_setup(cfg, args)
-    if comm.is_main_process():
-        check_config(cfg)  # this also makes the demo's data, if the config uses them
-    comm.synchronize()
-    if not (args.eval_only or args.eval_teacher):
-        do_train(args, cfg)
+    evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher
+    on_main_process(
+        lambda: check_config(
+            cfg,
+            training=not evaluated,
+            initial_weights=not (args.eval_teacher or args.resume),
+        )
+    )
+    # This also makes the demo's data, if the config uses them.
+    dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
+    default_setup(cfg, args)  # writes config.yaml: after the checks, so that it keeps that of a run
+    if not evaluated:
+        do_train(args, cfg, dataset)
         return
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_teacher:
@@ -129,5 +141,9 @@ def argument_parser():
     return parser
 
 
+def run(argv):
+    launch(main, parse_arguments(argument_parser(), argv))
+
+
 if __name__ == "__main__":
-    launch(main, argument_parser().parse_args())
+    sys.exit(call("train_net.py", run))

@@ -6,14 +6,12 @@ This module does not import PyTorch: the number of threads must be set first, se
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from . import __version__
-from .threads import configure_threads
+from .commands import run_tool
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -29,6 +27,7 @@ COMMANDS = {
     "demo": Command("demo", "train a small student with and without its teacher, in minutes"),
     "train": Command("write_config", "train with a config, or write the config for you first"),
     "evaluate": Command("evaluate", "evaluate a checkpoint, or the teacher of a config"),
+    "audit": Command("audit", "look for mistakes in the data of a config, or in a data set"),
     "label": Command("label", "label images with teachers, to train a student on them"),
     "data": Command("data", "convert labels (VOC, YOLO, DeepPCB) to a registered COCO dataset"),
     "weights": Command("weights", "convert ImageNet weights of packages for backbones of timm"),
@@ -53,8 +52,8 @@ def usage() -> str:
         "usage: d2kd COMMAND ...\n\n"
         "Knowledge distillation for Detectron2.\n\n"
         "commands:\n" + "\n".join(lines) + "\n\n"
-        "`d2kd COMMAND --help` explains a command; `d2kd --version` prints the version.\n\n"
-        + EXAMPLES
+        "`d2kd COMMAND --help` explains a command; `d2kd --version` prints the version.\n"
+        "With --debug, a command shows the traceback of every error.\n\n" + EXAMPLES
     )
 
 
@@ -81,37 +80,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         expected = ", ".join(COMMANDS)
         print(f"d2kd: expected a command ({expected}), found {name!r}.{hint}", file=sys.stderr)
         return 2
-    configure_threads()
-    # PyTorch warns about Detectron2's code and about its own. Our own warnings are shown.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    warnings.filterwarnings("ignore", message="torch.meshgrid")
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    return _run(name, rest)
-
-
-def _run(name: str, argv: Sequence[str]) -> int:
-    try:
-        tool = importlib.import_module(f"d2kd.tools.{COMMANDS[name].module}")
-        return tool.main(argv) or 0
-    except KeyboardInterrupt:
-        print(f"d2kd {name}: interrupted", file=sys.stderr)
-        return 130
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "torchvision", "detectron2"):
-            raise
-        return _fail(
-            name, f"{error.name} is not installed; `make setup` in the repository installs it."
-        )
-    except (FileExistsError, FileNotFoundError, PermissionError) as error:
-        if error.errno is None:  # our own message
-            return _fail(name, str(error))
-        return _fail(name, f"expected to use {error.filename!r}, found: {error.strerror}.")
-    except (ImportError, TypeError, ValueError) as error:
-        if "expected" not in str(error):  # not one of our messages: perhaps a bug, show where
-            raise
-        return _fail(name, str(error))
-
-
-def _fail(name: str, message: str) -> int:
-    print(f"d2kd {name}: {message}", file=sys.stderr)
-    return 2
+    return run_tool(COMMANDS[name].module, f"d2kd {name}", rest)

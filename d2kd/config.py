@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from . import model_zoo
+from .checks import (
+    check_device,
+    check_kinds,
+    check_names,
+    check_schedule,
+    check_train,
+    field_names,
+    nearest,
+)
+from .data.partial import load_class_subset
+from .lazy import apply_overrides, load_lazy_config
 from .loading import resolve_target
 from .pseudo.coco import load_pseudo_labels
 
-__all__ = ["check_config", "load_config"]
+__all__ = [
+    "check_config",
+    "class_lists",
+    "config_path",
+    "dataset_names",
+    "load_config",
+    "nodes",
+]
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -31,21 +46,41 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
         the config. Missing fields of `train` have the defaults of configs/common/train.py.
 
     Raises:
-        ValueError: an override names a field that is not there.
+        FileNotFoundError: there is no such config.
+        ValueError: the config's code stops with an error; an override is malformed or names a field
+            that is not there; or a field of `train` has an unknown name or an impossible value.
     """
-    if not Path(path).is_file():
-        # A name in d2kd's model zoo; else this raises an error with the nearest names.
-        path = model_zoo.get_config_file(path.removeprefix("configs/"))
-    cfg = LazyConfig.load(path)
-    for section in ("model", "dataloader", "train"):
-        if section not in cfg:
-            sections = ", ".join(map(str, cfg)) or "no section"
-            raise ValueError(f"{path}: expected a section {section!r}, found {sections}.")
+    path = config_path(path)
+    cfg = load_lazy_config(path)
+    _check_sections(path, cfg)
+    check_train(cfg.train)
     _fill_in(cfg.train, model_zoo.get_config("common/train.py").train)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         _check_key(cfg, key)
-    return LazyConfig.apply_overrides(cfg, list(overrides))
+    apply_overrides(cfg, overrides)
+    _check_sections(path, cfg)
+    check_train(cfg.train)
+    return cfg
+
+
+def config_path(name: str) -> str:
+    """The path of a config, or of one of d2kd's by its name, see `d2kd.model_zoo`.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the nearest names.
+    """
+    is_file = Path(name).is_file()
+    return name if is_file else model_zoo.get_config_file(name.removeprefix("configs/"))
+
+
+def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader", "train")) -> None:
+    for section in sections:
+        if section not in cfg:
+            found = ", ".join(map(str, cfg)) or "no section"
+            raise ValueError(f"{path}: expected a section {section!r}, found {found}.")
+        if not isinstance(cfg[section], DictConfig):
+            raise ValueError(f"{section}: expected a section with fields, found {cfg[section]!r}.")
 
 
 def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
@@ -56,99 +91,93 @@ def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
             _fill_in(section[key], value)
 
 
-def check_config(cfg: DictConfig) -> None:
-    """Check fields, datasets, classes, channel order and device of a config.
+def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bool = False) -> None:
+    """Check fields, names of datasets, channel order and device of a config.
 
-    It finds fields that their target does not have, datasets that are not registered, missing or
-    empty, datasets with more classes than the model, datasets that number a class differently, a
-    channel order that the distiller does not expect, and a device that this machine does not have.
+    It finds fields that their target does not have, datasets that are not registered, images in
+    another channel order than the distiller or the training expects, and a device that this machine
+    does not have. Values are checked by the annotations and defaults of their targets, see
+    `d2kd.checks`. `d2kd.audit` looks into the data.
+
+    Args:
+        cfg: from `load_config`.
+        training: whether the sections that only a training needs must be there.
+        initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
 
     Raises:
         ValueError: the message names the field, what was expected, what was found, and the nearest
             names.
     """
-    for path, node in _nodes(cfg):
+    check_train(cfg.train)
+    for path, node in nodes(cfg):
         if "_target_" in node:
-            _check_fields(path, node)
+            check_names(path, node)
+            check_kinds(path, node)
+    if training:
+        _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
+        _check_sections("dataloader", cfg.dataloader, ("train",))
+    if "lr_multiplier" in cfg:
+        check_schedule(cfg, list(nodes(cfg.lr_multiplier, "lr_multiplier")))
+    if initial_weights:
+        _check_initial_weights(cfg.train.init_checkpoint)
     _check_datasets(cfg)
-    _check_classes(cfg)
     _check_channel_order(cfg)
-    device = str(cfg.train.get("device", "cuda"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    _check_test_channel_order(cfg)
+    check_device(str(cfg.train.get("device", "cuda")))
+
+
+def _check_initial_weights(path: str | None) -> None:
+    if path and "://" not in str(path) and not Path(path).is_file():
         raise ValueError(
-            f"train.device: expected a device of this machine, found {device!r} but no GPU. "
-            f"Add train.device=cpu to the command."
+            f"train.init_checkpoint: expected a file or a URL, found no file at {str(path)!r}. A "
+            f"path is relative to the current folder."
         )
-    amp = cfg.train.amp
-    if amp.enabled and amp.dtype not in ("float16", "bfloat16"):
-        raise ValueError(f"train.amp.dtype: expected float16 or bfloat16, found {amp.dtype!r}")
 
 
 def _check_datasets(cfg: DictConfig) -> None:
-    for path, name in _dataset_names(cfg.get("dataloader", {})):
+    for path, name in dataset_names(cfg.get("dataloader", {})):
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"dataloader.{path}: expected a registered dataset, found {name!r}."
-                f"{_nearest(name, DatasetCatalog.list())} Register it in the config or with "
+                f"{nearest(name, DatasetCatalog.list())} Register it in the config or with "
                 f"detectron2.data.datasets.register_coco_instances."
             )
-    # The training set is read before the first step anyway. The test set would be read only at the
-    # first evaluation, hours later.
-    for path, name in _dataset_names(cfg.get("dataloader", {}).get("test", {})):
-        try:
-            images = DatasetCatalog.get(name)
-        except FileNotFoundError as e:
-            raise ValueError(
-                f"dataloader.test.{path}: expected the files of {name!r}, found no {e.filename}. "
-                f"Detectron2 looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."
-            ) from e
-        if not images:
-            raise ValueError(f"dataloader.test.{path}: expected images, {name!r} has none.")
 
 
-def _check_classes(cfg: DictConfig) -> None:
-    # On a GPU, a class index that is too large stops the first step with a device-side assertion
-    # that names neither the field nor the dataset.
-    model = cfg.model.get("student", cfg.model)
-    lists = list(_class_lists(cfg.get("dataloader", {})))
-    for path in ("num_classes", "roi_heads.num_classes"):
-        found = OmegaConf.select(model, path) if isinstance(model, DictConfig) else None
-        for where, classes in lists:
-            if found is not None and len(classes) > found:
-                raise ValueError(
-                    f"{path}: expected at least the {len(classes)} classes of {where}, found "
-                    f"{found}."
-                )
-    # If two lists number the same name differently, training and evaluation mean different classes.
-    known: dict[str, tuple[int, str]] = {}
-    for where, classes in lists:
-        for i, name in enumerate(classes):
-            before, elsewhere = known.setdefault(str(name).casefold(), (i, where))
-            if i != before:
-                raise ValueError(
-                    f"classes: expected one order for all data, found {name!r} as number {before} "
-                    f"of {elsewhere} and as number {i} of {where}. Register one of them with the "
-                    f"classes of the other, or label with them (labels.classes)."
-                )
-
-
-def _class_lists(cfg) -> Iterator[tuple[str, list[str]]]:
+def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
     """Pairs of a place in the config and its ordered class names.
 
-    Classes are named by registered datasets and by pseudo labels.
+    Classes are named by registered datasets and by pseudo labels. Some datasets know their classes
+    only after they are loaded.
+
+    Args:
+        node: a section of `dataloader`, such as `train`.
+        section: its name.
     """
-    for path, name in _dataset_names(cfg):
-        # Some datasets know their classes only after they are loaded.
+    for path, name in dataset_names(node):
         classes = MetadataCatalog.get(name).get("thing_classes", None)
         if classes is not None:
-            yield f"{name!r} (dataloader.{path})", list(classes)
-    for path, node in _nodes(cfg):
-        if "_target_" in node and resolve_target(node) is load_pseudo_labels:
-            provenance = Path(node.path).with_name("provenance.json")
+            yield f"{name!r} (dataloader.{section}.{path})", list(classes)
+    for path, labels in nodes(node):
+        target = resolve_target(labels) if "_target_" in labels else None
+        if target is load_class_subset:
+            yield f"classes (dataloader.{section}.{path})", list(labels.classes)
+        if target is load_pseudo_labels:
+            provenance = Path(labels.path).with_name("provenance.json")
             if provenance.exists():  # reading the labels reports a missing file
                 made_from = json.loads(provenance.read_text()).get("made_from", {})
                 if classes := made_from.get("settings", {}).get("classes"):
-                    yield f"{node.path} (dataloader.{path})", list(classes)
+                    yield f"{labels.path} (dataloader.{section}.{path})", list(classes)
+
+
+def _check_test_channel_order(cfg: DictConfig) -> None:
+    loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
+    tested = OmegaConf.select(cfg, "dataloader.test.mapper.image_format")
+    if None not in (loaded, tested) and loaded != tested:
+        raise ValueError(
+            f"dataloader.test.mapper.image_format: expected {loaded!r}, the channel order of the "
+            f"training images (dataloader.train.mapper.image_format), found {tested!r}."
+        )
 
 
 def _check_channel_order(cfg: DictConfig) -> None:
@@ -172,73 +201,46 @@ def _check_channel_order(cfg: DictConfig) -> None:
         )
 
 
-def _nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+def nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     """All nodes of a config with their paths, from the top down."""
     if isinstance(cfg, DictConfig):
         yield path, cfg
         for key in map(str, cfg):
-            yield from _nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
+            yield from nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
     elif isinstance(cfg, ListConfig):
         for i, item in enumerate(cfg):
-            yield from _nodes(item, f"{path}[{i}]")
-
-
-def _fields(node: DictConfig) -> list[str] | None:
-    """Names of the arguments of a node's target; None if it accepts any name."""
-    target = resolve_target(node)
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return None
-    if any(p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL for p in parameters):
-        return None
-    return [p.name for p in parameters]
-
-
-def _check_fields(path: str, node: DictConfig) -> None:
-    fields = _fields(node)
-    if fields is None:
-        return
-    target = resolve_target(node)
-    for key in map(str, node):
-        if key != "_target_" and key not in fields:
-            raise ValueError(
-                f"{path}.{key}: expected a field of {target.__name__} ({', '.join(fields)}), found "
-                f"{key!r}.{_nearest(key, fields)}"
-            )
+            yield from nodes(item, f"{path}[{i}]")
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
     parts = key.split(".")
     for i, part in enumerate(parts):
         parent_path = ".".join(parts[:i])
-        parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
+        try:
+            parent = OmegaConf.select(cfg, parent_path) if parent_path else cfg
+        except OmegaConfBaseException:
+            return  # `apply_overrides` reports it
         if not isinstance(parent, DictConfig):
             return  # a list index; Detectron2 reports other mistakes
         if part in parent:
             continue
         fields = [str(key) for key in parent]
         if "_target_" in parent:
-            accepted = _fields(parent)
+            accepted = field_names(parent)
             if accepted is None or part in accepted:
                 return
             fields = accepted
         raise ValueError(
             f"override {key}: expected a field of {parent_path or 'the config'} "
-            f"({', '.join(fields)}), found {part!r}.{_nearest(part, fields)}"
+            f"({', '.join(fields)}), found {part!r}.{nearest(part, fields)}"
         )
 
 
-def _dataset_names(cfg) -> Iterator[tuple[str, str]]:
+def dataset_names(cfg) -> Iterator[tuple[str, str]]:
     """Pairs of a field that names a dataset, and the name; one pair for each name of a list."""
-    for path, node in _nodes(cfg):
+    for path, node in nodes(cfg):
         for key in ("names", "dataset_name"):
             value = node.get(key)
             if isinstance(value, (str, ListConfig, list, tuple)):
                 for name in [value] if isinstance(value, str) else value:
                     yield f"{path}.{key}".lstrip("."), name
-
-
-def _nearest(name: object, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(name), [str(k) for k in known], n=3)
-    return f" Did you mean {' or '.join(near)}?" if near else ""

@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from .inherit import inherit_weights
+from .inherit import Inherited, inherit_weights
 from .knowledge import Knowledge
 from .loading import build_detector, check_input_format
 from .loss_weights import LossWeights
@@ -19,6 +19,7 @@ from .partial_labels import mask_partial_labels
 from .readers import check_same_anchors, get_reader
 from .targets import Targets
 from .teacher import Teacher
+from .values import check_flag
 
 __all__ = ["Distiller"]
 
@@ -76,12 +77,21 @@ class Distiller(nn.Module):
         balance_period: int = 20,
     ):
         super().__init__()
+        for name, flag in dict(
+            inherit=inherit, same_classes=same_classes, teacher_assigns=teacher_assigns
+        ).items():
+            check_flag(f"Distiller.{name}", flag)
         built = build_detector(student)
         self._reader: Any = get_reader(built.model)
         if methods and teacher is None:
-            raise ValueError(f"Distiller: methods {', '.join(methods)} need a teacher, found none")
+            raise ValueError(
+                f"Distiller.teacher: expected one for the methods {', '.join(methods)}, which need "
+                f"a teacher, found none"
+            )
         if inherit and teacher is None:
-            raise ValueError("Distiller: inherit=True needs a teacher, found none")
+            raise ValueError(
+                "Distiller.teacher: expected one, because inherit=True needs a teacher, found none"
+            )
         self._adopt(built.model)
         self.distillation = Methods() if methods is None else methods
         self.teacher = teacher
@@ -99,6 +109,7 @@ class Distiller(nn.Module):
             self.teacher_needs |= {"logits", "boxes"}
         self.loss_weights = LossWeights(dict(self.distillation.items()), log_period, balance_period)
         self._inherits = inherit
+        self._inherited: Inherited | None = None
         self.inherit()
 
     @property
@@ -112,7 +123,9 @@ class Distiller(nn.Module):
         the distiller does the same to the student. The student itself is not a child module.
         """
         if "distillation" in student._modules:
-            raise ValueError("Distiller: the student already has a child named 'distillation'")
+            raise ValueError(
+                "Distiller: expected a student without a child named 'distillation', found one"
+            )
         self.__dict__["student"] = student
         self._parameters = student._parameters
         self._buffers = student._buffers
@@ -159,6 +172,9 @@ class Distiller(nn.Module):
         if not self._inherits or self.teacher is None:
             return
         inherited = inherit_weights(self._reader, self.teacher.reader)
+        if inherited == self._inherited:
+            return  # said before
+        self._inherited = inherited
         logger.info("Inherited from the teacher: %s", inherited)
         if inherited.share < _INHERITS_LITTLE:
             logger.warning(

@@ -23,6 +23,8 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .commands import launch_processes, plain_errors
+from .data.named_errors import build_loader, name_errors
 from .finite import LossWatch
 from .loading import predictions_in_fp32, resolve_target
 from .resume import same_hyperparameters
@@ -43,13 +45,12 @@ class Trainer(SimpleTrainer):
         clip_grad_norm: limit of the L2 norm of the whole gradient; 0 for no limit.
         gather_period: the losses are averaged over this many steps and then recorded. Recording
             in each step would make the host wait for the device, and for all other processes.
-        folder: where a batch is kept whose loss is NaN or infinite, see `LossWatch`; None to keep
-            none.
+        folder: where `LossWatch` keeps a batch whose loss is NaN or infinite; None to keep none.
 
     Raises:
         ValueError: `accumulate` or `clip_grad_norm` is out of its range.
-        FloatingPointError: `run_step` and `state_dict`: a loss, or the gradient that is to be
-            clipped, is NaN or infinite. So a trainer with such a loss is never saved.
+        FloatingPointError: a loss, or the gradient that is to be clipped, is NaN or infinite. The
+            state of a trainer with such a loss cannot be saved.
     """
 
     def __init__(
@@ -91,6 +92,10 @@ class Trainer(SimpleTrainer):
         """Take all following batches from this loader."""
         self.data_loader = data_loader
         self._batches = iter(data_loader)
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        with plain_errors("detectron2.engine.train_loop"):
+            super().train(start_iter, max_iter)
 
     def run_step(self) -> None:
         assert self.model.training, "expected the model in training mode, found evaluation mode"
@@ -260,11 +265,13 @@ class TrainLoader:
     Args:
         node: the LazyConfig node.
         accumulate: number of batches in one step.
+        dataset: what `node.dataset` gives, where it was loaded before.
     """
 
-    def __init__(self, node, accumulate: int = 1):
+    def __init__(self, node, accumulate: int = 1, dataset: Any = None):
         self._node = node
         self._accumulate = accumulate
+        self._loaded: Any = dataset
         self._dataset: Any = None
         self._stream: Any = None
 
@@ -279,13 +286,13 @@ class TrainLoader:
         node = self._node
         try:
             if resolve_target(node) is build_detection_train_loader and not node.get("sampler"):
-                dataset = instantiate(node.dataset)
+                dataset = instantiate(node.dataset) if self._loaded is None else self._loaded
                 if not isinstance(dataset, torch.utils.data.IterableDataset):
                     self._dataset = dataset
                     return
-            self._stream = iter(instantiate(node))
+            self._stream = iter(build_loader(node))
         except (AssertionError, FileNotFoundError) as e:
-            raise ValueError(f"dataloader.train: expected images to train on, but: {e}") from e
+            raise ValueError(f"dataloader.train: expected images to train on, found: {e}") from e
         logger.warning(
             "dataloader.train has its own sampler or target: a resumed run starts its data from "
             "the beginning, so that resuming is not exact."
@@ -297,10 +304,18 @@ class TrainLoader:
             return self._stream
         node = self._node
         rest = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
+        rest["mapper"] = name_errors(rest.get("mapper"))
         rest["sampler"] = _Sampler(
             len(self._dataset), seed, step * self._accumulate * node.total_batch_size
         )
         return build_detection_train_loader(dataset=self._dataset, **rest)
+
+
+def _check_processes(count: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < 1 or (gpus and count > gpus):
+        most = f" and at most {gpus}, the GPUs of this machine" if gpus else ""
+        raise ValueError(f"--num-gpus: expected at least 1{most}, found {count}.")
 
 
 def launch(main: Callable, args) -> None:
@@ -309,14 +324,19 @@ def launch(main: Callable, args) -> None:
     The processes are started by torchrun, or else by Detectron2's `launch` as the flags say.
     """
     if "RANK" not in os.environ or "LOCAL_WORLD_SIZE" not in os.environ:
-        detectron2_launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        _check_processes(args.num_gpus)
+
+        def start(function: Callable) -> None:
+            detectron2_launch(
+                function,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
+
+        launch_processes(start, main, args.num_gpus, args.num_machines)
         return
     cuda = torch.cuda.is_available()
     if cuda:

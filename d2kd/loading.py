@@ -8,7 +8,7 @@ import os
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import load_strictly
+from .lazy import load_lazy_config
 
 __all__ = [
     "BuiltDetector",
@@ -72,7 +73,11 @@ def build_detector(source: nn.Module | DictConfig | str) -> BuiltDetector:
         test_size = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
         return BuiltDetector(build_model(config), config.INPUT.FORMAT, test_size)
     node = config.model
-    input_format = OmegaConf.select(config, "dataloader.train.mapper.image_format")
+    formats = (
+        OmegaConf.select(config, f"dataloader.{section}.mapper.image_format")
+        for section in ("train", "test")
+    )
+    input_format = next((found for found in formats if found), None)
     if "student" in node:  # a distiller's config
         model = build_detector(node.student).model
     else:
@@ -85,6 +90,8 @@ def _test_size(config: DictConfig) -> tuple[int, int] | None:
     augmentations = OmegaConf.select(config, "dataloader.test.mapper.augmentations")
     if augmentations is None:
         return None
+    if not isinstance(augmentations, ListConfig):
+        return None  # a function that makes the list
     for node in augmentations:
         shortest = node.get("short_edge_length")
         if shortest is not None:
@@ -109,7 +116,7 @@ def load_detector_config(source: str):
     with open(source) as f:
         lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)
     if lazy:
-        return LazyConfig.load(source)
+        return load_lazy_config(source)
     config = get_cfg()
     config.merge_from_file(source)
     return config

@@ -7,7 +7,6 @@ to others. `GradientBalance` measures gradients instead.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
+
+from .values import check_number, is_number
 
 __all__ = ["GradientBalance", "LossWeights", "gradient_norms"]
 
@@ -49,9 +50,9 @@ class GradientBalance(nn.Module):
 
     def __init__(self, fraction: float, momentum: float = 0.7, warmup: int = 20):
         super().__init__()
-        self.fraction = float(fraction)
-        self.momentum = momentum
-        self.warmup = warmup
+        self.fraction = float(check_number("GradientBalance.fraction", fraction, above=0))
+        self.momentum = check_number("GradientBalance.momentum", momentum, below=1)
+        self.warmup = check_number("GradientBalance.warmup", warmup, whole=True)
         self.register_buffer("task", torch.zeros(()))
         self.register_buffer("method", torch.zeros(()))
         self._warmup_left = warmup
@@ -155,8 +156,7 @@ class LossWeights:
 
     def __init__(self, methods: Mapping[str, Any], log_period: int = 20, balance_period: int = 20):
         for name, period in dict(log_period=log_period, balance_period=balance_period).items():
-            if period < 1 or period != int(period):
-                raise ValueError(f"Distiller.{name}: expected a whole number >= 1, found {period}")
+            check_number(f"Distiller.{name}", period, least=1, whole=True)
         self.methods = methods
         self.log_period, self.balance_period = log_period, balance_period
         self.progress: float | None = None
@@ -192,7 +192,7 @@ class LossWeights:
                     f"or set `loss_weights.progress` of the distiller before each step."
                 )
             value = method.schedule(self.progress)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            if not is_number(value) or value < 0:
                 raise ValueError(
                     f"methods.{name}.schedule: expected a factor >= 0 at {self.progress:.3f} of "
                     f"training, found {value!r}"

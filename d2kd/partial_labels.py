@@ -55,14 +55,26 @@ def mask_partial_labels(detector: nn.Module, targets: Targets) -> Iterator[None]
             masked.
     """
     with ExitStack() as stack:
-        changes = [
+        changes: list[tuple[nn.Module, str, Callable]] = [
             (module, "losses", functools.partial(change, module.losses, targets))
             for module, change in ([] if targets.complete else _changes(detector, targets))
         ]
         for module, name, change in [*changes, *_instance_heads(detector)]:
-            setattr(module, name, change)
-            stack.callback(delattr, module, name)
+            stack.enter_context(_replaced(module, name, change))
         yield
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Callable) -> Iterator[None]:
+    """Replace a method of one module. A function that the user has put there before comes back."""
+    attributes = vars(module)
+    before = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        attributes.pop(name, None)
+        attributes.update(before)
 
 
 @singledispatch
@@ -72,9 +84,9 @@ def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module,
     The function is called with the module's own `losses` and the targets as first arguments.
     """
     raise TypeError(
-        f"d2kd cannot ignore regions or classes for a {type(detector).__name__}: expected "
-        f"RetinaNet, FCOS, one of d2kd.detectors or a GeneralizedRCNN. Train it on labels without "
-        f"ignored regions and with all classes annotated."
+        f"d2kd cannot ignore regions or classes for this detector: expected RetinaNet, FCOS, one "
+        f"of d2kd.detectors or a GeneralizedRCNN, found {type(detector).__name__}. Train it on "
+        f"labels without ignored regions and with all classes annotated."
     )
 
 

@@ -58,7 +58,8 @@ class Targets:
             num_classes: K; needed only if an input has "annotated_classes".
 
         Raises:
-            ValueError: an input has no "instances".
+            ValueError: an input has no "instances", or a box of a class that is not among its
+                "annotated_classes".
         """
         for i, x in enumerate(batched_inputs):
             if "instances" not in x:
@@ -70,6 +71,8 @@ class Targets:
         n, g = targets.valid.shape
         regions = [x.get("ignore_boxes", ()) for x in batched_inputs]
         annotated_classes = [x.get("annotated_classes") for x in batched_inputs]
+        for x, classes in zip(batched_inputs, annotated_classes, strict=True):
+            _check_annotated(x, classes, num_classes)
         weights = [x["instances"].get_fields().get("gt_weights") for x in batched_inputs]
         ignored = annotated = padded_weights = None
         if any(len(r) for r in regions):
@@ -138,6 +141,29 @@ class Targets:
             Instances((0, 0), gt_boxes=Boxes(boxes[:n]), gt_classes=classes[:n])
             for boxes, classes, n in zip(self.boxes, self.classes, self.counts, strict=True)
         ]
+
+
+def _check_annotated(x: dict, classes: Sequence[int] | None, num_classes: int) -> None:
+    """Refuse a box of a class that its image was not searched for.
+
+    The scores of this class are masked in this image, so that the box would teach nothing.
+    """
+    if classes is None:
+        return
+    name = x.get("file_name", "an image of the batch")
+    unknown = sorted(c for c in set(classes) if not 0 <= c < num_classes)
+    if unknown:
+        raise ValueError(
+            f"{name}: expected annotated_classes from 0 to {num_classes - 1}, the student's "
+            f"classes, found {unknown}."
+        )
+    found = set(x["instances"].gt_classes.tolist())
+    if foreign := sorted(found - set(classes)):
+        raise ValueError(
+            f"{name}: expected boxes of the classes that were searched for in this image "
+            f"(annotated_classes {sorted(classes)}), found boxes of the classes {foreign}. Add "
+            f"them to annotated_classes, or remove the boxes."
+        )
 
 
 def equal_boxes(boxes: Tensor, truth: Tensor) -> Tensor:

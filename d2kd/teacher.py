@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .knowledge import Knowledge
 from .loading import FrozenDetector, fuse_norms
 from .readers import Reader, get_reader
+from .values import check_flag
 
 __all__ = ["Teacher", "pad_to"]
 
@@ -43,6 +44,7 @@ class Teacher(FrozenDetector):
         dtype: str | None = None,
         fast: bool = False,
     ):
+        check_flag("Teacher.fast", fast)
         super().__init__(model, weights, input_format=input_format, dtype=dtype)
         self.reader: Reader = get_reader(self.model)
         self.memory_format = torch.channels_last if fast else torch.contiguous_format

@@ -5,6 +5,15 @@ import torch
 from detectron2.utils.events import EventStorage
 
 
+@pytest.fixture(autouse=True, scope="session")
+def audit_cache(tmp_path_factory):
+    """Audits, also those of processes that tests start, cache nothing in the user's folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("D2KD_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def storage():
     """Set a seed, and provide the storage that Detectron2's detectors write to in training."""

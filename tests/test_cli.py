@@ -83,16 +83,17 @@ def test_arguments_and_exit_status_are_passed_on(tool):
     [
         ValueError("weights: expected a, found b"),
         TypeError("expected a detector, found a list"),
-        FileExistsError("a.py: expected no file"),
+        FileExistsError("a.py: expected no file, found another text"),
     ],
 )
-def test_errors_of_the_user_are_one_plain_line(error, tool, capsys):
+def test_errors_of_the_user_are_two_plain_lines(error, tool, capsys):
     def main(argv):
         raise error
 
     tool(main)
     assert cli.main(["demo"]) == 2
-    assert capsys.readouterr().err == f"d2kd demo: {error}\n"
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "d2kd demo stopped (--debug shows where in the code)." and last == str(error)
 
 
 def test_an_error_of_the_system_names_the_file(tool, capsys):
@@ -101,8 +102,8 @@ def test_an_error_of_the_system_names_the_file(tool, capsys):
 
     tool(main)
     assert cli.main(["demo"]) == 2
-    expected = "d2kd demo: expected to use 'a.py', found: Permission denied.\n"
-    assert capsys.readouterr().err == expected
+    expected = "expected to use 'a.py', found: Permission denied."
+    assert capsys.readouterr().err.splitlines()[1] == expected
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes"), TypeError("'int' is not iterable")])
@@ -160,4 +161,4 @@ def test_as_a_module_from_another_folder(tmp_path):
 def test_missing_config_is_one_line():
     done = command("benchmark", "--config-file", "no.py", "--sizes", "9", "--output", "output/x")
     assert done.returncode == 2 and "Traceback" not in done.stderr and "no.py" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 2

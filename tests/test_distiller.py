@@ -317,7 +317,7 @@ def test_other_classes_are_allowed_on_request():
 
 
 def test_methods_without_a_teacher_are_an_error():
-    with pytest.raises(ValueError, match="methods mimic need a teacher"):
+    with pytest.raises(ValueError, match="for the methods mimic, which need a teacher"):
         Distiller(student=toys.retinanet(), methods=Methods(mimic=Mimic()))
 
 

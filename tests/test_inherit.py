@@ -46,6 +46,17 @@ def test_inheriting_little_is_a_warning(channels, warns, caplog):
     assert ("copied little" in caplog.text) == warns
 
 
+def test_the_same_inheritance_is_said_once(caplog):
+    student, teacher = toys.retinanet(), Teacher(toys.retinanet(), None)
+    with caplog.at_level("INFO", logger="d2kd.distiller"):
+        model = Distiller(student=student, teacher=teacher, inherit=True)
+        taken = student.head.cls_score.weight
+        taken.data.zero_()  # other initial weights are loaded
+        model.inherit()
+    assert caplog.text.count("Inherited from the teacher") == 1
+    assert torch.equal(taken, teacher.model.head.cls_score.weight)
+
+
 def test_no_tensor_that_fits_is_an_error():
     with pytest.raises(ValueError, match=r"inherit=True: expected tensors .* found none of"):
         inherit_weights(

@@ -494,7 +494,7 @@ def test_complete_labels_change_nothing_and_the_losses_are_restored():
 def test_an_unknown_detector_is_an_error():
     targets = Targets.from_inputs(inputs(ignore_boxes=[REGION]), "cpu", 3)
     with (
-        pytest.raises(TypeError, match="cannot ignore regions or classes for a Linear"),
+        pytest.raises(TypeError, match=r"cannot ignore regions or classes .*found Linear"),
         mask_partial_labels(nn.Linear(1, 1), targets),
     ):
         pass
@@ -541,11 +541,73 @@ def test_unknown_regions_are_no_background_for_a_method(method, storage):
 
 
 def test_targets_collect_regions_classes_and_weights():
-    batch = inputs(ignore_boxes=[REGION, BOX], annotated_classes=[2], gt_weights=[0.5])
+    batch = inputs(ignore_boxes=[REGION, BOX], annotated_classes=[0, 2], gt_weights=[0.5])
     targets = Targets.from_inputs(batch, "cpu", 3)
     assert not targets.complete and Targets.from_inputs(inputs(), "cpu").complete
     assert targets.ignored.tolist() == [[[0.0] * 4] * 2, [REGION, BOX]]
-    assert targets.annotated.tolist() == [[True] * 3, [False, False, True]]
+    assert targets.annotated.tolist() == [[True] * 3, [True, False, True]]
     assert targets.weights.tolist() == [[1.0], [0.5]]
     points = torch.tensor([[5.0, 5.0], [36.0, 32.0], [64.0, 32.0], [30.0, 30.0]])
     assert targets.known(points).tolist() == [[True] * 4, [False, False, True, True]]
+
+
+# ---- a user's own override of a method that is replaced for a step
+
+
+@pytest.mark.parametrize("name", ["RetinaNet", "ATSS"])
+def test_the_users_own_losses_survive_and_are_called(name):
+    model = detector(name).train()
+    calls = []
+
+    def own(*args):
+        calls.append(len(args))
+        return type(model).losses(model, *args)
+
+    model.losses = own
+    for _ in range(2):  # the second step shows whether it is still there
+        batch = inputs(annotated_classes=[0, 2])
+        with mask_partial_labels(model, Targets.from_inputs(batch, "cpu", 3)):
+            assert model.losses is not own
+            model(batch)
+    assert model.losses is own and len(calls) == 2
+
+
+def test_the_users_own_mask_head_survives():
+    model = toys.rcnn(mask=True)
+    own = model.roi_heads._forward_mask
+    model.roi_heads._forward_mask = own
+    with mask_partial_labels(model, Targets.from_inputs(inputs(), "cpu", 3)):
+        assert model.roi_heads._forward_mask is not own
+    assert model.roi_heads._forward_mask is own
+
+
+def test_without_an_override_nothing_stays_behind():
+    model = detector("RetinaNet")
+    with (
+        pytest.raises(ZeroDivisionError),
+        mask_partial_labels(model, Targets.from_inputs(inputs(annotated_classes=[0]), "cpu", 3)),
+    ):
+        raise ZeroDivisionError
+    assert "losses" not in vars(model)
+
+
+# ---- boxes of classes that were not searched for
+
+
+def test_a_box_of_a_class_that_was_not_searched_for_is_refused():
+    batch = inputs(annotated_classes=[1, 2], file_name="street.png")
+    with pytest.raises(
+        ValueError, match=r"street.png: expected boxes .*\[1, 2\].*found boxes of the classes \[0\]"
+    ):
+        Targets.from_inputs(batch, "cpu", 3)
+    assert Targets.from_inputs(inputs(annotated_classes=[0]), "cpu", 3).annotated[1].tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("classes", [[0, 3], [-1, 0]])
+def test_annotated_classes_that_the_student_does_not_have_are_refused(classes):
+    with pytest.raises(ValueError, match=r"annotated_classes from 0 to 2, .*found \[(3|-1)\]"):
+        Targets.from_inputs(inputs(annotated_classes=classes), "cpu", 3)

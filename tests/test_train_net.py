@@ -131,3 +131,26 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     assert (one["ranks"], two["ranks"]) == (1, 2)
     for a, b in zip(one["history"], two["history"], strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_a_config_that_is_refused_leaves_the_files_of_an_earlier_run(config, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "config.yaml").write_text("of an earlier run")
+    with pytest.raises(ValueError, match=r"optimizer.lr: expected a number >= 0, found 'abc'"):
+        run(config, output, "optimizer.lr=abc")
+    with pytest.raises(ValueError, match=r"init_checkpoint: expected a file or a URL, found no"):
+        run(config, output, "train.init_checkpoint=gone.pth")
+    assert (output / "config.yaml").read_text() == "of an earlier run"
+
+
+def test_a_mistake_in_the_script_is_plain(config):
+    """The script itself, as its users call it."""
+    command = [sys.executable, str(Path(train_net.__file__)), str(config), "train.log_period=0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if "arning" not in line and line.strip()]
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    assert lines[-2:] == [
+        "train_net.py stopped (--debug shows where in the code).",
+        "train.log_period: expected a whole number >= 1, found 0.",
+    ]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from .demo_images import CLASSES, RECIPE, SIDE, SPLITS, draw, load_material
 
-__all__ = ["CLASSES", "SPLITS", "load_truth", "make_demo", "register_demo"]
+__all__ = ["CLASSES", "SPLITS", "load_split", "load_truth", "make_demo", "register_demo"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,8 @@ def make_demo(root: str | Path | None = None, sizes: Mapping[str, int] | None = 
     return folder
 
 
-def _load(root: str | Path | None, split: str) -> list[dict[str, Any]]:
+def load_split(root: str | Path | None, split: str) -> list[dict[str, Any]]:
+    """Load a split, and make the demo set if it is not there yet; see `make_demo`."""
     from detectron2.data.datasets import load_coco_json
 
     folder = make_demo(root)
@@ -128,7 +129,7 @@ def load_truth(root: str | Path | None, split: str) -> list[dict[str, Any]]:
     """
     from detectron2.structures import BoxMode
 
-    images = sorted(_load(root, split), key=lambda image: image["image_id"])
+    images = sorted(load_split(root, split), key=lambda image: image["image_id"])
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         drawn = list(pool.map(lambda image: draw(split, image["image_id"])[1], images))
     for label in (label for labels in drawn for label in labels):
@@ -160,7 +161,7 @@ def register_demo(root: str | Path | None = None) -> None:
         DatasetCatalog.register(name, partial(load_truth, folder.parent, split))
         MetadataCatalog.get(name).set(thing_classes=CLASSES)
     for split in SPLITS:
-        DatasetCatalog.register(split, partial(_load, folder.parent, split))
+        DatasetCatalog.register(split, partial(load_split, folder.parent, split))
         MetadataCatalog.get(split).set(
             json_file=f"{folder}/annotations/{split}.json",
             image_root=f"{folder}/{split}",

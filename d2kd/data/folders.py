@@ -58,7 +58,8 @@ def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
         images = folder / split
         if split in labeled:
             table = folder / "annotations" / f"{split}.json"
-            DatasetCatalog.register(full, functools.partial(_load, str(table), str(images), full))
+            load = functools.partial(load_coco_json, str(table), str(images), full)
+            DatasetCatalog.register(full, load)
             MetadataCatalog.get(full).set(
                 json_file=str(table), image_root=str(images), evaluator_type="coco"
             )
@@ -84,10 +85,6 @@ def register_folders(root: str | Path | None = None) -> list[str]:
         if any((folder / p.stem).is_dir() for p in tables.glob("*.json")):
             names += register_folder(folder)
     return names
-
-
-def _load(table: str, images: str, name: str) -> list[dict]:
-    return load_coco_json(table, images, name)
 
 
 def _list(folder: Path) -> list[dict]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from detectron2.data import DatasetCatalog
 
 from .images import SUFFIXES
 
-__all__ = ["Image", "Manifest"]
+__all__ = ["EMPTY", "MISSING", "Image", "Manifest"]
+
+MISSING, EMPTY = "there is no such file", "the file is empty"  # reasons to reject an image
 
 
 @dataclass(frozen=True, slots=True)  # there may be millions
@@ -44,6 +47,8 @@ class Manifest:
         images: the images, in the order of their ids.
         rejected: (path, reason) of files that are missing or empty. Damaged files are found only
             when they are read.
+        left_out: (suffix, number) of the files of a folder that are no images by their suffix.
+            Hidden files are not counted.
         digest: sha256 of the id, the path below the common folder of all images, height, width and
             number of bytes of each file. It does not change when the whole folder is moved.
     """
@@ -52,6 +57,7 @@ class Manifest:
     images: tuple[Image, ...]
     rejected: tuple[tuple[str, str], ...]
     digest: str
+    left_out: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def from_dataset(cls, name: str, field: str = "labels.images.dataset") -> Manifest:
@@ -74,7 +80,10 @@ class Manifest:
             )
         records = DatasetCatalog.get(name)
         if any("file_name" not in r or "image_id" not in r for r in records):
-            raise ValueError(f"dataset {name!r}: expected file_name and image_id for each image.")
+            raise ValueError(
+                f"dataset {name!r}: expected file_name and image_id for each image, found images "
+                f"without."
+            )
         try:
             ids = [int(r["image_id"]) for r in records]
         except ValueError:
@@ -102,13 +111,22 @@ class Manifest:
         path = os.path.abspath(os.path.expanduser(path))
         if not os.path.isdir(path):
             raise ValueError(f"labels.images.folder: expected a folder, found none at {path}.")
-        files = sorted(_walk(path))
+        other: Counter[str] = Counter()
+        files = sorted(_walk(path, other))
         images = [Image(i, file, 0, 0) for i, (file, _) in enumerate(files, start=1)]
-        return cls._of(path, images, [size for _, size in files])
+        manifest = cls._of(path, images, [size for _, size in files], other)
+        return replace(manifest, left_out=tuple(sorted(other.items())))
 
     @classmethod
-    def _of(cls, name: str, images: Sequence[Image], sizes: Sequence[int]) -> Manifest:
-        """Build a manifest. `sizes` are the bytes of each file; -1 if there is no such file."""
+    def _of(
+        cls,
+        name: str,
+        images: Sequence[Image],
+        sizes: Sequence[int],
+        other: Mapping[str, int] | None = None,
+    ) -> Manifest:
+        """Build a manifest. `sizes` are the bytes of each file; -1 if there is no such file.
+        `other` counts the files that are no images, for the message."""
         folders = {os.path.dirname(image.file_name) for image in images}
         alike = len({os.path.isabs(folder) for folder in folders}) == 1
         root = os.path.join(os.path.commonpath(folders), "") if alike else ""
@@ -118,12 +136,14 @@ class Manifest:
             if size > 0:
                 kept.append(image)
             else:
-                reason = "the file is empty" if size == 0 else "there is no such file"
+                reason = EMPTY if size == 0 else MISSING
                 rejected.append((file, reason))
             line = (image.image_id, file.removeprefix(root), image.height, image.width, size)
             digest.update(f"{line}\n".encode(errors="surrogateescape"))
         if not kept:
             missing = f"{rejected[0][0]}: {rejected[0][1]}" if rejected else "none"
+            if other:
+                missing += f", and {', '.join(f'{n} {suffix}' for suffix, n in other.items())}"
             raise ValueError(
                 f"{name}: expected images to label ({', '.join(SUFFIXES)} in a folder), found "
                 f"{missing}."
@@ -163,13 +183,15 @@ def _bytes(file: str) -> int:
         return -1
 
 
-def _walk(path: str) -> Iterator[tuple[str, int]]:
-    """(path, size in bytes) of the images below a folder."""
+def _walk(path: str, other: Counter[str]) -> Iterator[tuple[str, int]]:
+    """(path, size in bytes) of the images below a folder. `other` counts the other suffixes."""
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path)
+                yield from _walk(entry.path, other)
             elif entry.name.lower().endswith(SUFFIXES):
                 yield entry.path, _bytes(entry.path) if entry.is_symlink() else entry.stat().st_size
+            elif entry.is_file() or entry.is_symlink():
+                other[os.path.splitext(entry.name)[1].lower() or "files without a suffix"] += 1

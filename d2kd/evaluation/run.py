@@ -16,7 +16,9 @@ from detectron2.evaluation import (
 from detectron2.utils import comm
 from torch import nn
 
+from ..data.named_errors import build_loader
 from ..distiller import Distiller
+from .rehearsal import build_evaluator
 
 __all__ = ["check_teacher", "evaluate", "teacher_of"]
 
@@ -34,10 +36,10 @@ def evaluate(cfg, model: nn.Module | Callable, more: Sequence[DatasetEvaluator] 
     """
     if "evaluator" not in cfg.dataloader:
         return {}
-    evaluator = instantiate(cfg.dataloader.evaluator)
+    evaluator = build_evaluator(cfg.dataloader.evaluator)
     if more:
         evaluator = DatasetEvaluators([evaluator, *more])
-    results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    results = inference_on_dataset(model, build_loader(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
     return results
@@ -91,8 +93,8 @@ def check_teacher(cfg, model: Any) -> None:
     test = {k: v for k, v in cfg.dataloader.test.items() if k != "dataset"}
     test["dataset"] = instantiate(cfg.dataloader.test.dataset)[: check.images]
     image_ids = [x["image_id"] for x in test["dataset"]]
-    evaluator = _OnSomeImages(instantiate(cfg.dataloader.evaluator), image_ids)
-    results = inference_on_dataset(detect, instantiate(test), evaluator)
+    evaluator = _OnSomeImages(build_evaluator(cfg.dataloader.evaluator), image_ids)
+    results = inference_on_dataset(detect, build_loader(test), evaluator)
     if not comm.is_main_process():
         return
     ap = results["bbox"]["AP"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from ..loss_weights import GradientBalance
 from ..readers import Reader
 from ..signature import merge_signature
 from ..targets import Targets
+from ..values import check_coefficients, check_number
 
 __all__ = [
     "FeatureMethod",
@@ -68,10 +68,9 @@ class Method(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        if not _is_number(weight) or not 0 <= weight < math.inf:
-            raise ValueError(f"{name}.weight: expected a number >= 0, found {weight!r}")
-        if balance is not None and (not _is_number(balance) or not 0 < balance < math.inf):
-            raise ValueError(f"{name}.balance: expected a number > 0 or None, found {balance!r}")
+        check_coefficients(name, weight=weight)
+        if balance is not None:
+            check_number(f"{name}.balance", balance, above=0, other="None")
         if schedule is not None and not callable(schedule):
             raise TypeError(
                 f"{name}.schedule: expected a scheduler of fvcore.common.param_scheduler, found "
@@ -115,10 +114,6 @@ class Method(nn.Module):
             term name -> scalar loss with its published coefficient, without `weight`.
         """
         raise NotImplementedError
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Methods(nn.ModuleDict):

@@ -17,6 +17,7 @@ from ..detectors.losses import giou, num_positives, reduce_mean
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
+from ..values import check_coefficients, check_number
 from .base import LevelPair, Method, pair_levels, resize_to
 
 __all__ = ["CrossKD"]
@@ -86,16 +87,11 @@ class CrossKD(Method):
         **shared,
     ):
         super().__init__(**shared)
-        if block < 1 or block != int(block):
-            raise ValueError(f"CrossKD.block: expected a whole number >= 1, found {block!r}")
-        if gamma < 1:
-            raise ValueError(f"CrossKD.gamma: expected >= 1, found {gamma!r}")
-        if min(classification, regression) < 0 or max(classification, regression) == 0:
-            raise ValueError(
-                f"CrossKD.classification and .regression: expected both >= 0 and one > 0, found "
-                f"{classification} and {regression}"
-            )
-        self.block, self.gamma = int(block), gamma
+        self.block = check_number("CrossKD.block", block, least=1, whole=True)
+        self.gamma = check_number("CrossKD.gamma", gamma, least=1)
+        check_coefficients(
+            "CrossKD", some_positive=True, classification=classification, regression=regression
+        )
         self.classification, self.regression = classification, regression
         self.taps = tuple(f"{tower}.{self.block}" for tower in _TOWERS)
         self.needs = frozenset({"logits", "boxes", *self.taps})

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..targets import Targets
+from ..values import check_number
 from .base import FeatureMethod, LevelPair
 from .kernels.blocks import by_channels
 
@@ -40,9 +41,7 @@ class CWD(FeatureMethod):
 
     def __init__(self, *, tau: float = 1.0, weight: float = 10.0, **shared):
         super().__init__(weight=weight, **shared)
-        if tau <= 0:
-            raise ValueError(f"CWD.tau: expected > 0, found {tau}")
-        self.tau = tau
+        self.tau = check_number("CWD.tau", tau, above=0)
 
     def compare(
         self, pair: LevelPair, student: Tensor, teacher: Tensor, targets: Targets

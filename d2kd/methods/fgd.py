@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..targets import Targets
+from ..values import check_coefficients, check_number
 from .base import FeatureMethod, LevelPair
 from .kernels.attention import softmax_attention
 from .kernels.fgd import pair_sums
@@ -48,9 +49,8 @@ class FGD(FeatureMethod):
         **shared,
     ):
         super().__init__(**shared)
-        if tau <= 0:
-            raise ValueError(f"FGD.tau: expected > 0, found {tau}")
-        self.tau = tau
+        self.tau = check_number("FGD.tau", tau, above=0)
+        check_coefficients("FGD", alpha=alpha, beta=beta, gamma=gamma, lambd=lambd)
         self.alpha, self.beta, self.gamma, self.lambd = alpha, beta, gamma, lambd
         self.student_context = nn.ModuleDict()
         self.teacher_context = nn.ModuleDict()

@@ -20,6 +20,7 @@ from ..detectors.losses import iou, num_positives
 from ..knowledge import Knowledge
 from ..readers import Reader, check_same_anchors
 from ..targets import Targets
+from ..values import check_coefficients, check_number
 from .base import Method
 
 __all__ = ["LD", "divergence", "valuable_region"]
@@ -79,17 +80,12 @@ class LD(Method):
         **shared,
     ):
         super().__init__(**shared)
-        for name, value in (("tau", tau), ("class_tau", class_tau)):
-            if value <= 0:
-                raise ValueError(f"LD.{name}: expected > 0, found {value}")
-        coefficients = (main, valuable, classification)
-        if min(coefficients) < 0 or max(coefficients) == 0:
-            raise ValueError(
-                f"LD.main, .valuable and .classification: expected all >= 0 and one > 0, found "
-                f"{main}, {valuable} and {classification}"
-            )
-        self.main, self.valuable, self.classification = coefficients
-        self.tau, self.class_tau = tau, class_tau
+        check_coefficients(
+            "LD", some_positive=True, main=main, valuable=valuable, classification=classification
+        )
+        self.main, self.valuable, self.classification = main, valuable, classification
+        self.tau = check_number("LD.tau", tau, above=0)
+        self.class_tau = check_number("LD.class_tau", class_tau, above=0)
         self.uncertainty = uncertainty or nn.Identity()
 
     def setup(self, student: Reader, teacher: Reader) -> None:

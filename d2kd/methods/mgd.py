@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..targets import Targets
+from ..values import check_coefficients, check_number
 from .base import FeatureMethod, LevelPair
 
 __all__ = ["MGD"]
@@ -35,9 +36,8 @@ class MGD(FeatureMethod):
 
     def __init__(self, *, mask: float = 0.65, alpha: float = 2e-5, **shared):
         super().__init__(**shared)
-        if not 0 <= mask < 1:
-            raise ValueError(f"MGD.mask: expected a fraction in [0, 1), found {mask}")
-        self.mask = mask
+        check_coefficients("MGD", alpha=alpha)
+        self.mask = check_number("MGD.mask", mask, below=1)
         self.alpha = alpha
         self.generation = nn.ModuleDict()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
+from ..values import check_choice, check_flag
 from .base import FeatureMethod, LevelPair, pair_levels
 
 __all__ = ["PFI", "reduce"]
@@ -58,15 +59,10 @@ class PFI(FeatureMethod):
         **shared,
     ):
         super().__init__(levels=levels, weight=weight, **shared)
-        if reduction not in _REDUCTIONS:
-            raise ValueError(
-                f"PFI.reduction: expected one of {', '.join(_REDUCTIONS)}, found {reduction!r}"
-            )
-        if scores not in ("sigmoid", "logit"):
-            raise ValueError(f"PFI.scores: expected sigmoid or logit, found {scores!r}")
-        self.reduction = reduction
-        self.scores = scores
-        self.detach_weight = detach_weight or reduction == "relative"
+        self.reduction = check_choice("PFI.reduction", reduction, _REDUCTIONS)
+        self.scores = check_choice("PFI.scores", scores, ("sigmoid", "logit"))
+        detached = check_flag("PFI.detach_weight", detach_weight)
+        self.detach_weight = detached or reduction == "relative"
 
     def pair(self, student: Reader, teacher: Reader) -> list[LevelPair]:
         return pair_levels(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..knowledge import Knowledge
 from ..readers import Reader
 from ..targets import Targets
+from ..values import check_choice, check_coefficients, check_number
 from .base import LevelPair, Method, make_adapter, pair_levels, resize_to
 from .kernels.attention import softmax_attention
 from .kernels.key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
@@ -87,25 +88,18 @@ class PGD(Method):
         **shared,
     ):
         super().__init__(**shared)
-        for name, expected, value, fits in (
-            ("on", " or ".join(_MAPS), on, on in _MAPS),
-            ("candidates", " or ".join(CANDIDATES), candidates, candidates in CANDIDATES),
-            ("weighting", " or ".join(WEIGHTINGS), weighting, weighting in WEIGHTINGS),
-            ("top_k", "a whole number >= 1", top_k, top_k >= 1 and top_k == int(top_k)),
-            ("xi_cls", "0 to 1", xi_cls, 0 <= xi_cls <= 1),
-            ("xi_reg", "0 to 1", xi_reg, 0 <= xi_reg <= 1),
-            ("tau", "> 0", tau, tau > 0),
-        ):
-            if not fits:
-                raise ValueError(f"PGD.{name}: expected {expected}, found {value!r}")
-        self.on = on
+        check_choice("PGD.candidates", candidates, CANDIDATES)
+        check_choice("PGD.weighting", weighting, WEIGHTINGS)
+        check_number("PGD.top_k", top_k, least=1, whole=True)
+        check_number("PGD.xi_cls", xi_cls, most=1)
+        check_number("PGD.xi_reg", xi_reg, most=1)
+        check_number("PGD.tau", tau, above=0)
+        # The defaults of beta and gamma follow from alpha.
+        check_coefficients("PGD", alpha=alpha, delta=delta, level_step=level_step)
+        self.on = check_choice("PGD.on", on, _MAPS)
         self.beta = alpha / 2 if beta is None else beta
         self.gamma = 1.6 * alpha if gamma is None else gamma
-        for name, value in dict(
-            alpha=alpha, beta=self.beta, gamma=self.gamma, delta=delta, level_step=level_step
-        ).items():
-            if value < 0:
-                raise ValueError(f"PGD.{name}: expected >= 0, found {value!r}")
+        check_coefficients("PGD", beta=self.beta, gamma=self.gamma)
         self.maps = _MAPS[on]
         self.needs = frozenset(self.maps)
         xis = (xi_cls, xi_reg)[: len(self.maps)]

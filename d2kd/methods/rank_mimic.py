@@ -14,6 +14,7 @@ from ..detectors.losses import iou
 from ..knowledge import Knowledge
 from ..readers import GuidedReader, Reader, check_same_anchors
 from ..targets import Targets
+from ..values import check_choice, check_coefficients, check_flag, check_number
 from .base import Method
 
 __all__ = ["RankMimic", "class_logits", "group_log_softmax", "sort_in_groups"]
@@ -67,22 +68,17 @@ class RankMimic(Method):
         **shared,
     ):
         super().__init__(weight=weight, **shared)
-        if tau <= 0:
-            raise ValueError(f"RankMimic.tau: expected > 0, found {tau}")
-        if scores not in ("sigmoid", "logit"):
-            raise ValueError(f"RankMimic.scores: expected sigmoid or logit, found {scores!r}")
-        if assigner not in ("student", "teacher"):
-            raise ValueError(f"RankMimic.assigner: expected student or teacher, found {assigner!r}")
-        if min(classification, localization) < 0 or max(classification, localization) == 0:
-            raise ValueError(
-                f"RankMimic.classification and .localization: expected both >= 0 and one > 0, "
-                f"found {classification} and {localization}"
-            )
-        self.scores = scores
-        self.tau = tau
+        check_coefficients(
+            "RankMimic",
+            some_positive=True,
+            classification=classification,
+            localization=localization,
+        )
+        self.scores = check_choice("RankMimic.scores", scores, ("sigmoid", "logit"))
+        self.tau = check_number("RankMimic.tau", tau, above=0)
         self.classification, self.localization = classification, localization
-        self.sort = sort
-        self.assigner = assigner
+        self.sort = check_flag("RankMimic.sort", sort)
+        self.assigner = check_choice("RankMimic.assigner", assigner, ("student", "teacher"))
 
     def setup(self, student: Reader, teacher: Reader) -> None:
         super().setup(student, teacher)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from ..values import check_choice, is_number
 
 __all__ = ["MCDropout"]
 
@@ -71,20 +73,17 @@ class MCDropout(nn.Module):
         granularity: str = "element",
     ):
         super().__init__()
-        if isinstance(rates, (int, float)) or not all(0 <= p < 1 for p in rates):
+        listed = isinstance(rates, Iterable) and not isinstance(rates, (str, bytes))
+        if not listed or not all(is_number(p) and 0 <= p < 1 for p in rates):
             raise ValueError(
                 f"MCDropout.rates: expected a list of rates in [0, 1), one for each sample, found "
                 f"{rates}"
             )
         self.rates = tuple(float(p) for p in rates)
-        if combine not in ("sum", "mean"):
-            raise ValueError(f"MCDropout.combine: expected sum or mean, found {combine!r}")
-        if granularity not in ("element", "channel"):
-            raise ValueError(
-                f"MCDropout.granularity: expected element or channel, found {granularity!r}"
-            )
-        self.combine = combine
-        self.granularity = granularity
+        self.combine = check_choice("MCDropout.combine", combine, ("sum", "mean"))
+        self.granularity = check_choice(
+            "MCDropout.granularity", granularity, ("element", "channel")
+        )
         parts = [self.rates[i : i + _PER_NUMBER] for i in range(0, len(self.rates), _PER_NUMBER)]
         # Not a buffer, which DDP would synchronize. The tables move to the device of the maps.
         self._outcomes = [outcomes(rates) for rates in parts]

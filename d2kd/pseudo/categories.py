@@ -57,8 +57,8 @@ class CategoryMap:
         if table is None:
             if set(student) != set(teacher):
                 raise ValueError(
-                    "categories: the teacher's classes are not the student's, and there is no "
-                    "table that maps them. Complete this one (None drops a class) and set it as "
+                    "categories: expected a table, because the teacher's classes are not the "
+                    "student's, found none. Complete this one (None drops a class) and set it as "
                     f"categories:\n{_draft(student, teacher)}"
                 )
             table = {name: name for name in teacher}
@@ -102,8 +102,9 @@ class CategoryMap:
 def _check(table: Mapping[str, str | None], student: list[str], teacher: list[str]) -> None:
     if missing := [name for name in teacher if name not in table]:
         raise ValueError(
-            f"categories: expected all {len(teacher)} classes of the teacher in the table, missing "
-            f"are {missing}. Map each to a class of the student, or to None to drop it."
+            f"categories: expected all {len(teacher)} classes of the teacher in the table, found a "
+            f"table without; missing are {missing}. Map each to a class of the student, or to None "
+            f"to drop it."
         )
     if unknown := sorted(set(table) - set(teacher)):
         raise ValueError(
@@ -116,8 +117,8 @@ def _check(table: Mapping[str, str | None], student: list[str], teacher: list[st
         )
     if not targets:
         raise ValueError(
-            "categories: the table drops every class of the teacher, so that it labels nothing. "
-            "Remove this teacher, or map a class."
+            "categories: expected a table that keeps a class of the teacher, found one that drops "
+            "every class, so that it labels nothing. Remove this teacher, or map a class."
         )
 
 

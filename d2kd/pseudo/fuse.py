@@ -99,8 +99,8 @@ class Fusion:
         self.classes = classes = list(classes)
         if unknown := sorted({name for pair in may_co_occur for name in pair} - set(classes)):
             raise ValueError(
-                f"fusion: may_co_occur names {unknown}, which are not among the student's classes "
-                f"{classes}. Correct them, or give `classes`."
+                f"fusion.may_co_occur: expected names of the student's classes {classes}, found "
+                f"{unknown}. Correct them, or give `classes`."
             )
         self.method, self.iou, self.conflict_iou, self.weight = method, iou, conflict_iou, weight
         self.may_co_occur = [tuple(pair) for pair in may_co_occur]
@@ -228,8 +228,8 @@ def _gather(
         unowned = found.classes[~owned[i][found.classes]]
         if len(unowned):
             raise ValueError(
-                f"fusion: teacher {i} found class {unowned[0]}, which it does not own. Map its "
-                "classes first (CategoryMap.apply)."
+                f"fusion: expected classes that teacher {i} owns, found class {unowned[0]}. Map "
+                "its classes first (CategoryMap.apply)."
             )
     boxes = np.concatenate([found.boxes for found in detections]).astype(np.float64)
     frame = np.array([size[1], size[0]] * 2)

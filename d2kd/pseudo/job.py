@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import LazyConfig, instantiate
-from omegaconf import OmegaConf
+from detectron2.config import instantiate
+from omegaconf import DictConfig, OmegaConf
 
+from ..checks import check_nodes, nearest
 from ..data.manifest import Manifest
+from ..lazy import apply_overrides, load_lazy_config
+from ..values import check_number
 from .categories import CategoryMap
 from .fingerprint import plain
 from .fuse import Fusion
@@ -48,7 +51,8 @@ class LabelingJob:
         unit_size: number of images that are labeled and stored together.
         max_rejected: share of the images that may be unreadable, in [0, 1]. More of them stop the
             run.
-        num_workers: number of processes that read images, for each labeling process.
+        num_workers: number of processes that read images, for each labeling process. All processes
+            together start at most one for each CPU.
         report_images: at most this many images are used for the report and to fit thresholds.
         samples: number of images that are drawn for the report; 0 for no picture.
         seed: for the random choice of these images.
@@ -92,6 +96,7 @@ class LabelingJob:
     device: str = field(init=False)
 
     def __post_init__(self):
+        self._check_numbers()
         self.output, self.classes = Path(self.output), class_names(self.classes)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._check_parts()
@@ -114,9 +119,9 @@ class LabelingJob:
                 rule.fit((), None, categories.owned)  # checks its numbers
             if getattr(rule, "needs_truths", False) and not self.fit:
                 raise ValueError(
-                    f"labels.thresholds: {type(rule).__name__} is fitted on labeled images, found "
-                    f"none. Set labels.fit.dataset to a registered dataset with the student's "
-                    f"classes."
+                    f"labels.fit: expected labeled images, on which {type(rule).__name__} is "
+                    f"fitted, found none. Set labels.fit.dataset to a registered dataset with "
+                    f"the student's classes."
                 )
         self.fusion.check(self.classes)
         settings = dict(
@@ -142,17 +147,35 @@ class LabelingJob:
         Raises:
             ValueError: see the class.
         """
-        node = LazyConfig.apply_overrides(LazyConfig.load(path), list(overrides)).get("labels", {})
+        cfg = load_lazy_config(path)
+        for override in overrides:
+            section = override.split("=")[0].split(".")[0].lstrip("+~")
+            if section not in cfg:
+                raise ValueError(
+                    f"override {override!r}: expected a field of {', '.join(map(str, cfg))}, found "
+                    f"{section!r}.{nearest(section, list(cfg))}"
+                )
+        apply_overrides(cfg, overrides)
+        node = cfg.get("labels", {})
+        if not isinstance(node, DictConfig):
+            raise ValueError(f"{path}: expected a section `labels` with fields, found {node!r}.")
         required, optional = cls.required_fields(), cls.optional_fields()
         missing = [f"{k} ({example})" for k, example in required.items() if not node.get(k)]
         unknown = [k for k in node if k not in {**required, **optional}]
         if missing or unknown:
             raise ValueError(
                 f"{path}: expected `labels` with {', '.join(required)} and perhaps "
-                f"{', '.join(optional)}; missing are {missing}, unknown are {unknown}. "
+                f"{', '.join(optional)}; found others: missing are {missing}, unknown are "
+                f"{unknown}. "
                 f"LabelingJob explains the fields."
             )
-        values = {k: instantiate(node[k]) for k in node}
+        if not isinstance(node.teachers, DictConfig) or "_target_" in node.teachers:
+            raise ValueError(
+                f"labels.teachers: expected dict(NAME=L(LabelTeacher)(...), ...), found "
+                f"{node.teachers!r}."
+            )
+        check_nodes(node, "labels")
+        values = {str(k): instantiate(node[k]) for k in node}
         values["teachers"] = {name: instantiate(teacher) for name, teacher in node.teachers.items()}
         for name, value in values.items():
             if OmegaConf.is_config(value):
@@ -169,6 +192,12 @@ class LabelingJob:
         """Names of the other fields, with their defaults."""
         return {f.name: f.default for f in fields(cls) if f.init and f.default is not MISSING}
 
+    def _check_numbers(self) -> None:
+        for name, least in dict(unit_size=1, num_workers=0, report_images=1, samples=0).items():
+            check_number(f"labels.{name}", getattr(self, name), least=least, whole=True)
+        check_number("labels.max_rejected", self.max_rejected, most=1)
+        check_number("labels.seed", self.seed, most=2**32 - 1, whole=True)
+
     def _check_parts(self) -> None:
         rules = {f"labels.teachers.{k}.thresholds": t.thresholds for k, t in self.teachers.items()}
         for name, rule in {"labels.thresholds": self.thresholds, **rules}.items():
@@ -183,6 +212,13 @@ class LabelingJob:
             isinstance(fit, Mapping) and fit.get("dataset") and fit.keys() <= {"dataset", "images"}
         ):
             raise ValueError(f"labels.fit: expected dict(dataset=NAME, images=2000), found {fit}")
+        if fit is not None:
+            check_number("labels.fit.images", fit.get("images", 1), least=1, whole=True)
+        for name, teacher in self.teachers.items():
+            if not isinstance(teacher, LabelTeacher):
+                raise ValueError(
+                    f"labels.teachers.{name}: expected L(LabelTeacher)(...), found {teacher!r}."
+                )
 
     def check_output(self) -> None:
         """Refuse to replace labels of other settings: a student may be training on them.

@@ -23,8 +23,10 @@ from detectron2.data.detection_utils import SizeMismatchError, read_image
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.audit.images import read_header
 from ..data.manifest import Image, Manifest
 from ..matching import Detections
+from ..threads import available_cpus
 from .cache import Claims, RawCache, Unit
 from .teachers import LabelTeacher
 
@@ -75,7 +77,8 @@ def label_images(
     Args:
         manifest, teacher, cache: as given to `open_cache`.
         max_rejected: share of the images that may be unreadable, in [0, 1].
-        num_workers: number of processes that read and resize images, for each labeling process.
+        num_workers: number of processes that read and resize images, for each labeling process. All
+            labeling processes of this machine together start at most one for each CPU.
         device: where the teacher runs.
         name: title of the progress bar, which the main process shows.
 
@@ -91,6 +94,7 @@ def label_images(
     # Processes start at different units, so that they rarely try to claim the same one.
     rank, world = comm.get_rank(), comm.get_world_size()
     missing = [unit for first in range(world) for unit in missing[(first + rank) % world :: world]]
+    num_workers = _affordable(num_workers)
     teacher.to(device)
     images, start = 0, time.perf_counter()
     look_again = start
@@ -116,6 +120,14 @@ def label_images(
     speed = images / (time.perf_counter() - start)
     _count_rejected(manifest, cache, len(units), max_rejected)
     return dict(images=images, images_per_second=speed)
+
+
+def _affordable(num_workers: int) -> int:
+    """At most this many workers for each process, so that all together have a CPU each."""
+    share = max(available_cpus() // comm.get_local_size(), 1)
+    if num_workers > share:
+        logger.info("num_workers=%d is more than the CPUs: %d are used", num_workers, share)
+    return min(num_workers, share)
 
 
 def teacher_speed(
@@ -181,6 +193,9 @@ class _Images(Dataset):
     def __getitem__(self, item: tuple[int, Image]) -> tuple[int, Image, torch.Tensor | str]:
         unit, image = item
         try:
+            header = read_header(image.file_name)
+            if header.problem == "depth":  # Pillow would cut the values off at 255
+                raise ValueError(f"expected 8 bits a channel, found {header.detail}")
             pixels = read_image(image.file_name, self.input_format)
             height, width = pixels.shape[:2]
             if image.height and (image.height, image.width) != (height, width):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from detectron2.utils import comm
 
-from ..data.manifest import Manifest
+from ..data.manifest import EMPTY, MISSING, Manifest
 from ..matching import GroundTruth
 from .cache import RawCache
 from .coco import write_labels
@@ -106,7 +107,7 @@ def read_truths(
         if lacking.any():
             raise ValueError(
                 f"labels.fit.dataset: expected labeled images of all classes that teachers "
-                f"know, {job.fit['dataset']!r} does not know "
+                f"know, found that {job.fit['dataset']!r} does not know "
                 f"{[name for name, k in zip(job.classes, lacking, strict=True) if k]}"
             )
     return truth, fit_truth
@@ -158,6 +159,7 @@ def write_results(
             images=job.manifest.name,
             models={name: t.source for name, t in job.teachers.items()},
             weights={name: t.weights for name, t in job.teachers.items()},
+            other_files=dict(job.manifest.left_out),
         ),
     )
     report = write_report(
@@ -170,6 +172,7 @@ def write_results(
         annotated=annotated,
         truth=truth,
         reference=fit_truth,
+        left_out=_left_out(job.manifest, predictions.rejected),
         samples=job.samples,
         seed=job.seed,
     )
@@ -181,6 +184,15 @@ def write_results(
         output / "labels.json",
         *(counts[name] for name in ("images", "boxes", "ignore_regions")),
     )
+
+
+def _left_out(manifest: Manifest, rejected: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Reason -> number of files that could not be labeled, for the report."""
+    counts = Counter(
+        reason if reason in (MISSING, EMPTY) else "the file cannot be read"
+        for _, reason in rejected
+    )
+    return dict(counts) | {f"no image by its suffix: {s}": n for s, n in manifest.left_out}
 
 
 def _warn_of_floors(job: LabelingJob, thresholds: Sequence[Thresholds]) -> None:

@@ -19,6 +19,7 @@ from ..data.manifest import Image
 from ..files import sha256_of_file
 from ..loading import FrozenDetector, predictions_in_fp32
 from ..matching import Detections
+from ..values import check_number
 from .fingerprint import fingerprint
 from .thresholds import ThresholdRule
 
@@ -76,14 +77,12 @@ class LabelTeacher(FrozenDetector):
         dtype: str | None = None,
         thresholds: ThresholdRule | None = None,
     ):
-        if not 0 <= score_floor < 1:
-            raise ValueError(f"score_floor: expected 0 <= score_floor < 1, found {score_floor}")
+        check_number("score_floor", score_floor, below=1)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("max_detections", max_detections, 1),
         ):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, found {value}")
+            check_number(name, value, least=least, whole=True)
         self.classes = class_names(classes)
         self.categories = dict(categories) if categories is not None else None
         self.score_floor = score_floor
@@ -92,14 +91,21 @@ class LabelTeacher(FrozenDetector):
         self.thresholds = thresholds
         super().__init__(model, weights, input_format=input_format, dtype=dtype)
         shortest, longest = self.test_size or _TEST_SIZE
+        if self.test_size is None and min_size_test is None:
+            # A teacher at another size than its own finds little, and says so with high scores.
+            logger.warning(
+                "%s: its config does not say at which size it is tested: images are resized to %d "
+                "pixels, and at most %d. Set min_size_test and max_size_test if it was trained "
+                "with others, or give the path of its config as `model`.",
+                *(self.source, shortest, longest),
+            )
         self.min_size_test = shortest if min_size_test is None else min_size_test
         self.max_size_test = longest if max_size_test is None else max_size_test
         for name, value, least in (
             ("min_size_test", self.min_size_test, 0),
             ("max_size_test", self.max_size_test, max(self.min_size_test, 1)),
         ):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, found {value}")
+            check_number(name, value, least=least, whole=True)
         self._sha256: str | None = None
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
@@ -108,6 +114,11 @@ class LabelTeacher(FrozenDetector):
         if dtype and isinstance(self.model, DenseDetector):
             self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)
+        size = f"{self.min_size_test} to {self.max_size_test} pixels"
+        logger.info(
+            "%s labels images of %s in %s",
+            *(self.source, size if self.min_size_test else "their own size", self.input_format),
+        )
 
     def __repr__(self) -> str:
         return f"LabelTeacher({type(self.model).__name__}, {len(self.classes)} classes)"
@@ -196,7 +207,9 @@ def class_names(classes: Sequence[str] | str) -> tuple[str, ...]:
             DatasetCatalog.get(name)  # some datasets set their classes when they are loaded
         classes = MetadataCatalog.get(name).get("thing_classes", ())
         if not classes:
-            raise ValueError(f"classes: expected a dataset with thing_classes, {name!r} has none.")
+            raise ValueError(
+                f"classes: expected a dataset with thing_classes, found none of {name!r}."
+            )
     classes = tuple(str(c) for c in classes)
     repeated = sorted({c for c in classes if classes.count(c) > 1})
     if repeated or not classes:

@@ -153,8 +153,9 @@ class FBetaThresholds:
         scores, classes, correct = map(_concatenate, (score_parts, class_parts, correct_parts))
         if not correct.any():
             raise ValueError(
-                f"thresholds: none of the {len(scores)} boxes matches a labeled object of its "
-                f"class at IoU {self.iou:g}. Check categories, and that boxes are in file pixels."
+                f"thresholds: expected boxes that match a labeled object of their class at IoU "
+                f"{self.iou:g}, found none among {len(scores)}. Check categories, and that "
+                f"boxes are in file pixels."
             )
         by_class = list(_by_class(classes, len(owned), scores, correct))
         if hopeless := [i for i, (_, hit) in enumerate(by_class) if objects[i] and not hit.any()]:
@@ -321,8 +322,8 @@ def _best(scores: np.ndarray, correct: np.ndarray, objects: int | np.integer, be
 def _required(truths: Truths, what: str) -> Iterable[GroundTruth]:
     if truths is None:
         raise ValueError(
-            f"thresholds: {what} needs labeled images, found none. Set labels.fit, or use "
-            f"MixtureThresholds."
+            f"thresholds: expected labeled images, which {what} needs, found none. Set labels.fit, "
+            f"or use MixtureThresholds."
         )
     return truths
 

@@ -35,7 +35,8 @@ def get_reader(detector: nn.Module) -> Reader:
     """
     known = ", ".join(kind.__name__ for kind in get_reader.registry if kind is not object)
     raise TypeError(
-        f"d2kd cannot read a {type(detector).__name__}: expected one of {known} or a subclass. "
+        f"d2kd cannot read this detector: expected one of {known} or a subclass, found a "
+        f"{type(detector).__name__}. "
         f"Write a function that returns a d2kd.readers.Reader for it and decorate the function "
         f"with @d2kd.readers.get_reader.register."
     )

@@ -12,11 +12,19 @@ content stays unless you give --replace.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("data", "d2kd data", sys.argv[1:]))
+
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2kd.commands import add_debug
 from d2kd.data.convert import (
     Dataset,
     Split,
@@ -92,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="d2kd data", description=__doc__, epilog=EXAMPLES, formatter_class=raw
     )
+    add_debug(parser)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
 
     def add_format(name: str, summary: str, text: str, examples: str) -> argparse.ArgumentParser:
@@ -185,7 +194,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     how = f"{copied} images are copies" if copied else "images are hard links"
     print(f"wrote {args.output}: {how}; {len(names)} categories: {', '.join(names)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

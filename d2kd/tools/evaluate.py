@@ -7,6 +7,13 @@ an error.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("evaluate", "d2kd evaluate", sys.argv[1:]))
+
 import argparse
 import logging
 import os
@@ -18,13 +25,16 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import load_strictly
+from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.evaluation import evaluate, teacher_of
 from d2kd.evaluation.errors import KINDS, ErrorEvaluator
 from d2kd.loading import build_detector
+from d2kd.ranks import on_main_process
 
 __all__ = ["main"]
 
@@ -43,11 +53,10 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.overrides)
     for name in ("fvcore", "detectron2", "d2kd"):
         setup_logger(distributed_rank=comm.get_rank(), name=name)
-    if comm.is_main_process():
-        check_config(cfg)
-        if "evaluator" not in cfg.dataloader:
-            raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
-    comm.synchronize()
+    on_main_process(lambda: check_config(cfg))
+    if "evaluator" not in cfg.dataloader:
+        raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
+    audit_in_all_processes(cfg, ["test"], ["teacher" if args.teacher else "student"])
     more = [ErrorEvaluator(cfg.dataloader.test.dataset.names)] if args.errors else []
     if args.teacher:
         if args.weights:
@@ -77,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--errors", action="store_true",
         help=f"also say how much AP50 would rise without each kind of error ({kinds})")  # fmt: skip
     add("--num-gpus", type=int, default=1, help="processes; default: 1")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     if args.weights and "=" in args.weights and not os.path.exists(args.weights):
         args.overrides.insert(0, args.weights)
@@ -87,7 +97,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.num_machines, args.machine_rank, args.dist_url = 1, 0, "auto"
     launch(run, args)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

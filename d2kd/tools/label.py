@@ -8,19 +8,28 @@ processes on its CPU), or use torchrun.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("label", "d2kd label", sys.argv[1:]))
+
 import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import LazyConfig
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from d2kd.audit import audit_labels
+from d2kd.commands import parse_arguments
 from d2kd.data import register_all
 from d2kd.engine import launch
+from d2kd.lazy import apply_overrides, load_lazy_config
 from d2kd.pseudo.coco import verify
 from d2kd.pseudo.job import LabelingJob
 from d2kd.pseudo.label import label_images, open_cache, teacher_speed
@@ -76,10 +85,11 @@ def run(args: argparse.Namespace) -> None:
     """Label in this process, which can be one of several."""
     register_all()
     setup_logger(distributed_rank=comm.get_rank(), name="d2kd")
+    cfg = apply_overrides(load_lazy_config(args.config_file), args.opts)
     if args.verify:
-        cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
         check(Path(cfg.labels.output, "labels.json"))
-    job = LabelingJob.from_config(args.config_file, args.opts)
+    job = LabelingJob.from_config(args.config_file, args.opts)  # checks the fields
+    audit_labels(cfg.labels)
     if args.dry_run:
         if comm.is_main_process():
             estimate(job)
@@ -96,9 +106,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dry-run", action="store_true", help="label 50 images and print how long all take")
     add("--verify", action="store_true", help="check labels and raw predictions")
     add("--overwrite", action="store_true", help="replace labels of other settings")
-    launch(run, parser.parse_args(argv))
+    launch(run, parse_arguments(parser, argv))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

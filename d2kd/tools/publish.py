@@ -7,6 +7,13 @@ Markdown, for docs/model_zoo.md. Run this in a checkout.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("publish", "python -m d2kd.tools.publish", sys.argv[1:]))
+
 import argparse
 import re
 from collections.abc import Sequence
@@ -16,6 +23,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import OmegaConf
 
 from d2kd import model_zoo
+from d2kd.commands import add_debug
 from d2kd.data import register_all
 from d2kd.evaluation.figures import count_gflops, count_parameters
 from d2kd.model_zoo.recipes import CONFIGS
@@ -50,6 +58,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--image", help="a picture of the data; default: the first of the config's test set")
     add("--training", default="docs/model_zoo.md", help="where the training command is documented")
     add("--half", action="store_true", help="store fp16 values; measure --ap with this file")
+    add_debug(parser)
     return parser.parse_args(argv)
 
 
@@ -128,7 +137,3 @@ def _records(name: str | None) -> list[dict]:
 def main(argv: Sequence[str] | None = None) -> int:
     print(publish(parse_args(argv)))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -217,7 +217,8 @@ def visible_as(device: str) -> str:
     names = [name for name in visible.split(",") if name]
     if int(index) >= len(names):
         raise ValueError(
-            f"--devices: found {device!r}, but CUDA_VISIBLE_DEVICES={visible!r} shows {len(names)}"
+            f"--devices: expected one of the {len(names)} devices of CUDA_VISIBLE_DEVICES="
+            f"{visible!r}, found {device!r}"
         )
     return names[int(index)]
 

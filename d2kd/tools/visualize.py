@@ -12,6 +12,13 @@ are drawn as correct ones.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("visualize", "d2kd visualize", sys.argv[1:]))
+
 import argparse
 import copy
 import os
@@ -29,6 +36,8 @@ from torch import nn
 
 from d2kd import Teacher, model_zoo
 from d2kd.checkpoint import load_strictly
+from d2kd.checks import nearest
+from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.loading import build_detector, without_weights
@@ -107,7 +116,8 @@ def load_records(args: argparse.Namespace, cfg: DictConfig) -> list[dict]:
     else:
         name = _dataset_name(args, cfg)
         if name not in DatasetCatalog.list():
-            raise ValueError(f"--dataset: expected a registered dataset, found {name!r}.")
+            hint = nearest(name, DatasetCatalog.list())
+            raise ValueError(f"--dataset: expected a registered dataset, found {name!r}.{hint}")
         records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"expected images, found none in {args.images or name}.")
@@ -122,8 +132,18 @@ def _dataset_name(args: argparse.Namespace, cfg: DictConfig) -> str:
 
 
 def make_picture(record: Mapping[str, Any], mapper: Callable[[dict], dict]) -> Picture:
-    """Read an image and map it as for evaluation."""
-    pixels = utils.read_image(record["file_name"], format="RGB")
+    """Read an image and map it as for evaluation.
+
+    Raises:
+        ValueError: the file is no image.
+    """
+    try:
+        pixels = utils.read_image(record["file_name"], format="RGB")
+    except Exception as error:  # whatever the image library raises
+        raise ValueError(
+            f"expected an image that can be read at {record['file_name']!r}, found "
+            f"{type(error).__name__}: {error}"
+        ) from error
     height, width = pixels.shape[:2]
     given = {**copy.deepcopy(dict(record)), "height": height, "width": width}
     inputs = mapper(given)
@@ -254,7 +274,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--threshold", type=float, default=0.3, help="least score of a detection; default: 0.3")
     add("--level", help="pyramid level of attention and regions; default: the finest")
     add("--output", type=Path, required=True, help="folder for visualize.png")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
+    # --images also takes the overrides that follow it.
+    swallowed = [x for x in args.images or () if "=" in x and not Path(x).exists()]
+    args.images = [x for x in args.images or () if x not in swallowed] or None
+    args.overrides += swallowed
     if args.count < 1:
         parser.error(f"--count: expected at least 1, found {args.count}")
     return args
@@ -314,7 +339,3 @@ def _class_names(args: argparse.Namespace, cfg: DictConfig, model: nn.Module) ->
     listed = list(MetadataCatalog.get(name).get("thing_classes", None) or []) if name else []
     count = get_reader(model).num_classes
     return [listed[i] if i < len(listed) else str(i) for i in range(count)]
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

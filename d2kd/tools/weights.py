@@ -13,11 +13,19 @@ The files fit `LibraryBackbone(pretrained=...)`; docs/backbones.md has an exampl
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("weights", "d2kd weights", sys.argv[1:]))
+
 import argparse
 import sys
 from collections.abc import Sequence
 
 from d2kd.backbones.imagenet import convert_imagenet
+from d2kd.commands import add_debug
 
 __all__ = ["main"]
 
@@ -40,11 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", default="output/imagenet", help="folder; default: output/imagenet"
     )
+    add_debug(parser)
     args = parser.parse_args(argv)
     for file in args.files:
         print(convert_imagenet(file, args.output))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,13 @@ and trains with it. --method names one method; without it, the config has d2kd's
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("write_config", "d2kd train", sys.argv[1:]))
+
 import argparse
 import difflib
 import inspect
@@ -17,12 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import LazyConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2kd import methods
+from d2kd.commands import parse_arguments
 from d2kd.engine import launch
 from d2kd.files import write_file
+from d2kd.lazy import load_lazy_config
 from d2kd.loading import load_detector_config, zoo_weights
 from d2kd.tools import train
 
@@ -186,7 +194,7 @@ def _file(name: str, flag: str) -> Path:
 def _check_student(path: Path, names_data: bool) -> DictConfig:
     if path.suffix != ".py":
         raise ValueError(f"--student: expected a LazyConfig (.py), found {path.name!r}.")
-    config = LazyConfig.load(str(path))
+    config = load_lazy_config(path)
     missing = [name for name in SECTIONS if name not in config]
     if missing:
         raise ValueError(
@@ -245,7 +253,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argument_parser()
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv, config=False)
     # Options with several values also swallow the overrides that follow them.
     args.opts = [x for x in args.dataset_train if "=" in x] + args.opts
     args.dataset_train = [x for x in args.dataset_train if "=" not in x]
@@ -274,7 +282,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
     launch(train.main, args)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ from detectron2.data import (
 from PIL import Image
 from pycocotools.coco import COCO
 
-from d2kd.config import check_config
+from d2kd.audit import audit_config
 from d2kd.data import crowdhuman
 from d2kd.data.images import EXIF_ORIENTATION
 
@@ -208,11 +208,12 @@ def test_no_images_at_all(tmp_path):
 
 
 def test_missing_files_are_reported_before_training(registered):
+    from detectron2.config import LazyCall as L
+    from detectron2.data import get_detection_dataset_dicts
     from omegaconf import OmegaConf
 
-    cfg = OmegaConf.create(
-        {"model": {}, "dataloader": {"test": {"dataset": {"names": "crowdhuman_val"}}},
-         "train": {"device": "cpu", "amp": {"enabled": False}}}
-    )  # fmt: skip
+    test = {"dataset": L(get_detection_dataset_dicts)(names="crowdhuman_val")}
+    flags = {"allow_objects": True}
+    cfg = OmegaConf.create({"model": {}, "dataloader": {"test": test}}, flags=flags)
     with pytest.raises(ValueError, match=r"crowdhuman_val.*annotation_val\.odgt"):
-        check_config(cfg)
+        audit_config(cfg)

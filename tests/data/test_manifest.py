@@ -40,6 +40,14 @@ def test_folder_lists_images_below_it_in_path_order(tmp_path):
     assert [image.image_id for image in found] == [1, 2, 3, 4]
     assert (found.images[0].height, found.images[0].width) == (0, 0)  # not known yet
     assert found.rejected == ()
+    assert found.left_out == ((".txt", 1),)
+
+
+def test_folder_without_an_image_says_what_is_in_it(tmp_path):
+    for name in ("a.gif", "b.gif", "notes"):
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(ValueError, match=r"found none, and .*2 \.gif"):
+        Manifest.from_folder(tmp_path)
 
 
 def test_no_image_is_opened(tmp_path, monkeypatch):

@@ -130,3 +130,22 @@ def test_no_method_waits_for_this_gpu(name):
             sum(method(*arguments).values()).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+COEFFICIENTS = [
+    *((kind, "weight") for kind in (Mimic, FGD, MGD, PKD, CWD, PFI, PGD, LD, CrossKD, RankMimic)),
+    *((FGD, name) for name in ("alpha", "beta", "gamma", "lambd", "tau")),
+    *((PGD, name) for name in ("alpha", "beta", "gamma", "delta", "level_step", "tau")),
+    *((LD, name) for name in ("main", "valuable", "classification", "tau", "class_tau")),
+    *((CrossKD, name) for name in ("classification", "regression", "gamma")),
+    *((RankMimic, name) for name in ("classification", "localization", "tau")),
+    (MGD, "alpha"),
+    (CWD, "tau"),
+]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "1", True])
+@pytest.mark.parametrize("kind, name", COEFFICIENTS)
+def test_coefficients_that_are_no_finite_numbers_are_refused(kind, name, value):
+    with pytest.raises(ValueError, match=rf"{kind.__name__}\.{name}: expected .*found {value!r}"):
+        kind(**{name: value})

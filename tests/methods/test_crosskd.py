@@ -474,9 +474,9 @@ def test_heads_on_other_strides_are_refused():
     "options, message",
     [
         (dict(block=0), r"CrossKD.block: expected a whole number >= 1, found 0"),
-        (dict(gamma=0.5), r"CrossKD.gamma: expected >= 1, found 0.5"),
-        (dict(regression=-1.0), r"CrossKD.classification and .regression: expected both >= 0"),
-        (dict(classification=0, regression=0), r"one > 0, found 0 and 0"),
+        (dict(gamma=0.5), r"CrossKD.gamma: expected a number >= 1, found 0.5"),
+        (dict(regression=-1.0), r"CrossKD.regression: expected a number >= 0"),
+        (dict(classification=0, regression=0), r"one number > 0, found 0 for each"),
     ],
 )
 def test_impossible_arguments_are_refused(options, message):

@@ -82,7 +82,7 @@ def test_the_teacher_itself_has_no_loss_and_no_gradient():
 
 @pytest.mark.parametrize("tau", [0, -1.0])
 def test_impossible_temperature_is_refused(tau):
-    with pytest.raises(ValueError, match=rf"CWD.tau: expected > 0, found {tau}"):
+    with pytest.raises(ValueError, match=rf"CWD.tau: expected a number > 0, found {tau}"):
         CWD(tau=tau)
 
 

@@ -164,5 +164,5 @@ def test_teacher_attention_carries_no_gradient_to_either_term_but_attention():
 
 
 def test_impossible_temperature_is_refused():
-    with pytest.raises(ValueError, match=r"FGD.tau: expected > 0, found 0"):
+    with pytest.raises(ValueError, match=r"FGD.tau: expected a number > 0, found 0"):
         FGD(tau=0)

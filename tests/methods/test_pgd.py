@@ -393,10 +393,10 @@ def test_distiller_trains(build, on):
     [
         (dict(on="fpn"), r"PGD.on: expected towers or neck, found 'fpn'"),
         (dict(candidates="all"), r"PGD.candidates: expected box or image, found 'all'"),
-        (dict(weighting="flat"), r"PGD.weighting: expected gaussian or .*, found 'flat'"),
+        (dict(weighting="flat"), r"PGD.weighting: expected one of gaussian, .*, found 'flat'"),
         (dict(top_k=0), r"PGD.top_k: expected a whole number >= 1, found 0"),
-        (dict(xi_reg=1.5), r"PGD.xi_reg: expected 0 to 1, found 1.5"),
-        (dict(tau=0), r"PGD.tau: expected > 0, found 0"),
+        (dict(xi_reg=1.5), r"PGD.xi_reg: expected a number >= 0 and <= 1, found 1.5"),
+        (dict(tau=0), r"PGD.tau: expected a number > 0, found 0"),
     ],
 )
 def test_impossible_values_are_refused(fields, message):

@@ -427,7 +427,7 @@ def test_boxes_are_clipped_at_the_image_and_refused_far_outside():
         (dict(teachers=[found()] * 2, levels=[thresholds()]), "found 2, 1"),
         (dict(teachers=[found()], owned=np.ones((2, K))), r"\(2, 4\)"),
         (dict(teachers=[found()], owned=np.ones((1, K + 1))), r"\(1, 5\)"),
-        (dict(teachers=[found((0, 0, 9, 9, 0.9, 1))], owned=[owning(0)]), "does not own"),
+        (dict(teachers=[found((0, 0, 9, 9, 0.9, 1))], owned=[owning(0)]), "0 owns, found class 1"),
         (
             dict(teachers=[found()], classes=["a"], may_co_occur=[("a", "a")]),
             "expected 4 names.*found 1",

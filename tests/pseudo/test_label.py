@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from PIL import Image as Picture
 
 from d2kd.data.manifest import Image, Manifest
+from d2kd.pseudo import label
 from d2kd.pseudo.label import _batches, label_images, open_cache
 from tests.pseudo import pictures
 from tests.pseudo.ranks import parts
@@ -293,3 +294,13 @@ def test_number_of_waiting_images_is_limited():
         assert len(taken) - given <= 16
         given += len(batch)
     assert given == 100
+
+
+@pytest.mark.parametrize(
+    "given, cpus, processes, used",
+    [(4, 2, 1, 2), (4, 8, 2, 4), (4, 8, 4, 2), (4, 1, 2, 1), (0, 8, 1, 0)],
+)
+def test_workers_of_all_processes_have_a_cpu_each(monkeypatch, given, cpus, processes, used):
+    monkeypatch.setattr(label, "available_cpus", lambda: cpus)
+    monkeypatch.setattr(label.comm, "get_local_size", lambda: processes)
+    assert label._affordable(given) == used

@@ -146,7 +146,7 @@ def test_classes_of_a_dataset():
     DatasetCatalog.register("toy_nameless", list)
     try:
         assert teacher(classes="toy_late").classes == tuple(NAMES)
-        with pytest.raises(ValueError, match="'toy_nameless' has none"):
+        with pytest.raises(ValueError, match="found none of 'toy_nameless'"):
             class_names("toy_nameless")
     finally:
         for name in ("toy_late", "toy_nameless"):
@@ -204,13 +204,30 @@ def test_images_have_the_test_size_of_the_teachers_config(model, size, shape, tm
     assert tuple(pixels.shape) == (3, *shape) and (image.height, image.width) == (48, 64)
 
 
+@pytest.mark.parametrize("fields", [dict(min_size_test=64), {}])
+def test_a_size_that_no_config_says_is_a_warning(fields, tmp_path, caplog):
+    with caplog.at_level("WARNING", "d2kd.pseudo"):
+        LabelTeacher(L(toys.retinanet)(), None, NAMES, **fields)
+        LabelTeacher(lazy(tmp_path / "a.py", RESIZE.format(96, 120)), None, NAMES)
+    said = [r for r in caplog.records if "does not say at which size" in r.getMessage()]
+    assert len(said) == (not fields)
+
+
+def test_the_channel_order_of_the_test_images_is_the_teachers(tmp_path):
+    config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
+    text = (tmp_path / "a.py").read_text()
+    text += "dataloader['test']['mapper'].image_format = 'RGB'\n"
+    (tmp_path / "a.py").write_text(text)
+    assert LabelTeacher(config, None, NAMES).input_format == "RGB"
+
+
 def test_given_test_size_overrides_the_config(tmp_path):
     config = lazy(tmp_path / "a.py", RESIZE.format(96, 120))
     made = LabelTeacher(config, None, NAMES, min_size_test=64)
     assert (made.min_size_test, made.max_size_test) == (64, 120)
     made = LabelTeacher(config, None, NAMES, min_size_test=0, max_size_test=99)
     assert (made.min_size_test, made.max_size_test) == (0, 99)
-    with pytest.raises(ValueError, match="max_size_test: expected at least 96, found 95"):
+    with pytest.raises(ValueError, match="max_size_test: expected a whole number >= 96, found 95"):
         LabelTeacher(config, None, NAMES, max_size_test=95)
 
 
@@ -221,11 +238,11 @@ def test_given_test_size_overrides_the_config(tmp_path):
         (dict(model=toys.rcnn(num_classes=4)), "the names of its 4 classes, found 3"),
         (dict(classes=["ant", "bee", "ant"]), "names that differ, found ant"),
         (dict(classes="toy_unknown"), "a dataset registered with Detectron2, found 'toy_unknown'"),
-        (dict(score_floor=1.0), "0 <= score_floor < 1, found 1.0"),
-        (dict(score_floor=-0.1), "0 <= score_floor < 1, found -0.1"),
+        (dict(score_floor=1.0), "score_floor: expected a number >= 0 and < 1, found 1.0"),
+        (dict(score_floor=-0.1), "score_floor: expected a number >= 0 and < 1, found -0.1"),
         (dict(dtype="float64"), "dtype: expected bfloat16, float16 or None, found 'float64'"),
-        (dict(batch_size=0), "batch_size: expected at least 1, found 0"),
-        (dict(max_size_test=400), "max_size_test: expected at least 800, found 400"),
+        (dict(batch_size=0), "batch_size: expected a whole number >= 1, found 0"),
+        (dict(max_size_test=400), "max_size_test: expected a whole number >= 800, found 400"),
         (dict(input_format="GRB"), "expected 'BGR' or 'RGB', found 'GRB'"),
     ],
 )

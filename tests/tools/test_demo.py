@@ -99,9 +99,9 @@ def train_all(*options: str, data: str = "data 1") -> None:
 def test_the_runs_are_below_the_current_folder_and_are_not_trained_twice(folder, capsys):
     train_all("--seed", "7", "--max-iter", "6")
     (alone, distilled), configs = calls(), train.configs_folder() / "demo"
-    assert alone[:3] == ["--resume", "--config-file", str(configs / "student.py")]
+    assert alone[:3] == ["--resume", "--config-file", str(configs / "student_continued.py")]
     assert alone[3:5] == ["train.seed=7", "train.max_iter=6"] == distilled[3:5]
-    assert distilled[2] == str(configs / "distill.py")
+    assert distilled[2] == str(configs / "distill_continued.py")
     assert alone[5] == f'train.output_dir="{folder}/output/demo/alone"'
     shipped = (configs / "teacher.pth").read_bytes()
     assert Path("output/demo/teacher/model_final.pth").read_bytes() == shipped
@@ -128,12 +128,12 @@ def test_other_inputs_put_a_run_aside(folder, capsys):
 def test_the_fingerprint_does_not_depend_on_where_d2kd_lies(tmp_path, monkeypatch):
     from d2kd.config import load_config
 
-    here = train.fingerprint(load_config(train.config_path(train.CONFIGS["distill"])))
+    here = train.fingerprint(load_config(train.config_path(train.CONFIGS["distilled"])))
     elsewhere = tmp_path / "model_zoo" / "configs"
     elsewhere.parent.mkdir()
     elsewhere.symlink_to(train.configs_folder().resolve())
     monkeypatch.setattr(train, "configs_folder", lambda: elsewhere)
-    path = train.config_path(train.CONFIGS["distill"])
+    path = train.config_path(train.CONFIGS["distilled"])
     assert path.startswith(str(tmp_path)) and train.fingerprint(load_config(path)) == here
 
 

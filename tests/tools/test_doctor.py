@@ -111,6 +111,19 @@ def test_a_config_that_works(folder, capsys):
     assert logging.root.manager.disable < logging.CRITICAL
 
 
+def test_defects_of_the_data_are_shown(folder, capsys):
+    path = folder / "images" / "annotations.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] = 0
+    content["annotations"][1]["bbox"][2] = float("nan")
+    path.write_text(json.dumps(content))
+    status, lines = examine(capsys, "--no-step")
+    shown = [(line.level, line.text) for line in lines if line.subject == "audit"]
+    assert status == 1 and [level for level, _ in shown[:2]] == ["problem", "warning"]
+    assert "expected finite numbers, found 1 of 6 boxes" in shown[0][1]
+    assert "1 of 5 boxes have a width or height of 0 or less" in shown[1][1]
+
+
 def test_a_detector_alone(folder, capsys):
     Path("alone.py").write_text(CONFIG + "model = model.student\n")
     status, lines = examine(capsys, config="alone.py")
@@ -202,6 +215,32 @@ def test_no_gpu(folder, capsys, monkeypatch):
     status, lines = examine(capsys, "train.device=cuda")
     (problem,) = problems(lines)
     assert status == 1 and "found 'cuda' but no GPU" in problem.text
+
+
+def test_output_that_cannot_be_written(folder, capsys, monkeypatch):
+    text = {line.subject: line.text for line in examine(capsys, "--no-step")[1]}
+    assert "can be written" in text["output"]
+    Path("file").write_text("")
+    _, lines = examine(capsys, "--no-step", "train.output_dir=file/run")
+    assert "expected a folder, found a file" in problems(lines)[0].text
+
+    def refuse(**_):  # a test may run as root, who may write anywhere
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    _, lines = examine(capsys, "--no-step", "train.output_dir=runs/a")
+    assert "expected a folder that can be written, found" in problems(lines)[0].text
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "override", ["train.max_iter=abc", "optimizer.lr=abc", "train.device=cpuu"]
+)
+def test_wrong_values_are_problems(folder, capsys, override):
+    status, lines = examine(capsys, "--no-step", override)
+    field, value = override.split("=")
+    assert status == 1 and f"found '{value}'" in problems(lines)[0].text
+    assert field in problems(lines)[0].text
 
 
 def test_unknown_field_and_missing_config(folder, capsys):

@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
 
 from d2kd.checkpoint import Checkpointer
 from d2kd.pseudo import coco
@@ -111,6 +113,40 @@ def test_two_teachers_label_a_folder(place):
         "samples.png",
     }
     assert coco.verify(place / "labels" / "labels.json") == []
+
+
+def test_report_counts_what_was_not_labeled(place):
+    for name in ("a.gif", "b.GIF", "c.txt"):
+        (place / "images" / name).write_text("no image by its suffix")
+    (place / "images" / "empty.png").write_bytes(b"")
+    deep = np.full((96, 96), 3000, np.uint16)  # Pillow would read it as all white
+    Image.fromarray(deep).save(place / "images" / "deep.png")
+    run(place, "labels.max_rejected=0.3")
+    counts = json.loads((place / "labels" / "report.json").read_text())["left_out"]
+    assert counts == {
+        "the file is empty": 1,
+        "the file cannot be read": 2,  # 03.png and deep.png
+        "no image by its suffix: .gif": 2,
+        "no image by its suffix: .txt": 1,
+    }
+    text = (place / "labels" / "report.md").read_text()
+    assert "Files that could not be labeled: " in text and "2 (the file cannot be read)" in text
+    said = json.loads((place / "labels" / "provenance.json").read_text())
+    (reason,) = [why for file, why in said["rejected"] if file.endswith("deep.png")]
+    assert "expected 8 bits a channel, found mode I;16" in reason
+    assert said["run"]["other_files"] == {".gif": 2, ".txt": 1}
+
+
+def test_truth_with_boxes_that_are_no_numbers_stops_before_labeling(place):
+    content = dict(
+        images=[dict(id=1, file_name="00.png", width=96, height=96)],
+        categories=[dict(id=1, name="ant")],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[1, float("nan"), 9, 9])],
+    )
+    (place / "truth.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"truth\.json: expected finite numbers, found 1 of 1"):
+        run(place, f"labels.truth={place}/truth.json")
+    assert not raw(place)
 
 
 def test_second_run_writes_the_same_and_labels_nothing(place, monkeypatch):
@@ -259,9 +295,9 @@ def test_threshold_below_the_floor_is_told(place, caplog):
         ("labels.images.path=x", r"labels\.images: expected dict\(dataset=NAME\) or"),
         ("labels.images.folder=/nowhere", "expected a folder, found none at /nowhere"),
         ("labels.teachers.big.classes=[ant, bee]", "the names of its 3 classes, found 2"),
-        ("labels.teachers.big.score_floor=1.5", "0 <= score_floor < 1, found 1.5"),
+        ("labels.teachers.big.score_floor=1.5", "expected a number >= 0 and < 1, found 1.5"),
         ("labels.classes=[ant, bee, dog]", "the teacher's classes are not the student's"),
-        ("labels.unit_size=0", "unit_size: expected at least 1, found 0"),
+        ("labels.unit_size=0", "unit_size: expected a whole number >= 1, found 0"),
         ("labels.max_rejected=0", r"at most 0\.00% of 11 images to be unreadable"),
     ],
 )
@@ -280,7 +316,7 @@ def test_mistakes_are_named(place, override, message):
         ("labels.fit.datset=toy_labeled", r"labels\.fit: expected dict\(dataset=NAME, images="),
         (
             "labels.fit.dataset=toy_two",
-            r"of all classes that teachers know, 'toy_two' .* \['cat'\]",
+            r"of all classes that teachers know, found that 'toy_two' .* \['cat'\]",
         ),
         (
             "labels.thresholds=fixed",
@@ -324,7 +360,7 @@ def test_thresholds_that_need_truths_say_so_before_anything_is_labeled(place, mo
     )
     monkeypatch.setattr("d2kd.pseudo.pipeline.label_images", None)
     with pytest.raises(
-        ValueError, match=r"DistributionThresholds is fitted .* Set labels\.fit\.dataset"
+        ValueError, match=r"DistributionThresholds is fitted.* Set labels\.fit\.dataset"
     ):
         run(place)
     with pytest.raises(TypeError, match="not callable"):  # `label`: nothing was amiss
@@ -351,3 +387,31 @@ def test_two_processes_write_what_one_does(place, torchrun):
     command += [] if torchrun else ["--num-gpus", "2"]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, **path_of})
     assert (raw(place), path.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("labels.num_workers=-1", "labels.num_workers: expected a whole number >= 0, found -1"),
+        ("labels.max_rejected=2", "labels.max_rejected: expected a number >= 0 and <= 1, found 2"),
+        ("labels.seed=x", "labels.seed: expected a whole number >= 0"),
+        ("labels.teachers.big.batch_size=two", "teachers.big.batch_size: expected a whole number"),
+        ("labels.teachers.big.min_size=3", "labels.teachers.big.min_size: .* mean min_size_test"),
+        ("labels.fusion.iou=high", "labels.fusion.iou: expected a finite number, found 'high'"),
+        ("labels.teachers=3", "labels.teachers: expected dict"),
+        ("labels=3", "expected a section `labels` with fields, found 3"),
+        ("lables.unit_size=3", "override 'lables.unit_size=3': .*Did you mean labels"),
+        ("labels.unit_size", "override 'labels.unit_size': expected FIELD=VALUE"),
+    ],
+)
+def test_names_and_kinds_are_checked(place, override, message):
+    with pytest.raises(ValueError, match=message):
+        run(place, override)
+    assert not (place / "labels" / "labels.json").exists()
+
+
+def test_the_config_may_stand_alone_and_options_after_overrides(place, capsys):
+    config = str(place / "config.py")
+    assert pseudo_label.main([config, "labels.unit_size=5", "--dry-run"]) == 0
+    assert "images per second" in capsys.readouterr().out
+    assert not (place / "labels").exists()

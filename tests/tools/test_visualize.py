@@ -171,7 +171,9 @@ def test_uncertainty_is_the_configs(folder):
     ("argv", "error", "message"),
     [
         (["detector.py"], ValueError, "--weights: expected a checkpoint"),
-        (["config.py", "--dataset", "toy_drew"], ValueError, "found 'toy_drew'"),
+        (["config.py", "--dataset", "toy_drew"], ValueError, "'toy_drew'. Did you mean toy_draw"),
+        (["config.py", "--images", "config.py"], ValueError, "can be read at 'config.py', found"),
+        (["config.py", "--images", "gone.png", "train.devce=cpu"], ValueError, "mean device"),
         (["config.py", "--images", "gone.png"], FileNotFoundError, "found none at 'gone.png'"),
         (["config.py", "--images", "empty"], ValueError, "expected images, found none"),
         (["config.py", "--weights", "teacher.pth"], ValueError, "expected all tensors to match"),

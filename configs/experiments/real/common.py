@@ -32,7 +32,7 @@ def schedule():
     """AdamW with a cosine schedule; `train.max_iter` sets its length."""
     optimizer = L(torch.optim.AdamW)(
         params=L(get_default_optimizer_params)(base_lr="${..lr}", weight_decay_norm=0.0),
-        lr=1e-3,
+        lr=2e-3,
         weight_decay=0.05,
     )
     lr_multiplier = L(WarmupParamScheduler)(

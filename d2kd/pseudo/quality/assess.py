@@ -24,6 +24,7 @@ from .truth import TrueBoxes, TrueImage, accuracy, average_precision
 __all__ = ["assess"]
 
 BINS = np.linspace(0, 1, 11)  # edges of the histogram of scores
+NEAR_ZERO = 1.0  # an AP in percent; labels below it have hardly anything to do with the truth
 RATIO = (0.3, 3.0)  # allowed range of boxes per image, relative to labeled data
 
 
@@ -211,6 +212,8 @@ def _warnings(
             warnings.append(f"{name}: no teacher searched for it")
         elif count < min_boxes:
             warnings.append(f"{name}: {count} boxes, expected {min_boxes} or more")
+    if "truth" in report:
+        warnings += _near_zero(report["truth"], classes)
     ratio = report.get("reference", {}).get("ratio")
     if ratio is not None and not RATIO[0] <= ratio <= RATIO[1]:
         warnings.append(
@@ -218,3 +221,25 @@ def _warnings(
             f"{RATIO[0]:g} to {RATIO[1]:g} times"
         )
     return warnings
+
+
+def _near_zero(truth: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """Warnings of labels that hardly match the ground truth, in total or of a class."""
+    high = truth["high"]
+    if truth["AP"] is not None and truth["AP"] < NEAR_ZERO:
+        return [
+            f"the labels hardly match the ground truth: AP {truth['AP']:.1f}, precision "
+            f"{_figure(high['precision'])}, recall {_figure(high['recall'])}. Check the teacher's "
+            f"test size (min_size_test), input_format, weights and `categories`"
+        ]
+    return [
+        f"{name}: its labels hardly match the ground truth: AP {ap:.1f}, precision "
+        f"{_figure(high['classes'][name]['precision'])}, recall "
+        f"{_figure(high['classes'][name]['recall'])}. Check `categories`"
+        for name in classes
+        if (ap := truth["classes"][name]) is not None and ap < NEAR_ZERO
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"

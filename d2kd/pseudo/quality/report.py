@@ -32,6 +32,7 @@ def write_report(
     samples: int = 12,
     seed: int = 0,
     truth: TrueBoxes | None = None,
+    left_out: Mapping[str, int] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Write report.json, report.md and samples.png to a folder, each in one step.
@@ -40,12 +41,14 @@ def write_report(
         images, labels, classes, teachers, truth, options: see `d2kd.pseudo.quality.assess.assess`.
         samples: number of images to draw, chosen at random; 0 for no picture.
         seed: for this choice.
+        left_out: reason -> number of files that could not be labeled.
 
     Returns:
         the content of report.json.
     """
     folder = Path(folder)
     report = assess(images, labels, classes, teachers, truth=truth, **options)
+    report["left_out"] = dict(left_out or {})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)
     write_file(folder / "report.md", markdown(report))
@@ -91,6 +94,9 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"the low and the high threshold. {report['boxes']} boxes and {report['ignore_regions']} "
         f"regions to ignore; {_number(report['boxes_per_image'], 2)} boxes per image.\n"
     )
+    if left_out := report.get("left_out"):
+        counts = "; ".join(f"{count} ({reason})" for reason, count in left_out.items())
+        parts.append(f"Files that could not be labeled: {counts}.\n")
     if reference:
         parts.append(
             f"Labeled data ({reference['source']}) have "
@@ -129,7 +135,9 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
     summary += [f"{name} {_number(truth[name], 1)}" for name in ("APs", "APm", "APl")]
     parts = [
         f"## Comparison with ground truth\n\n{truth['source']}: {truth['images']} images. AP of "
-        f"the boxes, in percent: {', '.join(summary)}. Images that are left out and crowds do not "
+        f"the boxes, in percent: {', '.join(summary)}. It counts only boxes above the "
+        f"high threshold: regions to ignore are no labels, so that it is lower than the AP of the "
+        f"teacher, which has boxes of all scores. Images that are left out and crowds do not "
         f"count.\n"
     ]
     if truth["unknown_classes"]:

@@ -181,7 +181,9 @@ def _registered(name: str | Path) -> tuple[list[dict], dict[int, str]]:
     records = DatasetCatalog.get(str(name))
     names = MetadataCatalog.get(str(name)).get("thing_classes")
     if not names:
-        raise ValueError(f"truth: expected a dataset with thing_classes, {str(name)!r} has none")
+        raise ValueError(
+            f"truth: expected a dataset with thing_classes, found none of {str(name)!r}"
+        )
     # The same form of paths as in a manifest.
     records = [{**r, "file_name": os.path.abspath(r["file_name"])} for r in records]
     return records, dict(enumerate(names))

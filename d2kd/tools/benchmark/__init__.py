@@ -1,5 +1,14 @@
 """Measure what distillation costs; the command is in `command.py`."""
 
-from .command import main
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `command.main`."""
+    from .command import main as command  # imports PyTorch, which must wait for the threads
+
+    return command(argv)

@@ -1,11 +1,8 @@
-"""`python -m d2kd.tools.benchmark`."""
+"""`python -m d2kd.tools.benchmark` is `d2kd benchmark`."""
 
 import sys
 
-from .command import main
+from d2kd.commands import run_tool
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, TypeError, ValueError) as error:
-        sys.exit(str(error))
+    sys.exit(run_tool("benchmark", "d2kd benchmark", sys.argv[1:]))

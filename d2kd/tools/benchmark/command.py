@@ -36,6 +36,7 @@ from pathlib import Path
 import torch
 from detectron2.utils.events import EventStorage
 
+from d2kd.commands import add_debug
 from d2kd.config import load_config
 from d2kd.files import write_file, write_json
 from d2kd.methods import CWD, FGD, MGD, PFI, PGD, PKD, Methods, Mimic, RankMimic
@@ -214,6 +215,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", action="store_true", help="also measure the config's own data loader")
     add("--amp", choices=["bfloat16", "float16"], help="mixed precision of student and teacher")
     add("--threads", type=int, help="threads of PyTorch on the CPU; default: what `d2kd` chooses")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     args.sizes, args.boxes = list(dict.fromkeys(args.sizes)), list(dict.fromkeys(args.boxes))
     for name, least in dict(batch=1, rounds=1, warm_up=0, threads=1).items():

@@ -5,6 +5,15 @@ say what several seeds mean together, `history` and `curves` what several length
 warns where the figures say little, and `results` keeps the files.
 """
 
-from .command import main
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `command.main`."""
+    from .command import main as command  # imports PyTorch, which must wait for the threads
+
+    return command(argv)

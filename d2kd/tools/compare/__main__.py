@@ -1,11 +1,8 @@
-"""`python -m d2kd.tools.compare`."""
+"""`python -m d2kd.tools.compare` is `d2kd compare`."""
 
 import sys
 
-from .command import main
+from d2kd.commands import run_tool
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"compare: {error}")
+    sys.exit(run_tool("compare", "d2kd compare", sys.argv[1:]))

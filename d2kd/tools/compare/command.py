@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2kd.commands import add_debug
 from d2kd.files import write_file
 from d2kd.tools.runs import Run, end_with_signals, environment, run_all, visible_as
 
@@ -86,6 +87,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--table-only", action="store_true", help="train nothing; show what is there")
     add("--summarize", type=Path, nargs="+", metavar="RESULTS",
         help="instead: mean and spread of the demo's results.json of several seeds")  # fmt: skip
+    add_debug(parser)
     args = parser.parse_args(argv)
     if args.summarize is None and args.output is None:
         parser.error("--output: expected the folder of all runs and results, found none")
@@ -131,7 +133,11 @@ def describe_entries(
     found = describe(entries, seeds[0])
     problems = [f"{e}: {d.problem}" for e, d in zip(entries, found, strict=True) if d.problem]
     if training and problems:
-        raise ValueError("\n  ".join(["nothing was trained, because of these entries:", *problems]))
+        shown = "\n  ".join(problems)
+        raise ValueError(
+            f"expected entries that can be trained, found others: nothing was trained, because of "
+            f"these entries:\n  {shown}"
+        )
     return {entry.name: description for entry, description in zip(entries, found, strict=True)}
 
 

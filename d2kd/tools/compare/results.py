@@ -258,7 +258,9 @@ def split_markers(place: str) -> tuple[Path, str, str, str]:
     before, found, rest = text.partition(first)
     between, end, after = rest.partition(last)
     if not found or not end or "<!-- compare: " in between or first in after:
-        raise ValueError(f"--into {place}: expected one {first} and then {last} in {file!r}")
+        raise ValueError(
+            f"--into {place}: expected one {first} and then {last}, found others in {file!r}"
+        )
     return Path(file), before + found, between, end + after
 
 

@@ -1,11 +1,8 @@
-"""`python -m d2kd.tools.demo`."""
+"""`python -m d2kd.tools.demo` is `d2kd demo`."""
 
 import sys
 
-from .command import main
+from d2kd.commands import run_tool
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"demo: {error}")
+    sys.exit(run_tool("demo", "d2kd demo", sys.argv[1:]))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from d2kd.commands import add_debug
 from d2kd.progress import format_time
 from d2kd.tools.runs import NOISE, end_with_signals
 
@@ -51,6 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--fresh", action="store_true", help="train again what is finished")
     add("--train-teacher", action="store_true", help=f"train the teacher too, instead of taking "
         f"{SHIPPED}")  # fmt: skip
+    add_debug(parser)
     return parser.parse_args(argv)
 
 

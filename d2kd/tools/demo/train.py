@@ -34,12 +34,12 @@ CONFIGS = {
     "distilled": "configs/demo/distill_continued.py",
 }
 SHIPPED = "configs/demo/teacher.pth"
-START = "configs/demo/student.pth"  # both students begin with it; it has converged alone
+START = "configs/demo/student.pth"  # both students start from it; it has converged alone
 TITLES = {
     "teacher": "teacher",
-    "start": "student at the start",
-    "alone": "student, more alone",
-    "distilled": "student, distilled",
+    "start": "student before",
+    "alone": "student alone",
+    "distilled": "student distilled",
 }
 
 

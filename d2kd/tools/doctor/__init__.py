@@ -3,7 +3,8 @@
 Without a config, the machine is checked: versions, devices, threads. With a config, the data, the
 teacher's weights, the levels and channels that each method pairs and the numbers of classes are
 checked too. Then a step of the student alone and a distilled step run on one real batch, for their
-time and memory. Nothing is written, except that the demo's data is made where a config names it.
+time and memory. Nothing is written, except that the demo's data is made where a config names it,
+and what the audit of the data has read is cached.
 
 Each line begins with ok, warning or problem. A problem in one check does not stop the others. The
 exit status is 0 if there is no problem, else 1.
@@ -16,8 +17,14 @@ import copy
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .report import PROBLEM, Report
+from d2kd.commands import add_debug
+
+from .report import OK, PROBLEM, WARNING, Report
+
+if TYPE_CHECKING:
+    from d2kd.audit import Audit
 
 __all__ = ["main"]
 
@@ -39,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="fields of the config, key=value")
     parser.add_argument("--num-gpus", type=int, default=1, help="that share a batch; default: 1")
     parser.add_argument("--no-step", action="store_true", help="measure no step")
+    add_debug(parser)
     args = parser.parse_intermixed_args(argv)
     if args.num_gpus < 1:
         parser.error(f"--num-gpus: expected at least 1, found {args.num_gpus}")
@@ -57,11 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.conclude()
 
 
+def _show_audit(report: Report, audit: Audit) -> None:
+    for level, text in audit.messages:
+        report.add({"refused": PROBLEM, "warning": WARNING}.get(level, OK), "audit", text)
+    if not audit.messages:
+        report.ok("audit", f"no defects in {', '.join(s.name for s, _ in audit.sets) or 'no data'}")
+
+
 def _check_config(report: Report, args: argparse.Namespace) -> None:
+    from d2kd.audit import audit_config
     from d2kd.config import check_config, load_config
     from d2kd.data import register_all
 
-    from . import cost, data, detectors
+    from . import cost, data, detectors, machine
 
     cfg = None
     with report.check("config"):
@@ -74,13 +90,16 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
         fields = copy.deepcopy(cfg)
         fields.dataloader = {}  # its data sets are checked below, one by one
         check_config(fields)
+        machine.check_output(report, cfg.train.output_dir)
         report.ok("config", f"{args.config}: all fields are known, train.device={cfg.train.device}")
     runs = report.count(PROBLEM) == start
     start = report.count(PROBLEM)
     classes = data.check_data(report, cfg)
     if report.count(PROBLEM) == start and runs:
         with report.check("config"):
-            check_config(cfg)  # the order of classes and of channels, too
+            check_config(cfg)  # the order of channels, too
+        with report.check("audit"):
+            _show_audit(report, audit_config(cfg))
     has_data = report.count(PROBLEM) == start
     teacher, fits = detectors.check_teacher(report, cfg)
     student, loaded = detectors.check_student(report, cfg)

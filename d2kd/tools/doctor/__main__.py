@@ -1,8 +1,8 @@
-"""`python -m d2kd.tools.doctor`."""
+"""`python -m d2kd.tools.doctor` is `d2kd doctor`."""
 
 import sys
 
-from . import main
+from d2kd.commands import run_tool
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_tool("doctor", "d2kd doctor", sys.argv[1:]))

@@ -7,7 +7,9 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from d2kd.threads import available_cpus
 
 from .report import Report
 
-__all__ = ["check_machine", "total_memory", "version_problems"]
+__all__ = ["check_machine", "check_output", "total_memory", "version_problems"]
 
 _NAMES = {
     "torch": "PyTorch",
@@ -127,6 +129,27 @@ def _check_devices(report: Report) -> None:
         )
     else:
         report.ok("devices", "no GPU, and a PyTorch for CPUs: use train.device=cpu")
+
+
+def check_output(report: Report, folder: str) -> None:
+    """Report whether a training can write to its folder, by a file that is gone at once."""
+    path = Path(folder).absolute()
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    if not existing.is_dir():
+        report.problem("output", f"train.output_dir: expected a folder, found a file: {existing}")
+        return
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        report.problem(
+            "output",
+            f"train.output_dir: expected a folder that can be written, found {str(path)!r}: "
+            f"{error.strerror} in {str(existing)!r}",
+        )
+        return
+    free = shutil.disk_usage(existing).free / 2**30
+    report.ok("output", f"{folder} can be written; {free:.0f} GiB are free")
 
 
 def _check_threads(report: Report) -> None:

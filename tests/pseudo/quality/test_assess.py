@@ -336,6 +336,38 @@ def test_warnings(tmp_path):
     assert assess(images(1), {}, CLASSES, TEACHERS)["warnings"] == ["no image is labeled"]
 
 
+def test_labels_that_hardly_match_the_truth_are_a_warning(tmp_path):
+    # Two images with a cat and a dog each.
+    rows = [(i, 10 * k, 0, 10 * k + 9, 9, k) for i in (1, 2) for k in (1, 2)]
+    file = truth(tmp_path, rows, ours=CLASSES[:2])
+
+    def warnings(*found):
+        each = {i: labels(*found) for i in (1, 2)}
+        options = dict(truth=file, min_boxes=0)
+        return assess(images(1, 2), each, CLASSES[:2], TEACHERS, **options)["warnings"]
+
+    cat, dog = (10, 0, 19, 9, 0, 0.9), (20, 0, 29, 9, 1, 0.8)
+    assert warnings(cat, dog) == []
+    # All boxes are somewhere else, as of a teacher that sees images of another size.
+    (line,) = warnings((60, 60, 69, 69, 0, 0.9), (60, 60, 69, 69, 1, 0.9))
+    assert line.startswith(
+        "the labels hardly match the ground truth: AP 0.0, precision 0.000, recall 0.000"
+    )
+    assert "min_size_test" in line and "input_format" in line
+    # Only the dogs are wrong.
+    (line,) = warnings(cat, (60, 60, 69, 69, 1, 0.9))
+    assert line.startswith("dog: its labels hardly match the ground truth: AP 0.0, precision 0.000")
+    # There are no boxes at all.
+    lines = warnings()
+    assert lines[0].startswith("the labels hardly match") and "precision none" in lines[0]
+
+
+def test_the_report_says_which_boxes_its_ap_counts(tmp_path):
+    file = truth(tmp_path, OBJECTS)
+    write_report(tmp_path, images(1), {1: FOUND}, CLASSES, TEACHERS, truth=file, samples=0)
+    assert "counts only boxes above the high threshold" in (tmp_path / "report.md").read_text()
+
+
 def test_divergence_of_classes(tmp_path):
     file = truth(tmp_path, [(1, 0, 0, 9, 9, k) for k in (1, 1, 2)])
     found = {5: labels(*[(0, 0, 9, 9, k, 0.9) for k in (0, 1, 1, 1, 1)])}

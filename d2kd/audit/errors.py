@@ -1,0 +1,27 @@
+"""Errors of datasets that cannot be loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+__all__ = ["plain_errors"]
+
+
+@contextlib.contextmanager
+def plain_errors(where: str, name: str) -> Iterator[None]:
+    """Say which set cannot be loaded."""
+    try:
+        yield
+    except FileNotFoundError as e:
+        if e.errno is None:  # our own message, which names the file and the fix
+            raise ValueError(f"{where}: {e}") from e
+        raise ValueError(
+            f"{where}: expected the files of {name!r}, found no {e.filename or e}. Detectron2 "
+            f"looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."
+        ) from e
+    except (AssertionError, KeyError) as e:
+        raise ValueError(
+            f"{where}: expected a set that can be loaded, found that loading {name!r} stops "
+            f"with {type(e).__name__}: {e}"
+        ) from e

@@ -1,0 +1,159 @@
+"""Check that an evaluator has the test data and knows all classes, and rehearse it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.config import instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import DictConfig, OmegaConf
+
+from ..config import dataset_names
+from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source
+from ..evaluation.rehearsal import evaluator_nodes, is_certain, rehearse
+from ..loading import resolve_target
+from .errors import plain_errors
+from .models import num_classes, student_classes
+from .report import Audit, repair_if_needed
+
+__all__ = ["check_evaluator"]
+
+COMPARED = 2000  # images of the test set that are compared with the evaluator's
+
+
+def check_evaluator(
+    audit: Audit,
+    cfg: DictConfig,
+    records: Sequence[Mapping[str, Any]] | None,
+    evaluated: Sequence[str],
+) -> None:
+    """Check `dataloader.evaluator` of a config.
+
+    Args:
+        audit: gets what is found.
+        cfg: the config.
+        records: the test set, where it is loaded already.
+        evaluated: see `audit_config`.
+    """
+    nodes = evaluator_nodes(cfg.dataloader.get("evaluator"))
+    test = OmegaConf.select(cfg, "dataloader.test.dataset")
+    if not nodes or not isinstance(test, DictConfig):
+        return
+    tested = list(dict.fromkeys(name for _, name in dataset_names(test)))
+    if not evaluated:
+        checked = OmegaConf.select(cfg, "train.teacher_check.images")
+        evaluated = ("student", "teacher") if checked else ("student",)
+    models = []
+    for role in evaluated:
+        teacher = OmegaConf.select(cfg, "model.teacher.model")
+        models.append(
+            student_classes(cfg) if role == "student" else num_classes(teacher, "model.teacher")
+        )
+    for node in nodes:
+        name = node.get("dataset_name")
+        name = name if isinstance(name, str) and name in DatasetCatalog.list() else None
+        if name and tested and name not in tested:
+            with plain_errors("dataloader.evaluator.dataset_name", name):
+                records = instantiate(test) if records is None else records
+                _check_same_data(audit, name, tested, records)
+        if name:
+            _repair_table_of_function(audit, name, node)
+        if audit.refused:
+            return
+        for place, number in models:
+            if number is None:
+                continue
+            if name and not _check_known_classes(audit, node, name, place, number):
+                continue
+            records = instantiate(test) if records is None else records
+            if not isinstance(records, Sequence):
+                return
+            if error := rehearse(node, records, number):
+                audit.add(
+                    REFUSED if is_certain(node, error) else WARNING,
+                    f"dataloader.evaluator: expected an evaluator that takes detections of "
+                    f"{number} classes ({place}), found {error}",
+                )
+
+
+def _check_known_classes(
+    audit: Audit, node: DictConfig, name: str, place: str, number: int
+) -> bool:
+    """Check that COCOEvaluator knows all classes of a model. Returns whether to rehearse it."""
+    if not _is_kind(resolve_target(node), COCOEvaluator):
+        return True
+    classes = next((s.classes for s, _ in audit.sets if s.name == name), None)
+    classes = classes or MetadataCatalog.get(name).get("thing_classes", None)
+    if classes is None or number <= len(classes):
+        return True
+    found = f"the {len(classes)} classes of {name!r}, which the evaluator knows, found {number}"
+    mapped = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", None)
+    if coco_source(name) is None and mapped is None:
+        audit.add(WARNING, f"{place}: expected {found}. Detections of other classes do not count.")
+        return True
+    audit.add(
+        REFUSED,
+        f"{place}: expected {found} as num_classes. Detectron2's evaluator would stop at the first "
+        f"detection of another class. Set num_classes to {len(classes)}, or evaluate on data with "
+        f"all {number} classes.",
+    )
+    return False
+
+
+def _check_same_data(
+    audit: Audit, name: str, tested: Sequence[str], records: Sequence[Mapping[str, Any]]
+) -> None:
+    """Refuse an evaluator with other ground truth than that of the test loader's images.
+
+    Another name is fine for the same images and boxes, such as a part of the evaluator's set.
+    """
+    files = {MetadataCatalog.get(n).get("json_file", None) for n in (name, *tested)}
+    if len(files) == 1 and None not in files:
+        return
+    truth = {x.get("image_id"): x for x in DatasetCatalog.get(name)}
+    for record in records[:COMPARED]:
+        other = truth.get(record.get("image_id"))
+        if other is None or not _is_same(record, other):
+            found = f"{name!r}, whose image {record.get('image_id')!r} "
+            found += "does not exist" if other is None else "has another file or other boxes"
+            audit.add(
+                REFUSED,
+                f"dataloader.evaluator.dataset_name: expected {', '.join(tested)}, the data that "
+                f"dataloader.test loads, found {found}. Give the evaluator and the test loader the "
+                f"same name.",
+            )
+            return
+
+
+def _is_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two dicts have the same boxes, or the same file where one has none."""
+    rows = [x.get("annotations") or [] for x in (a, b)]
+    if not all(rows):
+        paths = [os.path.abspath(str(x.get("file_name"))) for x in (a, b)]
+        return paths[0] == paths[1] and bool(rows[0]) == bool(rows[1])
+    boxes = [
+        sorted((int(x["category_id"]), *map(float, x["bbox"])) for x in annotations)
+        for annotations in rows
+    ]
+    return len(boxes[0]) == len(boxes[1]) and np.allclose(boxes[0], boxes[1], atol=0.01)
+
+
+def _repair_table_of_function(audit: Audit, name: str, node: DictConfig) -> None:
+    """Repair the COCO file that the evaluator reads of a set with a loading function of its own."""
+    target = resolve_target(node)
+    path = MetadataCatalog.get(name).get("json_file", None)
+    if path is None or name in audit.copies or not _is_kind(target, COCOEvaluator):
+        return
+    if coco_source(name) is None and os.path.isfile(path):
+        root = str(MetadataCatalog.get(name).get("image_root", ""))
+        audited = audit_coco(CocoSource(str(path), root), name, look_at_images=False)
+        audit.add_defects(audited, audited.table_defects, "test")
+        repair_if_needed(audit, audited, evaluated=True)
+
+
+def _is_kind(target: Any, kind: type) -> bool:
+    return isinstance(target, type) and issubclass(target, kind)

@@ -1,0 +1,25 @@
+"""Check the values of a config before anything is built.
+
+    train.py      the fields of `train`: names, ranges, periods, the device
+    names.py      names of fields
+    kinds.py      all other fields: flags, numbers and texts, by the annotations of their targets
+    schedule.py   the learning rate's multiplier and its milestones
+
+`d2kd.config` calls these checks. Each error names the field, what was expected and what was found.
+"""
+
+from .kinds import check_kinds
+from .names import check_names, check_nodes, field_names, nearest
+from .schedule import check_schedule
+from .train import check_device, check_train
+
+__all__ = [
+    "check_device",
+    "check_kinds",
+    "check_names",
+    "check_nodes",
+    "check_schedule",
+    "check_train",
+    "field_names",
+    "nearest",
+]

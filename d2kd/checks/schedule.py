@@ -1,0 +1,89 @@
+"""Check the schedule of the learning rate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from detectron2.config import instantiate
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from omegaconf import DictConfig, ListConfig
+
+from ..loading import resolve_target
+from ..values import check_number, is_number
+
+__all__ = ["check_schedule"]
+
+logger = logging.getLogger(__name__)
+
+
+def check_schedule(cfg: DictConfig, nodes: Sequence[tuple[str, DictConfig]]) -> None:
+    """Check milestones, and that the learning rate's multiplier is a finite number >= 0 throughout.
+
+    Args:
+        cfg: the config, with `lr_multiplier` and `train.max_iter`.
+        nodes: of `cfg.lr_multiplier`, with their paths in the config.
+
+    Raises:
+        ValueError: the message names the field, what was expected and what was found.
+    """
+    steps = cfg.train.max_iter
+    for path, node in nodes:
+        if "_target_" in node and resolve_target(node) is MultiStepParamScheduler:
+            _check_milestones(path, node, steps)
+    try:
+        schedule = instantiate(cfg.lr_multiplier)
+    except (ArithmeticError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"lr_multiplier: expected a schedule that can be built, found {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    if not callable(schedule):
+        raise ValueError(
+            f"lr_multiplier: expected a scheduler of fvcore.common.param_scheduler, found "
+            f"{type(schedule).__name__}."
+        )
+    for step in dict.fromkeys([0, steps // 4, steps // 2, steps * 3 // 4, steps - 1]):
+        try:
+            factor = schedule(step / steps)
+        except ArithmeticError as error:
+            factor = f"{type(error).__name__}: {error}"
+        if not is_number(factor) or factor < 0:
+            raise ValueError(
+                f"lr_multiplier: expected a finite factor >= 0 at step {step} of {steps}, found "
+                f"{factor!r}."
+            )
+
+
+def _check_milestones(path: str, node: DictConfig, steps: int) -> None:
+    values, milestones = node.get("values"), node.get("milestones")
+    total = node.get("num_updates")
+    if not isinstance(values, (ListConfig, list, tuple)) or not values:
+        raise ValueError(f"{path}.values: expected a list of factors, found {values!r}.")
+    for value in values:
+        check_number(f"{path}.values", value)
+    if total is not None:
+        check_number(f"{path}.num_updates", total, least=len(values), whole=True)
+    if milestones is None:
+        return  # equal parts of num_updates
+    count = len(values) - (total is not None)
+    if not isinstance(milestones, (ListConfig, list, tuple)) or len(milestones) != count:
+        raise ValueError(
+            f"{path}.milestones: expected a list of {count} numbers for {len(values)} values, "
+            f"found {milestones!r}."
+        )
+    for value in milestones:
+        check_number(f"{path}.milestones", value, above=0)
+    ordered = all(a < b for a, b in zip(milestones, list(milestones)[1:], strict=False))
+    if not ordered or (total is not None and milestones and milestones[-1] >= total):
+        end = f" below num_updates={total}" if total is not None else ""
+        raise ValueError(
+            f"{path}.milestones: expected increasing numbers{end}, found {list(milestones)}."
+        )
+    if total is not None and total != steps:
+        dates = ", ".join(str(round(m / total * steps)) for m in milestones)
+        logger.warning(
+            "%s: milestones are shares of num_updates=%s. With train.max_iter=%d, the learning "
+            "rate changes at step %s.",
+            *(path, total, steps, dates),
+        )

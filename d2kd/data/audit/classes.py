@@ -1,0 +1,78 @@
+"""Compare how sets of data number their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+__all__ = ["check_numbers", "compare_classes"]
+
+
+def compare_classes(lists: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+    """Find names that two lists of classes number differently.
+
+    Names are compared exactly, and between lists only. One list may have `a` and `A`, or a name
+    twice, as exports with a parent category do.
+
+    Args:
+        lists: place in the config -> names, in the order of their numbers.
+
+    Returns:
+        messages that refuse, and warnings about names that differ in their case only.
+    """
+    refused: list[str] = []
+    warnings: list[str] = []
+    for (a, first), (b, second) in combinations(lists.items(), 2):
+        if list(first) == list(second):
+            continue
+        one, two = _numbers(first), _numbers(second)
+        shared = [n for n in one if n in two]
+        if wrong := [n for n in shared if one[n] != two[n]]:
+            name = wrong[0]
+            more = f" ({len(wrong)} names differ: {', '.join(wrong[:10])})" if wrong[1:] else ""
+            refused.append(
+                f"classes: expected one order for all data, found {name!r} as number "
+                f"{_list(one[name])} of {a} and as number {_list(two[name])} of {b}{more}. "
+                f"Register one of them with the classes of the other, or label with them "
+                f"(labels.classes)."
+            )
+            continue
+        lower = {n.casefold(): (n, numbers) for n, numbers in one.items() if n not in two}
+        for name, numbers in two.items():
+            near = lower.get(name.casefold())
+            if name not in one and near and near[1] != numbers:
+                warnings.append(
+                    f"classes: {near[0]!r} is number {_list(near[1])} of {a}, and {name!r} is "
+                    f"number {_list(numbers)} of {b}. They differ in their case only: are they the "
+                    f"same class?"
+                )
+    return refused, warnings
+
+
+def check_numbers(largest: Mapping[str, int], limit: int | None, field: str) -> list[str]:
+    """Refuse sets with more classes than a model has.
+
+    On a GPU, a class number that is too large stops the first step with an assertion that names
+    neither the field nor the data. Some detectors take the number K for the background.
+
+    Args:
+        largest: set -> its number of classes.
+        limit: K, the model's number of classes; None if it is not known.
+        field: of the config.
+    """
+    return [
+        f"{field}: expected at least the {n} classes of {where}, found {limit}."
+        for where, n in largest.items()
+        if limit is not None and n > limit
+    ]
+
+
+def _numbers(names: Iterable[str]) -> dict[str, list[int]]:
+    numbers: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        numbers.setdefault(str(name), []).append(i)
+    return numbers
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers))

@@ -1,0 +1,59 @@
+"""Say which image an error is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.config import instantiate
+
+__all__ = ["NamedErrors", "build_loader", "name_errors"]
+
+
+class NamedErrors:
+    """Calls a mapper, and names the file of an image that it cannot read or transform.
+
+    Decoders do not know the name: "image file is truncated" is all that they say about a file that
+    is damaged behind its header. `d2kd.data.audit` finds most of them before training.
+
+    Args:
+        mapper: function from a dict of Detectron2's dataset format to an input of a model.
+    """
+
+    def __init__(self, mapper: Callable[[dict], Any]):
+        self.mapper = mapper
+
+    def __call__(self, image: dict) -> Any:
+        """
+        Raises:
+            ValueError: an image cannot be read.
+            Exception: whatever else the mapper raised, unchanged, for an image without a file.
+        """
+        name = image.get("file_name") if isinstance(image, Mapping) else None
+        try:
+            return self.mapper(image)
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+            if name is None or str(name) in str(error):
+                raise
+            raise ValueError(
+                f"{name}: expected an image that can be read, found {type(error).__name__}: "
+                f"{error}. Replace the file, or remove the image from its set."
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "mapper":  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.mapper, name)
+
+
+def name_errors(mapper: Any) -> Any:
+    """`NamedErrors` of a mapper; anything that cannot be called, as it is."""
+    return NamedErrors(mapper) if callable(mapper) else mapper
+
+
+def build_loader(node: Any) -> Any:
+    """Build a data loader from its LazyConfig node; the errors of its mapper name the image."""
+    if not isinstance(node, Mapping) or "mapper" not in node:
+        return instantiate(node)
+    values = {str(key): value for key, value in node.items()}
+    return instantiate({**values, "mapper": name_errors(instantiate(values["mapper"]))})

@@ -1,0 +1,351 @@
+"""Audits of whole configs: what is compared between sets, models and evaluator."""
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.datasets import load_coco_json, register_coco_instances
+
+from d2kd.audit import audit_config, audit_in_all_processes, audit_labels, num_classes
+from d2kd.config import load_config
+from d2kd.data import PartialMapper, load_class_subset, mix, random_subset, register_folder
+from d2kd.pseudo import load_pseudo_labels
+from tests.data.audit import sets
+
+STUDENT = "configs/demo/student.py"
+
+
+@pytest.fixture
+def farm(tmp_path):
+    """`make(change, split)` writes and registers a split; names are farm_train and farm_val."""
+    made = []
+
+    def make(change=lambda t: None, split="train", **fields):
+        sets.write(tmp_path, "farm", split, change, seed=dict(train=0).get(split, 7), **fields)
+        register_folder(tmp_path / "farm")
+        made.append(f"farm_{split}")
+        return tmp_path / "farm"
+
+    yield make
+    sets.remove(*made)
+
+
+def config(*overrides, train="farm_train", test="farm_val", classes=3):
+    names = [f"dataloader.train.dataset.names={train}", f"dataloader.test.dataset.names={test}"]
+    return load_config(STUDENT, [*names, f"model.num_classes={classes}", *overrides])
+
+
+def refused(cfg, *args) -> str:
+    return "\n".join(audit_config(cfg, *args).refused)
+
+
+def test_valid_config_passes_and_says_what_it_has(farm):
+    farm()
+    farm(split="val")
+    audit = audit_config(config())
+    assert not audit.messages and not audit.copies and audit.train is None
+    assert "farm_train  train" in audit.table() and len(audit.sets) == 2
+
+
+def test_random_numbers_stay_as_they_are(farm):
+    farm()
+    farm(split="val")
+
+    def state():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    before = state()
+    audit_config(config())
+    assert state() == before
+
+
+def permute(content):
+    """Green and blue change their ids, as a converter does that meets them in another order."""
+    new = {1: 1, 2: 3, 3: 2}
+    for category in content["categories"]:
+        category["id"] = new[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = new[annotation["category_id"]]
+
+
+def test_sets_that_number_a_class_differently_are_refused(farm):
+    farm()
+    farm(permute, "val")
+    message = r"'green' as number 1 of 'farm_train' .* as number 2 of 'farm_val' .*green, blue"
+    with pytest.raises(ValueError, match=message):
+        audit_in_all_processes(config())
+
+
+def test_mixed_sets_that_number_a_class_differently_are_refused(farm):
+    farm()
+    farm(permute, "more")
+    farm(split="val")
+    cfg = config()
+    one = cfg.dataloader.train.dataset
+    cfg.dataloader.train.dataset = L(mix)(a=one, b={**one, "names": "farm_more"})
+    assert "'green' as number 1 of 'farm_train'" in refused(cfg)
+
+
+@pytest.mark.parametrize(
+    "classes, parent",
+    [(("a", "A", "b"), None), (("red", "green"), "red"), (("red", "red", "green"), None)],
+)
+def test_one_list_may_have_similar_names_and_a_name_twice(farm, classes, parent):
+    def change(content):
+        if parent:
+            content["categories"].insert(0, dict(id=0, name=parent))
+
+    farm(change, classes=classes)
+    farm(change, "val", classes=classes)
+    assert not refused(config())
+
+
+def test_names_that_differ_in_their_case_are_warned_of(farm):
+    farm(classes=("cat", "dog"))
+    farm(split="val", classes=("Dog", "Cat"))
+    audit = audit_config(config(classes=2))
+    assert not audit.refused
+    assert any("differ in their case" in text for level, text in audit.messages)
+
+
+def test_classes_of_a_subset_follow_its_own_order(farm):
+    farm()
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.train.dataset = L(load_class_subset)(
+        dataset="farm_train", classes=["green", "red"]
+    )
+    assert "as number 1 of classes (dataloader.train.dataset) (2 names differ" in refused(cfg)
+    cfg.dataloader.train.dataset.classes = ["red", "green"]
+    assert not refused(cfg)
+
+
+@pytest.mark.parametrize("order, fits", [((0, 1, 2), True), ((0, 2, 1), False)])
+def test_labels_by_teachers_number_the_classes_as_the_test_set_does(farm, tmp_path, order, fits):
+    root = farm()
+    farm(split="val")
+    content = sets.table()
+    content["info"] = {"image_root": f"{root}/train/"}
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps(content))
+    said = dict(made_from=dict(settings=dict(classes=[sets.CLASSES[i] for i in order])))
+    (tmp_path / "provenance.json").write_text(json.dumps(said))
+    cfg = config()
+    cfg.dataloader.train.dataset = L(load_pseudo_labels)(path=str(path), check=False)
+    assert bool(refused(cfg)) is not fits
+    if fits:
+        assert len(audit_config(cfg).train) == 6
+
+
+def test_set_with_more_classes_than_the_student_is_refused(farm):
+    farm()
+    farm(split="val")
+    assert "model.num_classes: expected at least the 3 classes of 'farm_train'" in refused(
+        config(classes=2)
+    )
+
+
+def test_boxes_of_a_function_without_class_names_need_a_class_of_the_student(farm):
+    root = farm(split="val")
+    content = sets.table(classes=sets.CLASSES)
+    rows = load_coco_json(str(root / "annotations" / "val.json"), str(root / "val"))
+    assert (
+        content["categories"][-1]["id"] == 3
+    )  # so that these category ids, 1 to 3, need 4 classes
+    DatasetCatalog.register("mine", lambda: rows)
+    try:
+        assert "expected at least the 4 classes of mine, found 3" in refused(config(train="mine"))
+    finally:
+        sets.remove("mine")
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_model_with_more_classes_than_the_evaluator_is_refused(farm, role):
+    farm()
+    farm(split="val")
+    cfg = load_config(
+        "configs/demo/distill.py",
+        ["dataloader.train.dataset.names=farm_train", "dataloader.test.dataset.names=farm_val"],
+    )
+    text = refused(cfg, ("train", "test"), [role])
+    assert f"model.{role}" in text and "the 3 classes of 'farm_val'" in text and "10" in text
+    cfg.model.student.num_classes = 3
+    assert bool(refused(cfg, ("train", "test"), [role])) is (role == "teacher")
+
+
+def test_number_of_classes_is_found_in_all_kinds_of_configs():
+    for source, expected in (
+        ("COCO-Detection/retinanet_R_50_FPN_3x.yaml", 80),
+        ("PascalVOC-Detection/faster_rcnn_R_50_FPN.yaml", 20),
+        ("configs/demo/student.py", 10),
+        ("configs/demo/distill.py", 10),
+        ("nowhere.py", None),
+    ):
+        assert num_classes(source, "model.teacher") == ("model.teacher", expected)
+
+
+def evaluated_on(cfg, name):
+    cfg.dataloader.evaluator.dataset_name = name
+    return cfg
+
+
+def test_evaluator_of_other_data_is_refused(farm):
+    farm()
+    farm(split="val")
+    farm(lambda t: t["annotations"].reverse(), "other", images=6, boxes=3)
+    text = refused(evaluated_on(config(), "farm_other"))
+    assert "dataloader.evaluator.dataset_name: expected farm_val" in text and "'farm_other'" in text
+
+
+def test_evaluator_may_have_another_name_for_the_same_images(farm):
+    root = farm()
+    farm(split="val")
+    part = partial(
+        load_coco_json, str(root / "annotations" / "val.json"), str(root / "val"), "part"
+    )
+    DatasetCatalog.register("part", lambda: part()[:3])
+    try:
+        assert not refused(evaluated_on(config(test="part"), "farm_val"))
+    finally:
+        sets.remove("part")
+
+
+def test_repeated_image_ids_are_refused_before_the_boxes_land_on_other_images(farm):
+    def change(content):
+        content["images"][3]["id"] = content["images"][2]["id"]
+
+    farm(change)
+    farm(split="val")
+    assert "farm_train: expected a different id for each image, found 1 of 6" in refused(config())
+
+
+@pytest.mark.parametrize("target, level", [(DatasetMapper, "refused"), (PartialMapper, "refused")])
+def test_missing_image_is_refused_with_detectron2s_mapper(farm, target, level):
+    farm(lambda t: t["images"][2].update(file_name="nowhere.png"))
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.train.mapper._target_ = target
+    assert "nowhere.png" in refused(cfg)
+
+
+class OwnMapper(DatasetMapper):
+    def __call__(self, image):
+        return image
+
+
+def test_missing_image_is_a_warning_with_a_mapper_that_reads_in_its_own_way(farm):
+    farm(lambda t: t["images"][2].update(file_name="nowhere.png"))
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.train.mapper._target_ = OwnMapper
+    audit = audit_config(cfg)
+    assert not audit.refused
+    assert any(level == "warning" and "nowhere.png" in text for level, text in audit.messages)
+
+
+def test_images_that_a_subset_leaves_out_need_not_be_there(farm):
+    root = farm()
+    farm(split="val")
+    cfg = config()
+    node = cfg.dataloader.train.dataset
+    cfg.dataloader.train.dataset = L(random_subset)(dataset=node, share=0.5)
+    used = {x["file_name"] for x in audit_config(cfg).train}
+    for path in (root / "train").iterdir():
+        if str(path) not in used:
+            path.unlink()
+    assert len(used) == 3 and not refused(cfg)
+    assert "3 of 6 images that have no file" in refused(config())
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (dict(test="toy_gone"), r"expected the files of 'toy_gone', found no nowhere.json"),
+        (dict(test="toy_nothing"), r"expected images, found none in 'toy_nothing'"),
+    ],
+)
+def test_sets_that_are_missing_or_empty_are_named(farm, names, message):
+    farm()
+    DatasetCatalog.register("toy_nothing", lambda: [])
+    DatasetCatalog.register("toy_gone", lambda: Path("nowhere.json").read_text())
+    try:
+        with pytest.raises(ValueError, match=message):
+            audit_config(config(**names))
+    finally:
+        sets.remove("toy_nothing", "toy_gone")
+
+
+def test_function_of_a_user_with_masks_and_keypoints_is_fine(farm, tmp_path):
+    root = farm(split="val")
+
+    def mine():
+        table, images = str(root / "annotations" / "val.json"), str(root / "val")
+        records = load_coco_json(table, images)
+        for record in records:
+            for row in record["annotations"]:
+                row["segmentation"] = [[1, 1, 9, 1, 9, 9]]
+                row["keypoints"] = [3.5, 3.5, 2]
+                row["category_id"] -= 1
+        return records
+
+    DatasetCatalog.register("mine", mine)
+    MetadataCatalog.get("mine").thing_classes = list(sets.CLASSES)
+    try:
+        cfg = config(train="mine", test="mine")
+        cfg.dataloader.evaluator.output_dir = str(tmp_path / "out")
+        assert not audit_config(cfg).messages
+    finally:
+        sets.remove("mine")
+
+
+def test_truth_and_fit_of_a_labeling_are_audited(farm):
+    farm(sets.box(lambda x, y, w, h: [float("nan"), y, w, h], 3))
+    farm(split="val")
+    audit_labels(dict(images=dict(dataset="farm_train"), fit=dict(dataset="farm_val")))
+    for labels in (dict(truth="farm_train"), dict(fit=dict(dataset="farm_train"))):
+        with pytest.raises(ValueError, match=r"farm_train: expected finite numbers, found 4 of 12"):
+            audit_labels(labels)
+
+
+def test_json_of_truth_is_audited(farm):
+    root = farm(sets.box(lambda x, y, w, h: [float("nan"), y, w, h], 3))
+    with pytest.raises(ValueError, match=r"train.json: expected finite numbers"):
+        audit_labels(dict(truth=str(root / "annotations" / "train.json")))
+
+
+def test_set_registered_by_detectron2s_function_is_repaired(tmp_path):
+    def change(content):
+        for annotation in content["annotations"]:
+            annotation["id"] = 1
+
+    path = sets.write(tmp_path, "farm", "val", change)
+    register_coco_instances("farm_mine", {}, str(path), str(tmp_path / "farm" / "val"))
+    try:
+        audit = audit_config(config(train="farm_mine", test="farm_mine"))
+        assert set(audit.copies) == {"farm_mine"} and not audit.refused
+        assert [len(x["annotations"]) for x in DatasetCatalog.get("farm_mine")] == [2] * 6
+    finally:
+        sets.remove("farm_mine")
+
+
+def test_what_only_evaluation_needs_is_said_of_test_sets_only(farm):
+    farm(sets.every(lambda a: a.pop("area")))
+    farm(sets.every(lambda a: a.pop("area")), split="val")
+    audit = audit_config(config())
+    ((level, text),) = audit.messages
+    assert level == "note" and text.startswith("farm_val: 12 of 12 annotations have no area")
+    assert set(audit.copies) == {"farm_val"}
+
+
+def test_missing_labels_of_teachers_are_named_with_the_fix(farm):
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.train.dataset = L(load_pseudo_labels)(path="nowhere/labels.json")
+    with pytest.raises(ValueError, match=r"dataset: nowhere/labels\.json: .* `d2kd label`"):
+        audit_config(cfg)
