@@ -103,14 +103,20 @@ class LossWatch:
             FloatingPointError: a loss is NaN or infinite.
         """
         values = torch.stack([x.detach().float().reshape(()) for x in losses.values()])
-        copied = None
-        if values.is_cuda:
-            values = values.to("cpu", non_blocking=True)  # into pinned memory
-            copied = torch.cuda.Event()
-            copied.record()
-        self._steps.append(_Step(iteration, list(losses), values.cpu(), copied, batch))
+        values, copied = self._copy(values)
+        self._steps.append(_Step(iteration, list(losses), values, copied, batch))
         while self._steps and (self._steps[0].is_known() or len(self._steps) > _PENDING):
             self._look_at_the_oldest()
+
+    @staticmethod
+    def _copy(values: Tensor) -> tuple[Tensor, Any]:
+        """Begin to copy values to the host; see `_Step` for what is returned."""
+        if not values.is_cuda:
+            return values.cpu(), None
+        values = values.to("cpu", non_blocking=True)  # into pinned memory
+        copied = torch.cuda.Event()
+        copied.record()
+        return values, copied
 
     def check(self) -> None:
         """Look at all losses, and wait for those that have not arrived.

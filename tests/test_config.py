@@ -1,4 +1,3 @@
-
 import pytest
 from detectron2 import model_zoo as detectron2_zoo
 from detectron2.data import DatasetCatalog

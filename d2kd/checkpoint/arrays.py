@@ -61,9 +61,10 @@ class _Dtype:
 
 
 class _Array:
-    """An array: shape, type, order and bytes."""
+    """An array or a number: shape, type, order and bytes."""
 
-    value: np.ndarray
+    def __init__(self, value: np.ndarray | np.generic | None = None):
+        self.value = value
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, content = state
@@ -90,12 +91,20 @@ def _rebuild(shape: Any, dtype: Any, order: str, content: Any) -> np.ndarray:
     return array.reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: Any, content: Any) -> np.generic:
-    return _rebuild((1,), dtype, "C", content)[0]
+# A pickle can also set the state of what a function returns. Neither function therefore returns an
+# object of numpy.
 
 
-def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.ndarray:
-    return _rebuild(shape, dtype, order, content)
+def _scalar(dtype: Any, content: Any) -> _Array:
+    return _Array(_rebuild((1,), dtype, "C", content)[0])
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> _Array:
+    return _Array(_rebuild(shape, dtype, order, content))
+
+
+def _no_bytes() -> bytes:
+    return b""
 
 
 def _encode(text: Any, encoding: Any = None) -> bytes:
@@ -109,6 +118,7 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict,
         ("_codecs", "encode"): _Function(_encode),
+        ("__builtin__", "bytes"): _Function(_no_bytes),  # of empty arrays
         ("numpy", "dtype"): _Function(_Dtype),
         ("numpy", "ndarray"): "numpy.ndarray",  # only handed to _reconstruct
     }
@@ -119,7 +129,8 @@ def _stand_ins() -> dict[tuple[str, str], Any]:
     return found
 
 
-class _ArraysOnly(pickle.Unpickler):
+# The unpickler in Python: the one in C allocates any amount of memory that a damaged file asks for.
+class _ArraysOnly(pickle._Unpickler):
     def __init__(self, file: BinaryIO):
         # latin1 keeps the bytes of files that Python 2 wrote.
         super().__init__(file, encoding="latin1")
@@ -155,9 +166,9 @@ def _plain(value: Any, seen: dict[int, Any], depth: int) -> Any:
     """A copy of nested containers in which arrays stand in the place of their stand-ins."""
     if depth > _DEPTH:
         raise pickle.UnpicklingError(f"it has containers in each other, {_DEPTH} deep")
-    if isinstance(value, _Array):
+    if isinstance(value, _Array) and value.value is not None:
         return value.value
-    if isinstance(value, (np.ndarray, np.generic)) or type(value) in _LEAVES:
+    if type(value) in _LEAVES:
         return value
     if id(value) in seen:
         return seen[id(value)]

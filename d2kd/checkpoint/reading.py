@@ -118,7 +118,8 @@ def _check_zip(path: str, size: int) -> None:
 
 def _torch_load(path: str) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as f:  # given a path, torch.load may decide by its suffix
+            return torch.load(f, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         needs = re.search(r"(?:GLOBAL|[Uu]nsupported class|type) ([\w.]+\.\w+)", str(e))
         found = f"it needs {needs[1]}" if needs else str(e).strip().splitlines()[0]

@@ -1,0 +1,75 @@
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from d2kd.run_lock import lock_run_folder
+
+HOLD = """
+import sys, time
+from d2kd.run_lock import lock_run_folder
+with lock_run_folder(sys.argv[1]):
+    print("holds", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, folder], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"holds\n"
+    return process
+
+
+def test_a_second_run_is_refused_with_the_first_ones_host_and_process(tmp_path):
+    with hold(tmp_path) as first:
+        try:
+            with pytest.raises(ValueError) as error, lock_run_folder(tmp_path):
+                pass
+        finally:
+            first.kill()
+    owner = f"in use by process {first.pid} on {socket.gethostname()} since "
+    assert f"train.output_dir {tmp_path}: expected" in str(error.value)
+    assert owner in str(error.value)
+
+
+def test_the_lock_of_a_killed_run_is_no_obstacle(tmp_path):
+    with hold(tmp_path) as first:
+        first.send_signal(signal.SIGKILL)
+    with lock_run_folder(tmp_path):
+        assert json.loads((tmp_path / ".run_lock").read_text())["pid"] == os.getpid()
+
+
+def _sleep(ready):
+    ready.set()
+    signal.pause()
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_the_lock(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    with lock_run_folder(tmp_path):
+        worker = context.Process(target=_sleep, args=(ready,))
+        worker.start()
+        assert ready.wait(10)
+    with hold(tmp_path) as second:  # the worker still has the open file
+        assert worker.is_alive()
+        second.kill()
+    worker.kill()
+    worker.join()
+
+
+def test_a_run_that_ended_or_failed_leaves_the_folder_free(tmp_path):
+    with pytest.raises(KeyError), lock_run_folder(tmp_path / "new"):
+        raise KeyError
+    with hold(tmp_path / "new") as second:
+        second.kill()
+
+
+def test_a_folder_elsewhere_is_not_locked():
+    with lock_run_folder("s3://bucket/run"):
+        pass
