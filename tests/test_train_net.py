@@ -154,3 +154,81 @@ def test_a_mistake_in_the_script_is_plain(config):
         "train_net.py stopped (--debug shows where in the code).",
         "train.log_period: expected a whole number >= 1, found 0.",
     ]
+
+
+def test_a_run_that_diverges_leaves_no_checkpoint_that_is_not_finite(config, tmp_path, monkeypatch):
+    step = Trainer.run_step
+
+    def spoils(self):
+        step(self)
+        if self.iter == 4:  # the weights break after the checkpoint of step 3
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    every_step = ["train.log_period=1000", "train.checkpointer.period=1"]
+    with monkeypatch.context() as m, pytest.raises(FloatingPointError) as error:
+        m.setattr(Trainer, "run_step", spoils)
+        run(config, tmp_path, *every_step)
+    assert "model_0000004.pth: expected finite values" in str(error.value)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000003.pth"
+    log = (tmp_path / "log.txt").read_text()
+    assert "Stopped: checkpoint model_0000004.pth" in log and "Traceback" not in log
+    # The corrected run goes on.
+    assert run(config, tmp_path, *every_step, resume=True)
+
+
+def test_a_loss_that_is_not_finite_is_found_in_its_own_step(config, tmp_path, monkeypatch):
+    forward = train_net.Distiller.forward
+
+    def breaks(self, batch):
+        losses = forward(self, batch)
+        if self.training and (self.loss_weights.progress or 0) >= 0.5:
+            losses["loss_cls"] = losses["loss_cls"] * float("inf")
+        return losses
+
+    monkeypatch.setattr(train_net.Distiller, "forward", breaks)
+    late = ["train.log_period=1000", "train.checkpointer.period=2"]
+    with pytest.raises(
+        FloatingPointError, match=r"iteration 3: .* found loss_cls = inf.*\.(png|jpg)"
+    ):
+        run(config, tmp_path, *late)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
+    kept = torch.load(tmp_path / "non_finite_iteration3_rank0.pt", weights_only=True)
+    assert len(kept["batch"]) == 2 and kept["batch"][0]["image"].dtype == torch.uint8
+
+
+def test_fewer_steps_than_are_done_and_a_finished_run_are_said(config, tmp_path):
+    run(config, tmp_path)
+    with pytest.raises(ValueError, match=r"train.max_iter to be at least the 6 steps .* found 4"):
+        run(config, tmp_path, "train.max_iter=4", resume=True)
+    final = (tmp_path / "model_final.pth").stat().st_mtime_ns
+    run(config, tmp_path, resume=True)
+    assert "the run is finished, all 6 steps are done" in (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "model_final.pth").stat().st_mtime_ns == final
+
+
+def test_evaluation_is_strict(config, tmp_path):
+    weights = torch.load(config.parent / "teacher.pth", weights_only=True)["model"]
+    del weights["head.cls_score.bias"]
+    torch.save({"model": weights}, tmp_path / "incomplete.pth")
+    with pytest.raises(ValueError, match=r"incomplete.pth does not fit .* 1 missing"):
+        run(config, tmp_path, f"train.init_checkpoint={tmp_path}/incomplete.pth", eval_only=True)
+
+
+def test_a_distillers_checkpoint_is_evaluated_as_its_student(config, tmp_path):
+    run(config, tmp_path, "train.max_iter=2", "train.eval_period=0")
+    opts = [f"train.init_checkpoint={tmp_path}/model_final.pth"]
+    run(config, tmp_path / "evaluated", *opts, eval_only=True)
+    log = (tmp_path / "evaluated" / "log.txt").read_text()
+    assert re.search(r"RetinaNet: \d+ tensors matched, 0 missing, 0 unexpected", log)
+
+
+def test_a_second_run_in_one_folder_is_refused_and_changes_nothing(config, tmp_path):
+    hold = "import sys, time; from d2kd.run_lock import lock_run_folder\n" + (
+        f"with lock_run_folder({str(tmp_path)!r}): print('holds', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"holds\n"
+        with pytest.raises(ValueError, match=rf"in use by process {first.pid} on "):
+            run(config, tmp_path)
+        first.kill()
+    assert [p.name for p in tmp_path.iterdir()] == [".run_lock"]
