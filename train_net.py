@@ -94,6 +94,8 @@ def do_train(args, cfg, dataset=None):
     if distiller is not None and not resuming:
         distiller.inherit()  # after loading, because initial weights would overwrite it
     start = first_step(trainer.iter + 1, cfg.train.max_iter) if resuming else 0
+    if start == cfg.train.max_iter:  # a run may have been killed just before this
+        checkpointer.save_missing("model_final", iteration=start - 1)
     trainer.train(start, cfg.train.max_iter)
 
 

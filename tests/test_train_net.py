@@ -206,6 +206,16 @@ def test_fewer_steps_than_are_done_and_a_finished_run_are_said(config, tmp_path)
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == final
 
 
+def test_a_run_that_was_killed_before_its_final_checkpoint_gets_it(config, tmp_path):
+    whole = run(config, tmp_path, "train.eval_period=0")
+    (tmp_path / "model_final.pth").unlink()
+    (tmp_path / "last_checkpoint").write_text("model_0000005.pth")
+    resumed = run(config, tmp_path, "train.eval_period=0", resume=True)
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+
+
 def test_evaluation_is_strict(config, tmp_path):
     weights = torch.load(config.parent / "teacher.pth", weights_only=True)["model"]
     del weights["head.cls_score.bias"]

@@ -87,6 +87,13 @@ class Checkpointer(DetectionCheckpointer):
             torch.save(state, f)
         self.tag_last_checkpoint(f"{name}.pth")
 
+    def save_missing(self, name: str, **kwargs: Any) -> None:
+        """Save as `save` does, if there is no whole checkpoint of this name."""
+        try:
+            read_checkpoint(os.path.join(self.save_dir, f"{name}.pth"))
+        except (FileNotFoundError, ValueError):
+            self.save(name, **kwargs)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_file(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 

@@ -67,7 +67,10 @@ def read_checkpoint(path: str) -> Any:
         try:
             return load_file(path)
         except (SafetensorError, ValueError, OSError) as e:
-            raise _refusal(path, f"a safetensors file that is cut off or damaged ({e})") from e
+            raise ValueError(
+                f"checkpoint {path}: expected a safetensors file, found one that is cut off or of "
+                f"another kind ({e})."
+            ) from e
     for start, kind in _NOT_WEIGHTS.items():
         if head.lstrip().startswith(start):
             raise _refusal(path, kind)
