@@ -103,8 +103,7 @@ def main(args):
     register_all()
     args.config_file = config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
-    trains = not (args.eval_only or args.eval_teacher)
-    locks = trains and comm.is_main_process()
+    locks = comm.is_main_process() and not (args.eval_only or args.eval_teacher)
     with lock_run_folder(cfg.train.output_dir) if locks else contextlib.nullcontext():
         train_or_evaluate(args, cfg)
 

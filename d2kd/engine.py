@@ -49,8 +49,7 @@ class Trainer(SimpleTrainer):
 
     Raises:
         ValueError: `accumulate` or `clip_grad_norm` is out of its range.
-        FloatingPointError: a loss, or the gradient that is to be clipped, is NaN or infinite. The
-            state of a trainer with such a loss cannot be saved.
+        FloatingPointError: a loss, or the gradient to be clipped, is NaN or infinite.
     """
 
     def __init__(

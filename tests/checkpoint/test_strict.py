@@ -113,6 +113,30 @@ def test_model_zoo_pickle_loads(saved):
     assert np.array_equal(other.head.cls_score.weight.detach(), arrays["head.cls_score.weight"])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_an_error(saved, value):
+    model, path = saved
+    weights = dict(model.state_dict())
+    weights["head.cls_score.bias"] = torch.full((3,), value)
+    torch.save({"model": weights}, path)
+    message = (
+        r"weights of RetinaNet: checkpoint .*model.pth: .* 1 of 96 tensors \(head.cls_score.bias"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_strictly(toys.retinanet(), str(path))
+
+
+def test_a_wrapped_and_prefixed_file_is_loaded_and_the_counts_say_so(saved):
+    model, path = saved
+    weights = {f"module.{k}": v for k, v in model.state_dict().items()}
+    weights["module.distillation.fgd.adapters.p3.weight"] = torch.zeros(1)
+    torch.save({"state_dict": weights}, path)
+    other = toys.retinanet()
+    counts = load_strictly(other, str(path))
+    assert counts.endswith("under 'state_dict', without the prefix 'module.'")
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
+
+
 class Malicious:
     def __reduce__(self):
         return print, ("code ran",)
