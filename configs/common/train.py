@@ -27,7 +27,7 @@ train = dict(
     teacher_check=dict(images=0, min_ap=0.0),
     checkpointer=dict(period=5000, max_to_keep=100),  # steps between checkpoints; how many to keep
     eval_period=5000,  # steps between evaluations on the validation images; 0: at the end only
-    log_period=20,  # steps between two records of losses, and between two checks for NaN
+    log_period=20,  # steps between two records of losses
     ddp=dict(  # options of DistributedDataParallel
         broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False
     ),
