@@ -176,6 +176,21 @@ def test_a_run_that_diverges_leaves_no_checkpoint_that_is_not_finite(config, tmp
     assert run(config, tmp_path, *every_step, resume=True)
 
 
+def test_a_model_that_broke_in_the_last_step_is_not_evaluated(config, tmp_path, monkeypatch):
+    step = Trainer.run_step
+
+    def spoils(self):
+        step(self)
+        if self.iter == 5:
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "run_step", spoils)
+    with pytest.raises(FloatingPointError, match=r"model_0000005.pth: expected finite values"):
+        run(config, tmp_path)
+    log = (tmp_path / "log.txt").read_text()
+    assert "Not evaluated: expected finite weights" in log and "copypaste" not in log
+
+
 def test_a_loss_that_is_not_finite_is_found_in_its_own_step(config, tmp_path, monkeypatch):
     forward = train_net.Distiller.forward
 

@@ -210,7 +210,9 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_checkpoint(filename)
         more: dict[str, Any] = {}
-        if filename.endswith(".pkl") and isinstance(content, dict) and "model" not in content:
+        if not isinstance(content, dict):
+            pass  # find_state_dict refuses it
+        elif filename.endswith(".pkl") and "model" not in content:
             # Detectron2 takes such a pickle for one of Caffe2, and matches names by their endings.
             content = {"model": content.get("blobs", content)}
             more = {"__author__": "Caffe2", "matching_heuristics": True}

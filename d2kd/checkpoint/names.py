@@ -67,6 +67,11 @@ def _holds_weights(value: Any) -> bool:
 def _shown(found: list[Any], content: Mapping) -> str:
     if found:
         return f"several: {', '.join(map(repr, found))}"
+    for key in _WRAPPERS:
+        part = content.get(key)
+        others = part.items() if isinstance(part, Mapping) else ()
+        if wrong := [(name, x) for name, x in others if not isinstance(x, (Tensor, np.ndarray))]:
+            return f"{wrong[0][0]!r} under {key!r}, a {type(wrong[0][1]).__name__}"
     keys = ", ".join(f"{key!r} ({type(item).__name__})" for key, item in list(content.items())[:6])
     return f"none in {keys or 'an empty dict'}"
 

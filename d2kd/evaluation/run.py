@@ -18,6 +18,7 @@ from torch import nn
 
 from ..data.named_errors import build_loader
 from ..distiller import Distiller
+from ..finite import non_finite_names
 from .rehearsal import build_evaluator
 
 __all__ = ["check_teacher", "evaluate", "teacher_of"]
@@ -32,9 +33,20 @@ def evaluate(cfg, model: nn.Module | Callable, more: Sequence[DatasetEvaluator] 
         more: further evaluators, whose results are added.
 
     Returns:
-        the evaluator's results; empty if the config has no evaluator.
+        the results of the evaluator; empty if the config has no evaluator, or if a parameter of the
+        model is not finite, which the log says.
     """
     if "evaluator" not in cfg.dataloader:
+        return {}
+    # Detectron2 evaluates after the last step even if that step has failed.
+    parameters = dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
+    if bad := non_finite_names(parameters):
+        logger.error(
+            "Not evaluated: expected finite weights, found NaN or infinite values in %d of %d "
+            "parameters.",
+            len(bad),
+            len(parameters),
+        )
         return {}
     evaluator = build_evaluator(cfg.dataloader.evaluator)
     if more:

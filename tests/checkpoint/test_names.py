@@ -28,6 +28,7 @@ def test_weights_are_found_in_their_wrapper(content, place):
         ({}, "none in an empty dict"),
         ({"epoch": 3, "args": {}}, r"none in 'epoch' \(int\), 'args' \(dict\)"),
         ({"teacher": W, "student": W}, "several: 'teacher', 'student'"),
+        ({"model": {**W, "step": 3}}, "'step' under 'model', a int"),
         ([1, 2], "a list"),
         ({"model": [1]}, r"none in 'model' \(list\)"),
     ],
