@@ -292,7 +292,7 @@ def test_hooks_exist_inside_the_block_only():
 
 def test_unknown_detector_is_named_with_the_fix():
     with pytest.raises(
-        TypeError, match=r"cannot read a Linear.*DenseDetector.*get_reader.register"
+        TypeError, match=r"expected one of DenseDetector.*found a Linear.*get_reader.register"
     ):
         get_reader(nn.Linear(1, 1))
 
