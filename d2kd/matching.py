@@ -15,7 +15,7 @@ import torch
 from detectron2.structures import BoxMode, Instances
 from torchvision.ops import box_iou
 
-__all__ = ["Detections", "GroundTruth", "Match", "match"]
+__all__ = ["Detections", "GroundTruth", "Match", "Overlaps", "match", "measure_overlaps"]
 
 
 @dataclass(frozen=True, kw_only=True)  # three arrays of one length: their order is easily confused
@@ -100,8 +100,7 @@ def match(detections: Detections, truth: GroundTruth, iou: float = 0.5) -> Match
     Args:
         iou: the smallest intersection over union that counts, in (0, 1].
     """
-    boxes = (torch.as_tensor(x.boxes, dtype=torch.float64) for x in (detections, truth))
-    overlap = box_iou(*boxes).numpy()
+    overlap = _iou(detections, truth)
     overlap[detections.classes[:, None] != truth.classes] = 0
     correct = np.zeros(len(detections.boxes), dtype=bool)
     found = np.zeros(len(truth.boxes), dtype=bool)
@@ -110,3 +109,33 @@ def match(detections: Detections, truth: GroundTruth, iou: float = 0.5) -> Match
         if free.size and free.max() >= iou:
             found[free.argmax()] = correct[i] = True
     return Match(correct, found)
+
+
+class Overlaps(NamedTuple):
+    """How the detections of an image overlap its objects, from which kinds of errors are told.
+
+    Attributes:
+        same, other: (D,) largest IoU with an object of the detection's class, and of another class;
+            0 if there is none.
+        same_object, other_object: (D,) index of that object; without a meaning where the IoU is 0.
+    """
+
+    same: np.ndarray
+    other: np.ndarray
+    same_object: np.ndarray
+    other_object: np.ndarray
+
+
+def measure_overlaps(detections: Detections, truth: GroundTruth) -> Overlaps:
+    """Find the object of its class, and of another class, that each detection overlaps most."""
+    # One more column, an object that nothing overlaps, because an image can have no object.
+    overlap = np.pad(_iou(detections, truth), ((0, 0), (0, 1)))
+    is_same = detections.classes[:, None] == np.append(truth.classes, -1)
+    same, other = np.where(is_same, overlap, 0.0), np.where(is_same, 0.0, overlap)
+    return Overlaps(same.max(1), other.max(1), same.argmax(1), other.argmax(1))
+
+
+def _iou(detections: Detections, truth: GroundTruth) -> np.ndarray:
+    """(D, G) intersection over union."""
+    boxes = (torch.as_tensor(x.boxes, dtype=torch.float64) for x in (detections, truth))
+    return box_iou(*boxes).numpy()

@@ -11,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from torchvision.ops import box_iou
 
-from ..matching import Detections, GroundTruth, match
+from ..matching import Detections, GroundTruth, match, measure_overlaps
 
-__all__ = ["KINDS", "ErrorEvaluator", "average_precision", "error_costs"]
+__all__ = ["KINDS", "ErrorEvaluator", "error_costs"]
 
 KINDS = {
     "class": "overlaps an object of another class",
@@ -51,30 +49,26 @@ def _sort_errors(detections: Detections, truth: GroundTruth) -> _Image:
     """Give each wrong detection of an image its kind."""
     detections = detections[np.argsort(-detections.scores, kind="stable")]
     correct, found = match(detections, truth, _FOREGROUND)
-    boxes = (torch.as_tensor(x.boxes, dtype=torch.float64) for x in (detections, truth))
-    # One more column, an object that nothing overlaps, because an image can have no object.
-    iou = np.pad(box_iou(*boxes).numpy(), ((0, 0), (0, 1)))
-    classes = np.append(truth.classes, -1)
-    same = np.where(detections.classes[:, None] == classes, iou, 0.0)
-    other = np.where(detections.classes[:, None] != classes, iou, 0.0)
-    best_same, best_other = same.max(1), other.max(1)
+    overlaps = measure_overlaps(detections, truth)
     kinds = np.select(
         [
             correct,
-            best_same >= _FOREGROUND,
-            best_other >= _FOREGROUND,
-            best_same >= _BACKGROUND,
-            best_other >= _BACKGROUND,
+            overlaps.same >= _FOREGROUND,
+            overlaps.other >= _FOREGROUND,
+            overlaps.same >= _BACKGROUND,
+            overlaps.other >= _BACKGROUND,
         ],
         ["", "duplicate", "class", "location", "both"],
         "background",
     )
-    objects = np.where(kinds == "class", other.argmax(1), same.argmax(1))
+    objects = np.where(kinds == "class", overlaps.other_object, overlaps.same_object)
     return _Image(detections, truth, correct, found, kinds, objects)
 
 
-def average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -> float:
+def _average_precision(scores: np.ndarray, correct: np.ndarray, positives: int) -> float:
     """COCO's average precision of one class: 101 recalls, precision made monotonous.
+
+    COCOeval would match the detections again. Here, it is known which ones are correct.
 
     Args:
         scores: (D,) of the detections of all images.
@@ -130,7 +124,7 @@ def _mean_ap(images: Sequence[_Image], kind: str) -> float:
         of_class = classes == k
         positives = int((counted & (objects == k)).sum())
         if positives:
-            values.append(average_precision(scores[of_class], correct[of_class], positives))
+            values.append(_average_precision(scores[of_class], correct[of_class], positives))
     return 100 * float(np.mean(values)) if values else float("nan")
 
 
@@ -158,11 +152,12 @@ class ErrorEvaluator(DatasetEvaluator):
     """Detectron2 evaluator of `error_costs`. Crowd boxes of the ground truth are left out.
 
     Args:
-        dataset_name: of the data set whose images are evaluated.
+        dataset_name: of the data set, or sets, whose images are evaluated.
     """
 
-    def __init__(self, dataset_name: str):
-        records = DatasetCatalog.get(dataset_name)
+    def __init__(self, dataset_name: str | Sequence[str]):
+        names = [dataset_name] if isinstance(dataset_name, str) else dataset_name
+        records = itertools.chain.from_iterable(map(DatasetCatalog.get, names))
         self._truth = {x["image_id"]: GroundTruth.from_record(x) for x in records}
         self.reset()
 

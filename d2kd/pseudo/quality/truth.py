@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from detectron2.structures import BoxMode
-from torchvision.ops import box_iou
 
 from ...data.manifest import Image
-from ...matching import Detections, GroundTruth, match
+from ...matching import Detections, GroundTruth, match, measure_overlaps
 
 __all__ = [
     "AREAS",
@@ -202,13 +200,16 @@ class _Judged(NamedTuple):
 
 
 def _judge(labels: Detections, truth: TrueImage) -> _Judged:
-    boxes, plain = torch.as_tensor(labels.boxes, dtype=torch.float64), ~truth.crowds
-    overlap = box_iou(boxes, torch.as_tensor(truth.boxes, dtype=torch.float64)).numpy()
-    same = labels.classes[:, None] == truth.classes
-    result = match(labels, GroundTruth(truth.boxes[plain], truth.classes[plain]), IOU)
-    best, other = (np.where(x & plain, overlap, 0).max(1, initial=0) for x in (same, ~same))
+    same, plain = labels.classes[:, None] == truth.classes, ~truth.crowds
+    objects = GroundTruth(truth.boxes[plain], truth.classes[plain])
+    result, overlaps = match(labels, objects, IOU), measure_overlaps(labels, objects)
     kinds = np.select(
-        [result.correct, best >= IOU, other >= IOU, best >= NEAR],
+        [
+            result.correct,
+            overlaps.same >= IOU,
+            overlaps.other >= IOU,
+            overlaps.same >= NEAR,
+        ],
         ["correct", "duplicate", "class", "localization"],
         "background",
     )
@@ -222,8 +223,8 @@ def _judge(labels: Detections, truth: TrueImage) -> _Judged:
         labels.classes[counts],
         areas[counts],
         kinds[counts],
-        best[counts],
-        truth.classes[plain],
+        overlaps.same[counts],
+        objects.classes,
         truth.areas[plain],
         result.found,
     )
