@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 from typing import Any, NamedTuple
@@ -52,13 +53,17 @@ class BuiltDetector(NamedTuple):
     test_size: tuple[int, int] | None = None
 
 
-def build_detector(source: nn.Module | DictConfig | str) -> BuiltDetector:
+def build_detector(
+    source: nn.Module | DictConfig | str, *, pretrained: bool = True
+) -> BuiltDetector:
     """Build a detector without loading its weights.
 
     Args:
         source: the detector itself, a LazyConfig node, the path of a LazyConfig (.py, or the .yaml
             that a run saves) or of a yacs (.yaml) file, or a name in Detectron2's model zoo. Of a
             distiller's config, the student is built.
+        pretrained: whether a library's backbone loads its own weights. False if a checkpoint of the
+            whole detector replaces them anyway: their files then need not exist.
 
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
@@ -66,6 +71,9 @@ def build_detector(source: nn.Module | DictConfig | str) -> BuiltDetector:
     if isinstance(source, nn.Module):
         return BuiltDetector(source)
     if not isinstance(source, str):
+        if not pretrained:
+            source = copy.deepcopy(source)
+            without_weights(source)
         return BuiltDetector(instantiate(source))
     config = load_detector_config(source)
     if "MODEL" in config:  # yacs
@@ -78,10 +86,8 @@ def build_detector(source: nn.Module | DictConfig | str) -> BuiltDetector:
         for section in ("train", "test")
     )
     input_format = next((found for found in formats if found), None)
-    if "student" in node:  # a distiller's config
-        model = build_detector(node.student).model
-    else:
-        model = instantiate(node)
+    # Of a distiller's config, the student.
+    model = build_detector(node.get("student", node), pretrained=pretrained).model
     return BuiltDetector(model, input_format, _test_size(config))
 
 
@@ -162,7 +168,7 @@ class FrozenDetector:
         self.source = model if isinstance(model, str) else type(model).__name__
         # The student's initial weights and batches must not depend on how its teacher was built.
         with torch.random.fork_rng(devices=[]):
-            built = build_detector(model)
+            built = build_detector(model, pretrained=weights is None)
         # Typed as Any because nn.Module declares no attribute of Detectron2's detectors.
         self.model: Any = built.model
         self.test_size = built.test_size

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
-from d2kd.loading import fuse_norms
+from d2kd.backbones import LibraryBackbone
+from d2kd.loading import build_detector, fuse_norms
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -32,3 +34,11 @@ def test_norms_that_depend_on_their_input_stay(norm):
 def test_a_norm_outside_the_convolution_stays():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     assert fuse_norms(model) == 0
+
+
+def test_a_library_reads_no_weights_where_a_checkpoint_replaces_them():
+    node = L(LibraryBackbone)(name="torchvision/mobilenet_v3_small", pretrained="nowhere.pth")
+    assert isinstance(build_detector(node, pretrained=False).model, LibraryBackbone)
+    assert node.pretrained == "nowhere.pth"  # the config stays as it is
+    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+        build_detector(node)

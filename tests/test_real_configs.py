@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from d2kd import Distiller
 from d2kd.config import check_config, load_config
+from d2kd.loading import without_weights
 from d2kd.pseudo.job import LabelingJob
 from d2kd.tools.compare.entries import read_entries
 
@@ -60,16 +61,9 @@ def data():
 
 def without_files(cfg: DictConfig) -> DictConfig:
     """The config without weights that only exist after other runs."""
-    for node in (
-        cfg.model,
-        cfg.model.get("student", {}),
-        cfg.model.get("teacher", {}).get("model"),
-    ):
-        bottom_up = (node or {}).get("backbone", {}).get("bottom_up", {})
-        if "pretrained" in bottom_up:
-            bottom_up.pretrained = False
     if cfg.model.get("teacher"):
-        cfg.model.teacher.weights = None
+        cfg.model.teacher.model = load_config(cfg.model.teacher.model).model
+    without_weights(cfg.model)
     return cfg
 
 

@@ -64,13 +64,13 @@ train.device = "cuda" if torch.cuda.is_available() else "cpu"
 train.seed = 1
 
 
-def pyramid(blocks, width, neck):
-    """A feature pyramid on strides 4, 8, 16 over a ResNet of basic blocks.
+def resnet(blocks, width, levels):
+    """A ResNet of basic blocks.
 
     Args:
-        blocks: number of blocks in each of three stages.
+        blocks: number of blocks in each stage, the first of which is res2.
         width: channels of the first stage; each stage doubles them.
-        neck: channels of the pyramid.
+        levels: the stages to return, such as ["res3", "res4"].
     """
     stages = [
         L(ResNet.make_stage)(
@@ -83,16 +83,24 @@ def pyramid(blocks, width, neck):
         )
         for i, n in enumerate(blocks)
     ]
+    return L(ResNet)(
+        stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
+        stages=stages,
+        out_features=levels,
+    )
+
+
+def pyramid(blocks, width, neck):
+    """A feature pyramid on strides 4, 8, 16 over a ResNet of basic blocks.
+
+    Args:
+        blocks: number of blocks in each of three stages.
+        width: channels of the first stage; each stage doubles them.
+        neck: channels of the pyramid.
+    """
     names = [f"res{i}" for i in range(2, 2 + len(blocks))]
     return L(FPN)(
-        bottom_up=L(ResNet)(
-            stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
-            stages=stages,
-            out_features=names,
-        ),
-        in_features=names,
-        out_channels=neck,
-        norm="BN",
+        bottom_up=resnet(blocks, width, names), in_features=names, out_channels=neck, norm="BN"
     )
 
 

@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
-from ..loading import FrozenDetector, load_detector_config, without_weights
+from ..loading import FrozenDetector, load_detector_config
 from .recipes import get_config_file
 
 __all__ = ["Detector"]
@@ -132,11 +132,6 @@ class Detector(FrozenDetector):
 
 
 def _student_node(cfg: DictConfig) -> DictConfig:
-    """The node of the detector, or of a distiller's student, without weights to load."""
-    node = cfg.model
-    if "student" in node:
-        node = node.student
-        if isinstance(node, str):
-            return _student_node(load_detector_config(node))
-    without_weights(node)
-    return node
+    """The node of the detector, or of a distiller's student."""
+    node = cfg.model.get("student", cfg.model)
+    return _student_node(load_detector_config(node)) if isinstance(node, str) else node

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         distiller = instantiate(cfg.model).to(cfg.train.device)
         evaluate(cfg, teacher_of(distiller), more)
         return
-    model: nn.Module = build_detector(cfg.model.get("student", cfg.model)).model
+    model: nn.Module = build_detector(cfg.model.get("student", cfg.model), pretrained=False).model
     counts = load_strictly(model, args.weights)
     logger.info("%s: %s from %s", type(model).__name__, counts, args.weights)
     evaluate(cfg, model.to(cfg.train.device), more)

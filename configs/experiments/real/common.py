@@ -15,14 +15,19 @@ from detectron2.data import (
 from detectron2.evaluation import COCOEvaluator
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.backbone import FPN, BasicStem, ResNet
-from detectron2.modeling.backbone.resnet import BasicBlock
+from detectron2.modeling.backbone import FPN
 from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
+from d2kd import Distiller, Teacher
 from d2kd.backbones import LibraryBackbone
+from d2kd.data import PartialMapper
 from d2kd.detectors import GFL, PointHead
+from d2kd.methods import Methods
+from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
+
+from ...demo.common import resnet
 
 # Files that `d2kd weights` writes. None of them is part of d2kd.
 WEIGHTS = os.environ.get("D2KD_IMAGENET", "output/imagenet")
@@ -87,50 +92,22 @@ def dataloader(train, test, size, crop=None, batch=8):
     )
 
 
-def efficientnet_lite(number, levels, pretrained=True):
-    """EfficientNet-Lite. With ImageNet weights, the stem and the first stage are frozen."""
-    weights = os.path.join(WEIGHTS, f"efficientnet_lite{number}.safetensors")
+def efficientnet_lite0(levels):
+    """EfficientNet-Lite0 with ImageNet weights. The stem and the first stage are frozen."""
     return L(LibraryBackbone)(
-        name=f"timm/tf_efficientnet_lite{number}",
+        name="timm/tf_efficientnet_lite0",
         out_features=levels,
-        pretrained=weights if pretrained else False,
-        freeze_at=2 if pretrained else 0,
+        pretrained=os.path.join(WEIGHTS, "efficientnet_lite0.safetensors"),
+        freeze_at=2,
     )
 
 
-def mobilenet_v2(levels, pretrained=True):
-    """MobileNetV2. With ImageNet weights, the stem and the first stage are frozen."""
-    weights = os.path.join(WEIGHTS, "mobilenet_v2.safetensors")
-    return L(LibraryBackbone)(
-        name="timm/mobilenetv2_100",
-        out_features=levels,
-        pretrained=weights if pretrained else False,
-        freeze_at=2 if pretrained else 0,
-    )
+def tiny_resnet(width, levels):
+    """A ResNet of one basic block for each stage, for which there are no ImageNet weights."""
+    return resnet([1] * (int(levels[-1][-1]) - 1), width, levels)
 
 
-def tiny_resnet(width, levels, blocks=1):
-    """A ResNet of basic blocks, for which there are no ImageNet weights."""
-    count = int(levels[-1][-1]) - 1
-    stages = [
-        L(ResNet.make_stage)(
-            block_class=BasicBlock,
-            num_blocks=blocks,
-            stride_per_block=[1 if i == 0 else 2] + [1] * (blocks - 1),
-            in_channels=width * 2 ** max(i - 1, 0),
-            out_channels=width * 2**i,
-            norm="BN",
-        )
-        for i in range(count)
-    ]
-    return L(ResNet)(
-        stem=L(BasicStem)(in_channels=3, out_channels=width, norm="BN"),
-        stages=stages,
-        out_features=levels,
-    )
-
-
-def gfl(bottom_up, num_classes, neck, convs, anchors, pixel=127.5):
+def gfl(bottom_up, num_classes, neck, convs, anchors):
     """GFL on a feature pyramid.
 
     Args:
@@ -156,7 +133,49 @@ def gfl(bottom_up, num_classes, neck, convs, anchors, pixel=127.5):
         ),
         num_classes=num_classes,
         head_in_features=[level.replace("res", "p") for level in levels],
-        pixel_mean=[pixel] * 3,
-        pixel_std=[pixel] * 3,
+        pixel_mean=[127.5] * 3,
+        pixel_std=[127.5] * 3,
         input_format="RGB",
+    )
+
+
+def distilled(student, teacher, weights):
+    """The student with its teacher, and without a method.
+
+    Args:
+        student: node of the student.
+        teacher: path of the teacher's config.
+        weights: path of its checkpoint.
+    """
+    return L(Distiller)(
+        student=student,
+        teacher=L(Teacher)(model=teacher, weights=weights, dtype="bfloat16"),
+        methods=L(Methods)(),
+    )
+
+
+def labels(dataset, teacher, weights, classes, output):
+    """What `d2kd label` needs to label a data set as if it had no labels.
+
+    Args:
+        dataset: its name; its own labels serve for the report only.
+        teacher, weights: see `distilled`.
+        classes: data set with the classes of the teacher.
+        output: folder of the labels.
+    """
+    return dict(
+        images=dict(dataset=dataset),
+        classes=dataset,
+        teachers=dict(large=L(LabelTeacher)(model=teacher, weights=weights, classes=classes)),
+        thresholds=L(FixedThresholds)(high=0.5, low=0.3),
+        fusion=L(Fusion)(),
+        output=output,
+        truth=dataset,
+    )
+
+
+def with_partial_labels(mapper):
+    """The training mapper, changed so that it passes on which labels are missing."""
+    return L(PartialMapper)(
+        is_train=True, augmentations=mapper.augmentations, image_format=mapper.image_format
     )

@@ -41,9 +41,9 @@ def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
         return None, True
     reader, fits = None, False
     with report.check("teacher"), torch.random.fork_rng(devices=[]):
-        model = build_detector(node.model).model
-        reader = get_reader(model)
         weights = node.get("weights")
+        model = build_detector(node.model, pretrained=weights is None).model
+        reader = get_reader(model)
         if weights is None:
             fits = True
             report.warning(

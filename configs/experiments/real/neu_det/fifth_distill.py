@@ -5,8 +5,9 @@ The method is given on the command line, as in distill.py.
 
 from detectron2.config import LazyCall as L
 
-from d2kd.data import PartialMapper, load_unlabeled, mix
+from d2kd.data import load_unlabeled, mix
 
+from ..common import with_partial_labels
 from .distill import lr_multiplier, model, optimizer, train
 from .fifth import dataloader
 
@@ -16,10 +17,6 @@ dataloader.train.dataset = L(mix)(
     unlabeled=L(load_unlabeled)(name="neu_det_train"),
     shares=[1, 1],
 )
-dataloader.train.mapper = L(PartialMapper)(
-    is_train=True,
-    augmentations=dataloader.train.mapper.augmentations,
-    image_format="RGB",
-)
+dataloader.train.mapper = with_partial_labels(dataloader.train.mapper)
 
 train.output_dir = "output/real/neu_det/fifth_distill"

@@ -7,28 +7,14 @@ labels.teachers.large.weights=output/real/neu_det/teacher/model_final.pth
 labels.output=output/real/neu_det/labels_all
 """
 
-from detectron2.config import LazyCall as L
+import os
 
-from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
+from ..common import labels as make_labels
 
-from .teacher import model as teacher
-
-teacher.backbone.bottom_up.pretrained = False  # the checkpoint has all weights
-
-labels = dict(
-    images=dict(dataset="neu_det_train"),
+labels = make_labels(
+    "neu_det_train",
+    teacher=os.path.join(os.path.dirname(__file__), "teacher.py"),
+    weights="output/real/neu_det/fifth_teacher/model_final.pth",
     classes="neu_det_train",
-    teachers=dict(
-        large=L(LabelTeacher)(
-            model=teacher,
-            weights="output/real/neu_det/fifth_teacher/model_final.pth",
-            classes="neu_det_train",
-            input_format="RGB",
-            min_size_test=160,
-        )
-    ),
-    thresholds=L(FixedThresholds)(high=0.5, low=0.3),
-    fusion=L(Fusion)(),
     output="output/real/neu_det/labels_fifth",
-    truth="neu_det_train",
 )

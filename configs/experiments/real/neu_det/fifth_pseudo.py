@@ -6,9 +6,10 @@ Make these labels with fifth_labels.py.
 from detectron2.config import LazyCall as L
 
 from d2kd import Distiller
-from d2kd.data import PartialMapper, exclude_images, mix
+from d2kd.data import exclude_images, mix
 from d2kd.pseudo import load_pseudo_labels
 
+from ..common import with_partial_labels
 from .fifth import dataloader, lr_multiplier, optimizer, train
 from .fifth import model as student
 
@@ -23,10 +24,6 @@ dataloader.train.dataset = L(mix)(
         images=_labeled,
     ),
 )
-dataloader.train.mapper = L(PartialMapper)(
-    is_train=True,
-    augmentations=dataloader.train.mapper.augmentations,
-    image_format="RGB",
-)
+dataloader.train.mapper = with_partial_labels(dataloader.train.mapper)
 
 train.output_dir = "output/real/neu_det/fifth_pseudo"

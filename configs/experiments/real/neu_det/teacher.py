@@ -1,9 +1,9 @@
 """The teacher: EfficientNet-Lite0 with ImageNet weights."""
 
-from ..common import efficientnet_lite, schedule
+from ..common import efficientnet_lite0, schedule
 from .common import LEVELS, dataloader, detector
 
-model = detector(efficientnet_lite(0, LEVELS), neck=64, convs=2)
+model = detector(efficientnet_lite0(LEVELS), neck=64, convs=2)
 optimizer, lr_multiplier, train = schedule()
 
 optimizer.lr = 5e-4

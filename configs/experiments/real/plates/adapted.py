@@ -3,9 +3,10 @@
 from detectron2.config import LazyCall as L
 
 from d2kd import Distiller
-from d2kd.data import PartialMapper, mix
+from d2kd.data import mix
 from d2kd.pseudo import load_pseudo_labels
 
+from ..common import with_partial_labels
 from .common import SOURCE, images
 from .source import dataloader, lr_multiplier, optimizer, train
 from .source import model as student
@@ -17,10 +18,6 @@ dataloader.train.dataset = L(mix)(
     target=L(load_pseudo_labels)(path="output/real/plates/labels/labels.json"),
     shares=[1, 1],
 )
-dataloader.train.mapper = L(PartialMapper)(
-    is_train=True,
-    augmentations=dataloader.train.mapper.augmentations,
-    image_format="RGB",
-)
+dataloader.train.mapper = with_partial_labels(dataloader.train.mapper)
 
 train.output_dir = "output/real/plates/adapted"
