@@ -47,7 +47,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
-        # backbones beside Detectron2's and torchvision's; `d2kd weights` writes safetensors
+        # backbones that Detectron2 and torchvision do not have; `d2kd weights` writes safetensors
         "timm": ["timm>=1.0", "safetensors>=0.3"],
         "dev": [
             "pytest>=7",

@@ -120,7 +120,8 @@ def train_or_evaluate(args, cfg):
     )
     # This also makes the demo's data, if the config uses them.
     dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
-    default_setup(cfg, args)  # writes config.yaml: after the checks, so that it keeps that of a run
+    # After the checks, because it replaces the config.yaml of an earlier run.
+    default_setup(cfg, args)
     if not evaluated:
         do_train(args, cfg, dataset)
         return

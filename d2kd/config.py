@@ -13,12 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 from . import model_zoo
 from .checks import (
     check_device,
-    check_kinds,
-    check_names,
+    check_nodes,
     check_schedule,
     check_train,
     field_names,
     nearest,
+    nodes,
 )
 from .data.partial import load_class_subset
 from .lazy import apply_overrides, load_lazy_config
@@ -31,7 +31,6 @@ __all__ = [
     "config_path",
     "dataset_names",
     "load_config",
-    "nodes",
 ]
 
 
@@ -109,10 +108,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
             names.
     """
     check_train(cfg.train)
-    for path, node in nodes(cfg):
-        if "_target_" in node:
-            check_names(path, node)
-            check_kinds(path, node)
+    check_nodes(cfg)
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))
@@ -199,17 +195,6 @@ def _check_channel_order(cfg: DictConfig) -> None:
             f"dataloader.train.mapper.image_format: expected {expected!r}, the order that the "
             f"distiller assumes the images to have, found {loaded!r}. Set model.input_format."
         )
-
-
-def nodes(cfg, path: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """All nodes of a config with their paths, from the top down."""
-    if isinstance(cfg, DictConfig):
-        yield path, cfg
-        for key in map(str, cfg):
-            yield from nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
-    elif isinstance(cfg, ListConfig):
-        for i, item in enumerate(cfg):
-            yield from nodes(item, f"{path}[{i}]")
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:

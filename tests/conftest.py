@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 @pytest.fixture(autouse=True, scope="session")
 def audit_cache(tmp_path_factory):
-    """Audits, also those of processes that tests start, cache nothing in the user's folder."""
+    """Audits cache nothing in the user's folder, also in processes that tests start."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("D2KD_CACHE", str(folder))

@@ -40,5 +40,5 @@ def test_a_library_reads_no_weights_where_a_checkpoint_replaces_them():
     node = L(LibraryBackbone)(name="torchvision/mobilenet_v3_small", pretrained="nowhere.pth")
     assert isinstance(build_detector(node, pretrained=False).model, LibraryBackbone)
     assert node.pretrained == "nowhere.pth"  # the config stays as it is
-    with pytest.raises(FileNotFoundError, match="nowhere.pth"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         build_detector(node)

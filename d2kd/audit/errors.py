@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-__all__ = ["plain_errors"]
+__all__ = ["errors_of_loading"]
 
 
 @contextlib.contextmanager
-def plain_errors(where: str, name: str) -> Iterator[None]:
+def errors_of_loading(where: str, name: str) -> Iterator[None]:
     """Say which set cannot be loaded."""
     try:
         yield

@@ -16,7 +16,7 @@ from ..config import dataset_names
 from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source
 from ..evaluation.rehearsal import evaluator_nodes, is_certain, rehearse
 from ..loading import resolve_target
-from .errors import plain_errors
+from .errors import errors_of_loading
 from .models import num_classes, student_classes
 from .report import Audit, repair_if_needed
 
@@ -57,7 +57,7 @@ def check_evaluator(
         name = node.get("dataset_name")
         name = name if isinstance(name, str) and name in DatasetCatalog.list() else None
         if name and tested and name not in tested:
-            with plain_errors("dataloader.evaluator.dataset_name", name):
+            with errors_of_loading("dataloader.evaluator.dataset_name", name):
                 records = instantiate(test) if records is None else records
                 _check_same_data(audit, name, tested, records)
         if name:
@@ -107,7 +107,7 @@ def _check_known_classes(
 def _check_same_data(
     audit: Audit, name: str, tested: Sequence[str], records: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Refuse an evaluator with other ground truth than that of the test loader's images.
+    """Refuse an evaluator whose ground truth differs from what the test loader loads.
 
     Another name is fine for the same images and boxes, such as a part of the evaluator's set.
     """

@@ -30,7 +30,7 @@ from ..data.audit import (
 )
 from ..loading import resolve_target
 from ..ranks import on_main_process
-from .errors import plain_errors
+from .errors import errors_of_loading
 from .evaluator import check_evaluator
 from .models import student_classes
 from .report import Audit, repair, repair_if_needed
@@ -71,7 +71,7 @@ def audit_labels(labels: Mapping[str, Any]) -> None:
     def run() -> Audit:
         audit = audit_sets({name: "truth" for name in (fit, truth) if isinstance(name, str)})
         if isinstance(images, str) and images in DatasetCatalog.list():
-            with plain_errors("labels.images.dataset", images):
+            with errors_of_loading("labels.images.dataset", images):
                 listed = audit_registered(images, look_at_images=False)
             if listed is not None and images not in (fit, truth):
                 listed.defects = listed.table_defects
@@ -150,7 +150,7 @@ def audit_sets(sets: Mapping[str, str], look_at_images: bool = True) -> Audit:
     audit = Audit()
     for name, role in sets.items():
         if name in DatasetCatalog.list():
-            with plain_errors(name, name):
+            with errors_of_loading(name, name):
                 audited = audit_registered(name, look_at_images=look_at_images)
             if audited is not None:
                 audit.add_set(audited, role)
@@ -178,7 +178,7 @@ def _audit_section(
     names = list(dataset_names(dataset))
     for path, name in names:
         where = f"{place}.{path}"
-        with plain_errors(where, name):
+        with errors_of_loading(where, name):
             if not plain and coco_source(name) is None:
                 continue
             audited = audit_registered(name, look_at_images=plain, filter_empty=filter_empty)
@@ -196,7 +196,7 @@ def _audit_section(
     if plain or audit.refused:
         return None
     title = ", ".join(dict.fromkeys(name for _, name in names)) or place
-    with plain_errors(place, title):
+    with errors_of_loading(place, title):
         records = instantiate(dataset)
     if not isinstance(records, Sequence) or not all(isinstance(x, Mapping) for x in records):
         audit.add(NOTE, f"{place}: a set of type {type(records).__name__} is not audited.")

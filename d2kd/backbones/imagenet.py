@@ -11,7 +11,7 @@
 
 The values stay as they are. Each tensor is renamed by a rule for its name, never by its position:
 the four vectors of a batch norm have one shape, so that a file in another order would be mixed up
-and no check of shapes could see it. Names and shapes must then be those of timm's network.
+and no check of shapes could see it. Names and shapes must then equal the names and shapes of timm's network.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def convert_imagenet(file: str | Path, output: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: timm is not installed.
-        ValueError: the file has no weights, or not those of one of the networks.
+        ValueError: the file has no weights, or weights of none of the networks.
     """
     weights = _read(Path(file))
     networks = EFFICIENTNETS if any(key.startswith("_blocks.") for key in weights) else MOBILENETS

@@ -9,7 +9,7 @@
 """
 
 from .kinds import check_kinds
-from .names import check_names, check_nodes, field_names, nearest
+from .names import check_names, check_nodes, field_names, nearest, nodes
 from .schedule import check_schedule
 from .train import check_device, check_train
 
@@ -22,4 +22,5 @@ __all__ = [
     "check_train",
     "field_names",
     "nearest",
+    "nodes",
 ]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..loading import resolve_target
 from .kinds import check_kinds
 
-__all__ = ["check_names", "check_nodes", "field_names", "nearest"]
+__all__ = ["check_names", "check_nodes", "field_names", "nearest", "nodes"]
 
 
-def check_nodes(cfg: object, path: str) -> None:
+def check_nodes(cfg: object, path: str = "") -> None:
     """Check names and kinds of the fields of all nodes of a config, from the top down.
 
     Args:
@@ -24,15 +24,21 @@ def check_nodes(cfg: object, path: str) -> None:
     Raises:
         ValueError: the message names the field, what was expected and what was found.
     """
+    for where, node in nodes(cfg, path):
+        if "_target_" in node:
+            check_names(where, node)
+            check_kinds(where, node)
+
+
+def nodes(cfg: object, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """All nodes of a config with their paths, from the top down."""
     if isinstance(cfg, DictConfig):
-        if "_target_" in cfg:
-            check_names(path, cfg)
-            check_kinds(path, cfg)
+        yield path, cfg
         for key in map(str, cfg):
-            check_nodes(OmegaConf.select(cfg, key), f"{path}.{key}")
+            yield from nodes(OmegaConf.select(cfg, key), f"{path}.{key}".lstrip("."))
     elif isinstance(cfg, ListConfig):
         for i, item in enumerate(cfg):
-            check_nodes(item, f"{path}[{i}]")
+            yield from nodes(item, f"{path}[{i}]")
 
 
 def field_names(node: DictConfig) -> list[str] | None:

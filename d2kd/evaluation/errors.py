@@ -1,6 +1,6 @@
 """What kinds of errors a detector makes, and how much AP each kind costs.
 
-The kinds are those of TIDE (Bolya et al., ECCV 2020, arXiv 2008.08115, section 2.2). The order in
+The kinds are defined by TIDE (Bolya et al., ECCV 2020, arXiv 2008.08115, section 2.2). The order in
 which an error is given a kind, and the treatment of crowds, are ours.
 """
 

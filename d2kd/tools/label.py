@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> None:
     """Label in this process, which can be one of several."""
     register_all()
     setup_logger(distributed_rank=comm.get_rank(), name="d2kd")
-    cfg = apply_overrides(load_lazy_config(args.config_file), args.opts)
     if args.verify:
+        cfg = apply_overrides(load_lazy_config(args.config_file), args.opts)
         check(Path(cfg.labels.output, "labels.json"))
     job = LabelingJob.from_config(args.config_file, args.opts)  # checks the fields
-    audit_labels(cfg.labels)
+    audit_labels(dict(images=job.images, fit=job.fit, truth=job.truth))
     if args.dry_run:
         if comm.is_main_process():
             estimate(job)

@@ -38,7 +38,7 @@ class Contents:
         labels: (B,) int, the class number of each box.
         crowds: (B,) bool.
         classes: the names; None if the set does not have any.
-        defects: those of the table itself, such as repeated ids.
+        defects: what is wrong with the table itself, such as repeated ids.
         breaks_loading: whether Detectron2 cannot load the COCO file before it is repaired.
     """
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..images import EXIF_ORIENTATION
+from ..images import is_turned
 from . import cache
 from .kinds import Defect
 
@@ -51,7 +51,7 @@ def read_header(path: str) -> Header:
             whole, tail = _look_at_end(f, image.format)
             # Pillow decodes a whole PNG to look for EXIF data behind the pixels.
             described = image.format != "PNG" or "exif" in image.info or b"eXIf" in tail
-            if described and _is_turned(image):
+            if described and is_turned(image):
                 width, height = height, width
             if not whole:
                 image.load()
@@ -67,14 +67,6 @@ def read_header(path: str) -> Header:
     except Exception as error:  # decoders raise all kinds of errors on a damaged file
         reason = str(error).split(" <_io")[0].replace(path, os.path.basename(path))
         return Header(0, 0, "damaged", f"{type(error).__name__}: {reason}")
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether the EXIF orientation swaps width and height."""
-    try:
-        return image.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception:  # Detectron2 ignores EXIF data that cannot be read, too
-        return False
 
 
 def _look_at_end(f: BinaryIO, kind: str | None) -> tuple[bool, bytes]:

@@ -92,7 +92,7 @@ KINDS: dict[str, Kind] = {
     ),
     "tested_twice": Kind(
         REFUSED, "images", "have the id of another image", "a different id for each test image",
-        "The evaluator would take the detections of both for those of one image",
+        "The evaluator would count the detections of both for one image",
     ),
     "category_entries": Kind(
         REFUSED, "categories", "lack an id or a name", "id and name for each category",
@@ -179,7 +179,7 @@ KINDS: dict[str, Kind] = {
     ),
     "no_usable": Kind(
         REFUSED, "boxes", "are empty or outside of their image", "boxes that can be used",
-        "Are the coordinates those of another image size?",
+        "Do the coordinates belong to another image size?",
     ),
     "class_number": Kind(
         REFUSED, "boxes", "have a class number outside of the set's classes",

@@ -62,7 +62,7 @@ class AuditedSet:
 
     @property
     def table_defects(self) -> list[Defect]:
-        """Defects of the COCO file's entries and ids, without those of boxes and images."""
+        """Defects of the COCO file's entries and ids. Defects of boxes and images are left out."""
         return [defect for defect in self.defects if defect.kind in TABLE]
 
 

@@ -19,7 +19,7 @@ def write_dataset(output: str | Path, dataset: Dataset, replace: bool = False) -
     """Write annotations/<split>.json and the images, <split>/...
 
     Images are hard links where the file system can, and copies otherwise. The folder is made under
-    a temporary name beside its place and then renamed, so that it is complete or absent. A process
+    a temporary name next to its place and then renamed, so that it is complete or absent. A process
     that is killed may leave the hidden folder `.<name>.<host>.<pid>.tmp`, which can be deleted.
 
     Args:
