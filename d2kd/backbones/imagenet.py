@@ -11,7 +11,8 @@
 
 The values stay as they are. Each tensor is renamed by a rule for its name, never by its position:
 the four vectors of a batch norm have one shape, so that a file in another order would be mixed up
-and no check of shapes could see it. Names and shapes must then equal the names and shapes of timm's network.
+and no check of shapes could see it. The new names and their shapes must equal the names and shapes
+of timm's network.
 """
 
 from __future__ import annotations
