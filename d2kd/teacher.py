@@ -28,6 +28,9 @@ class Teacher(FrozenDetector):
         fast: fuse the batch norms of the bottom-up network into its convolutions (`fuse_norms`)
             and run it channels last. Its features then differ by rounding, by about 5e-6 of the
             largest value; see docs/performance.md.
+        compile: run the backbone through `torch.compile` with its weights as constants. The first
+            step of a run then takes a minute or more, and so does the first step with images of
+            another size; later sizes share one program. Its features differ by rounding.
 
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
@@ -43,8 +46,10 @@ class Teacher(FrozenDetector):
         input_format: str | None = None,
         dtype: str | None = None,
         fast: bool = False,
+        compile: bool = False,
     ):
         check_flag("Teacher.fast", fast)
+        check_flag("Teacher.compile", compile)
         super().__init__(model, weights, input_format=input_format, dtype=dtype)
         self.reader: Reader = get_reader(self.model)
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
@@ -54,6 +59,10 @@ class Teacher(FrozenDetector):
             count = fuse_norms(getattr(backbone, "bottom_up", backbone))
             logger.info("Teacher: %d batch norms fused, channels last", count)
             self.model.to(memory_format=self.memory_format)
+        if compile:
+            # Only the forward function: hooks on the backbone, which read its maps, stay outside.
+            backbone = self.reader.backbone
+            backbone.forward = torch.compile(backbone.forward, options={"freezing": True})
 
     def __repr__(self) -> str:
         return f"Teacher({self.reader.name}, frozen)"

@@ -63,6 +63,7 @@ def without_files(cfg: DictConfig) -> DictConfig:
     """The config without weights that only exist after other runs."""
     if cfg.model.get("teacher"):
         cfg.model.teacher.model = load_config(cfg.model.teacher.model).model
+        cfg.model.teacher.compile = False  # takes a minute, and is tested with the teacher
     without_weights(cfg.model)
     return cfg
 

@@ -97,6 +97,25 @@ def test_a_fast_teacher_gives_the_same_output(needs):
             assert torch.allclose(other, x, rtol=0, atol=1e-5 * x.abs().max())
 
 
+@pytest.mark.slow
+def test_a_compiled_teacher_gives_the_same_output():
+    model = toys.retinanet(norm="BN")
+    with_statistics(model)
+    plain = Teacher(copy.deepcopy(model), None)
+    compiled = Teacher(model, None, compile=True)
+    names = ("features", "cls_tower.1", "logits", "deltas")
+    for size in ((64, 64), (64, 96), (96, 64)):
+        given = dict(input_format="BGR", padded_size=size)
+        batch = toys.batch(size=size)
+        expected = plain(batch, **given, needs=names[:3])
+        found = compiled(batch, **given, needs=names[:3])
+        for name in names:
+            for level, x in expected.maps(name).items():
+                other = found.maps(name)[level]
+                assert torch.allclose(other, x, rtol=0, atol=1e-5 * x.abs().max())
+    assert list(model.state_dict()) == list(plain.model.state_dict())
+
+
 def test_building_it_keeps_the_random_state():
     state = torch.get_rng_state()
     Teacher("configs/demo/student.py", None)
