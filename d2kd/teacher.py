@@ -50,6 +50,11 @@ class Teacher(FrozenDetector):
     ):
         check_flag("Teacher.fast", fast)
         check_flag("Teacher.compile", compile)
+        if compile and not hasattr(torch, "compile"):
+            raise ValueError(
+                f"Teacher.compile: expected PyTorch 2.0 or later, found {torch.__version__}. "
+                f"Leave it out."
+            )
         super().__init__(model, weights, input_format=input_format, dtype=dtype)
         self.reader: Reader = get_reader(self.model)
         self.memory_format = torch.channels_last if fast else torch.contiguous_format
@@ -60,7 +65,7 @@ class Teacher(FrozenDetector):
             logger.info("Teacher: %d batch norms fused, channels last", count)
             self.model.to(memory_format=self.memory_format)
         if compile:
-            # Only the forward function: hooks on the backbone, which read its maps, stay outside.
+            # Only its forward function: the hooks that read its maps stay outside.
             backbone = self.reader.backbone
             backbone.forward = torch.compile(backbone.forward, options={"freezing": True})
 

@@ -90,21 +90,13 @@ def test_loads_and_builds(name):
     assert cfg.train.output_dir.startswith(f"output/real/{name.split('/')[0]}/")
     detector = instantiate(cfg.model)
     detector = detector.student if isinstance(detector, Distiller) else detector
-    assert sum(p.numel() for p in detector.parameters()) > 1e5
+    assert sum(p.numel() for p in detector.parameters()) > 5e4
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_labels_have_known_fields(name):
     labels = LazyConfig.load(str(REAL / name)).labels
     assert set(labels) <= set(LabelingJob.__dataclass_fields__)
-
-
-def test_a_student_can_inherit_its_whole_neck_and_head():
-    cfg = without_files(load_config(str(REAL / "deep_pcb/distill.py"), ["model.inherit=True"]))
-    distiller = instantiate(cfg.model)
-    student, teacher = distiller.student.state_dict(), distiller.teacher.model.state_dict()
-    shared = [k for k in student if k.startswith(("head.", "backbone.fpn_output"))]
-    assert shared and all(student[k].shape == teacher[k].shape for k in shared)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -132,4 +124,4 @@ def test_a_step_of_every_method(entry):
     total.backward()
     assert torch.isfinite(total)
     methods = sum("distill" in name for name in losses)
-    assert methods == 0 if entry.name in ("alone", "inherit") else methods > 0
+    assert methods == 0 if entry.name == "alone" else methods > 0

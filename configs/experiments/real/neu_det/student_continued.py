@@ -4,5 +4,5 @@ from .student import dataloader, lr_multiplier, model, optimizer, train
 
 # The run of `student.py train.max_iter=8000`.
 train.init_checkpoint = "output/real/neu_det/student/model_final.pth"
-train.max_iter = 1000
+train.max_iter = 800
 train.output_dir = "output/real/neu_det/continued"
