@@ -186,6 +186,13 @@ def test_initial_weights_that_are_of_no_use_are_an_error(tmp_path, content, mess
     assert str(tmp_path / "w.pth") in str(error.value)
 
 
+def test_counters_that_pytorch_fills_in_are_no_match(tmp_path):
+    torch.save({"x.y": torch.zeros(1)}, tmp_path / "w.pth")
+    model = nn.Sequential(linear(), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"expected weights of this Sequential, found 0 tensors"):
+        run(tmp_path, model).resume_or_load(str(tmp_path / "w.pth"), resume=False)
+
+
 def test_missing_initial_weights_are_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at 'nowhere.pth'"):
         run(tmp_path).resume_or_load("nowhere.pth", resume=False)
