@@ -10,6 +10,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 
 from d2kd.audit import audit_config, audit_in_all_processes, audit_labels, num_classes
@@ -332,6 +333,17 @@ def test_set_registered_by_detectron2s_function_is_repaired(tmp_path):
         assert [len(x["annotations"]) for x in DatasetCatalog.get("farm_mine")] == [2] * 6
     finally:
         sets.remove("farm_mine")
+
+
+@pytest.mark.parametrize("value, boxes", [(None, 12), ("0", 12), ("1", 6)])
+def test_boxes_are_not_left_out_as_crowds_for_an_iscrowd_that_is_no_number(farm, value, boxes):
+    farm(sets.every(lambda a: a.update(iscrowd=value), 2))
+    farm(split="val")
+    audit = audit_config(config())
+    assert "6 of 12 annotations have no number as iscrowd" in audit.messages[0][1]
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="RGB")
+    images = [mapper(x) for x in get_detection_dataset_dicts("farm_train")]
+    assert sum(len(x["instances"]) for x in images) == boxes
 
 
 def test_what_only_evaluation_needs_is_said_of_test_sets_only(farm):

@@ -23,7 +23,7 @@ from detectron2.utils.file_io import PathManager
 from .images import read_header
 from .kinds import Defect
 
-__all__ = ["Contents", "info_is_needed", "load_table", "read_coco", "read_records"]
+__all__ = ["Contents", "info_is_needed", "is_crowd", "load_table", "read_coco", "read_records"]
 
 
 @dataclass
@@ -164,7 +164,7 @@ def read_coco(path: str, image_root: str) -> Contents:
         boxes,
         np.array([order[a["image_id"]] for a in known], dtype=int),
         np.array([numbers[a["category_id"]] for a in known], dtype=int),
-        np.array([bool(a.get("iscrowd", 0)) for a in known], dtype=bool),
+        np.array([is_crowd(a) for a in known], dtype=bool),
         [str(categories[i]) for i in numbers],
         defects,
         breaks or bool(sizeless),
@@ -253,11 +253,24 @@ def _repairable(table: Mapping, annotations: Sequence[Mapping], add: Any) -> boo
         add("annotation_ids", len(wrong), len(ids), f"id {wrong[0]!r}")
     total = len(annotations)
     for kind, key in (("no_area", "area"), ("no_iscrowd", "iscrowd")):
-        without = [a for a in annotations if not isinstance(a.get(key), (int, float))]
+        without = [a for a in annotations if not _is_usable(key, a.get(key))]
         add(kind, len(without), total, without and f"id {without[0].get('id')!r}")
     if annotations and "info" not in table and info_is_needed():
         add("no_info", 1, 1, "this one")
-    return len(counts) < len(ids) or None in counts
+    # Detectron2 compares iscrowd with 0: it would leave out boxes with null or "0" as crowds.
+    as_crowds = any("iscrowd" in a and not _is_usable("iscrowd", a["iscrowd"]) for a in annotations)
+    return as_crowds or len(counts) < len(ids) or None in counts
+
+
+def _is_usable(key: str, value: Any) -> bool:
+    """Whether `area` or `iscrowd` is a number that can be used."""
+    return isinstance(value, (int, float))
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a crowd, also where `iscrowd` is text, as some exports have it."""
+    value = annotation.get("iscrowd", 0)
+    return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
 
 
 @functools.cache
@@ -307,7 +320,8 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
         boxes,
         np.array(owners, dtype=int),
         np.array([_number(a.get("category_id")) for a in annotations], dtype=int),
-        np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+        # As Detectron2 compares it: None and text are crowds, too.
+        np.array([a.get("iscrowd", 0) != 0 for a in annotations], dtype=bool),
         None if classes is None else list(map(str, classes)),
         defects,
     )

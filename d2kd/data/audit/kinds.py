@@ -128,7 +128,7 @@ KINDS: dict[str, Kind] = {
         "", _RENUMBERED,
     ),
     "no_area": Kind(NOTE, "annotations", "have no area", "", _FILLED),
-    "no_iscrowd": Kind(NOTE, "annotations", "have no iscrowd", "", _FILLED),
+    "no_iscrowd": Kind(NOTE, "annotations", "have no number as iscrowd", "", _FILLED),
     "no_info": Kind(NOTE, "files", "have no `info`", "", _FILLED),
     "no_size": Kind(
         NOTE, "images", "have no width or height in the JSON file", "",

@@ -17,7 +17,7 @@ from detectron2.data.datasets import load_coco_json
 
 from ...files import write_file
 from . import cache
-from .contents import load_table
+from .contents import is_crowd, load_table
 from .images import read_header
 
 __all__ = ["mend_coco", "use_copy"]
@@ -26,7 +26,8 @@ __all__ = ["mend_coco", "use_copy"]
 def mend_coco(path: str, image_root: str) -> str:
     """Write a repaired copy of a COCO file into the cache, unless there is one of this version.
 
-    Annotations are numbered from 1. Missing `area` (of the box), `iscrowd` (0), `info`, and width
+    Annotations are numbered from 1. Missing `area` (of the box), `iscrowd` (0, or the number
+    that a text says), `info`, and width
     and height (of the image file) are filled in.
 
     Returns:
@@ -41,7 +42,7 @@ def mend_coco(path: str, image_root: str) -> str:
     for i, annotation in enumerate(table.get("annotations") or (), start=1):
         annotation["id"] = i
         if not isinstance(annotation.get("iscrowd"), (int, float)):
-            annotation["iscrowd"] = 0
+            annotation["iscrowd"] = int(is_crowd(annotation))
         if not isinstance(annotation.get("area"), (int, float)):
             box = annotation.get("bbox") or (0, 0, 0, 0)
             area = float(box[2]) * float(box[3])
