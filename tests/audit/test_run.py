@@ -212,9 +212,34 @@ def test_evaluator_may_have_another_name_for_the_same_images(farm):
     )
     DatasetCatalog.register("part", lambda: part()[:3])
     try:
-        assert not refused(evaluated_on(config(test="part"), "farm_val"))
+        audit = audit_config(evaluated_on(config(test="part"), "farm_val"))
+        assert not audit.refused
+        # COCOEvaluator takes the boxes of the other images for boxes that were not found.
+        assert "3 of 6 images with boxes in 'farm_val' are not loaded" in audit.messages[0][1]
     finally:
         sets.remove("part")
+
+
+def test_boxes_of_images_that_a_subset_does_not_test_are_warned_of(farm):
+    farm()
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.test.dataset = L(random_subset)(dataset=cfg.dataloader.test.dataset, share=0.5)
+    cfg.dataloader.evaluator.dataset_name = "farm_val"
+    ((_, text),) = audit_config(cfg).messages
+    assert "3 of 6 images with boxes in 'farm_val' are not loaded" in text
+
+
+@pytest.mark.parametrize("fields, count", [(["=False"], 0), (["=True"], 1), ([], 1)])
+def test_empty_images_that_are_left_out_of_the_test_are_warned_of(farm, fields, count):
+    farm()
+    farm(lambda t: t.update(annotations=t["annotations"][:6]), split="val")
+    cfg = config(*[f"dataloader.test.dataset.filter_empty{field}" for field in fields])
+    if not fields:
+        del cfg.dataloader.test.dataset.filter_empty
+    messages = audit_config(cfg).messages
+    assert len(messages) == count
+    assert not count or "farm_val: 3 of 6 images have no box" in messages[0][1]
 
 
 def test_repeated_image_ids_are_refused_before_the_boxes_land_on_other_images(farm):
