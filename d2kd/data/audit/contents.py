@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,15 @@ from detectron2.utils.file_io import PathManager
 from .images import read_header
 from .kinds import Defect
 
-__all__ = ["Contents", "info_is_needed", "is_crowd", "load_table", "read_coco", "read_records"]
+__all__ = [
+    "Contents",
+    "info_is_needed",
+    "is_crowd",
+    "is_usable",
+    "load_table",
+    "read_coco",
+    "read_records",
+]
 
 
 @dataclass
@@ -253,18 +262,24 @@ def _repairable(table: Mapping, annotations: Sequence[Mapping], add: Any) -> boo
         add("annotation_ids", len(wrong), len(ids), f"id {wrong[0]!r}")
     total = len(annotations)
     for kind, key in (("no_area", "area"), ("no_iscrowd", "iscrowd")):
-        without = [a for a in annotations if not _is_usable(key, a.get(key))]
+        without = [a for a in annotations if not is_usable(key, a.get(key))]
         add(kind, len(without), total, without and f"id {without[0].get('id')!r}")
     if annotations and "info" not in table and info_is_needed():
         add("no_info", 1, 1, "this one")
     # Detectron2 compares iscrowd with 0: it would leave out boxes with null or "0" as crowds.
-    as_crowds = any("iscrowd" in a and not _is_usable("iscrowd", a["iscrowd"]) for a in annotations)
+    as_crowds = any("iscrowd" in a and not is_usable("iscrowd", a["iscrowd"]) for a in annotations)
     return as_crowds or len(counts) < len(ids) or None in counts
 
 
-def _is_usable(key: str, value: Any) -> bool:
-    """Whether `area` or `iscrowd` is a number that can be used."""
-    return isinstance(value, (int, float))
+def is_usable(key: str, value: Any) -> bool:
+    """Whether `area` or `iscrowd` is a number that can be used.
+
+    pycocotools ignores boxes whose area is negative or infinite, and takes one that is NaN for
+    small, medium and large.
+    """
+    if not isinstance(value, (int, float)):
+        return False
+    return key != "area" or (math.isfinite(value) and value >= 0)
 
 
 def is_crowd(annotation: Mapping[str, Any]) -> bool:

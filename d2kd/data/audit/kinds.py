@@ -127,7 +127,7 @@ KINDS: dict[str, Kind] = {
         NOTE, "annotations", "have an id that is missing, repeated, not a whole number, or below 1",
         "", _RENUMBERED,
     ),
-    "no_area": Kind(NOTE, "annotations", "have no area", "", _FILLED),
+    "no_area": Kind(NOTE, "annotations", "have no area that is a finite number >= 0", "", _FILLED),
     "no_iscrowd": Kind(NOTE, "annotations", "have no number as iscrowd", "", _FILLED),
     "no_info": Kind(NOTE, "files", "have no `info`", "", _FILLED),
     "no_size": Kind(

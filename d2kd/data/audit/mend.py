@@ -17,7 +17,7 @@ from detectron2.data.datasets import load_coco_json
 
 from ...files import write_file
 from . import cache
-from .contents import is_crowd, load_table
+from .contents import is_crowd, is_usable, load_table
 from .images import read_header
 
 __all__ = ["mend_coco", "use_copy"]
@@ -43,7 +43,7 @@ def mend_coco(path: str, image_root: str) -> str:
         annotation["id"] = i
         if not isinstance(annotation.get("iscrowd"), (int, float)):
             annotation["iscrowd"] = int(is_crowd(annotation))
-        if not isinstance(annotation.get("area"), (int, float)):
+        if not is_usable("area", annotation.get("area")):
             box = annotation.get("bbox") or (0, 0, 0, 0)
             area = float(box[2]) * float(box[3])
             annotation["area"] = area if math.isfinite(area) else 0.0

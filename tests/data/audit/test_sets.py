@@ -133,6 +133,8 @@ TABLE = {
     "strings": (ids(lambda i: f"a{i}"), "annotation_ids", 12),
     "no ids": (sets.every(lambda a: a.pop("id")), "annotation_ids", 12),
     "area": (sets.every(lambda a: a.pop("area"), 2), "no_area", 6),
+    "negative area": (sets.every(lambda a: a.update(area=-1), 2), "no_area", 6),
+    "area of NaN": (sets.every(lambda a: a.update(area=float("nan")), 2), "no_area", 6),
     "iscrowd": (sets.every(lambda a: a.pop("iscrowd"), 2), "no_iscrowd", 6),
     "sizes": (lambda t: [i.pop("width") for i in t["images"][:4]], "no_size", 4),
     "annotations": (lambda t: t.pop("annotations"), "no_annotations", 1),
