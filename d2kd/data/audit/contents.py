@@ -85,8 +85,9 @@ def _boxes(annotations: Sequence[Mapping], defects: list[Defect], names: Sequenc
         good &= np.array(
             [g and all(isinstance(x, numbers) for x in b) for b, g in zip(raw, good, strict=True)]
         )
-    rotated = np.array([isinstance(b, (list, tuple, np.ndarray)) and len(b) == 5 for b in raw])
-    wrong = ~good & ~rotated.astype(bool)
+    # Rotated boxes of five numbers are fine in dicts that say so. COCO files have none.
+    rotated = np.array([a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in annotations], dtype=bool)
+    wrong = ~good & ~rotated
     if wrong.any():
         example = f"{_first(raw, wrong)!r} in {_first(names, wrong)}"
         defects.append(Defect("malformed", int(wrong.sum()), len(raw), example))

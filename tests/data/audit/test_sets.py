@@ -50,6 +50,7 @@ BOXES = {
     "tiny": (sets.box(lambda x, y, w, h: [x, y, w, 0.5], 2), {"tiny": 6}),
     "string": (sets.box(lambda x, y, w, h: [str(x), y, w, h], 2), {"malformed": 6}),
     "three numbers": (sets.box(lambda x, y, w, h: [x, y, w], 2), {"malformed": 6}),
+    "five numbers": (sets.box(lambda x, y, w, h: [x, y, w, h, 0.9], 2), {"malformed": 6}),
     "none": (sets.every(lambda a: a.pop("bbox"), 2), {"malformed": 6}),
 }
 
