@@ -12,6 +12,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
+from PIL import Image
 
 from d2kd.audit import audit_config, audit_in_all_processes, audit_labels, num_classes
 from d2kd.config import load_config
@@ -369,6 +370,20 @@ def test_boxes_are_not_left_out_as_crowds_for_an_iscrowd_that_is_no_number(farm,
     mapper = DatasetMapper(is_train=True, augmentations=[], image_format="RGB")
     images = [mapper(x) for x in get_detection_dataset_dicts("farm_train")]
     assert sum(len(x["instances"]) for x in images) == boxes
+
+
+@pytest.mark.parametrize("sizes", [{"width": None}, {"width": "64", "height": "64"}])
+def test_sizes_that_the_file_lacks_follow_the_images(farm, sizes):
+    root = farm(lambda t: [i.update(sizes) for i in t["images"]])
+    farm(split="val")
+    assert not audit_config(config()).refused
+    for path in (root / "train").iterdir():
+        Image.open(path).resize((128, 96)).save(path)
+    sets.remove("farm_train")
+    register_folder(root)
+    assert not audit_config(config()).refused
+    rows = get_detection_dataset_dicts("farm_train")
+    assert {(x["width"], x["height"]) for x in rows} == {(128, 96)}
 
 
 def test_what_only_evaluation_needs_is_said_of_test_sets_only(farm):

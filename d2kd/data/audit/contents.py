@@ -32,6 +32,7 @@ __all__ = [
     "load_table",
     "read_coco",
     "read_records",
+    "size_of",
 ]
 
 
@@ -160,10 +161,10 @@ def read_coco(path: str, image_root: str) -> Contents:
     add("ignore", len(ignored), len(listed), ignored and f"image_id {ignored[0]['image_id']!r}")
     breaks = _repairable(table, [a for a in annotations if isinstance(a, dict)], add)
 
-    sizeless = [x for x in images.values() if not (_size(x, "width") and _size(x, "height"))]
+    sizeless = [x for x in images.values() if not (size_of(x, "width") and size_of(x, "height"))]
     add("no_size", len(sizeless), len(images), sizeless and sizeless[0]["file_name"])
     files = [os.path.join(image_root, x["file_name"]) for x in images.values()]
-    sizes = [(_size(x, "width"), _size(x, "height")) for x in images.values()]
+    sizes = [(size_of(x, "width"), size_of(x, "height")) for x in images.values()]
     if sizeless:
         sizes = [s if all(s) else read_header(f)[:2] for s, f in zip(sizes, files, strict=True)]
     boxes, good = _boxes(known, defects, [files[order[a["image_id"]]] for a in known])
@@ -215,7 +216,8 @@ def _refers(annotation: Any) -> bool:
     return isinstance(ids[0], (int, str, float)) and isinstance(ids[1], (int, str, float))
 
 
-def _size(image: Mapping, key: str) -> int:
+def size_of(image: Mapping, key: str) -> int:
+    """Width or height of an image; 0 if it has none, or no number > 0."""
     value = image.get(key)
     return int(value) if isinstance(value, (int, float)) and value > 0 else 0
 
@@ -315,7 +317,7 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
     """
     defects: list[Defect] = []
     files = [str(x.get("file_name") or "") for x in records]
-    sizes = [(_size(x, "width"), _size(x, "height")) for x in records]
+    sizes = [(size_of(x, "width"), size_of(x, "height")) for x in records]
     annotations: list[Mapping] = []
     owners: list[int] = []
     for i, x in enumerate(records):
