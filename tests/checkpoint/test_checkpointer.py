@@ -118,8 +118,11 @@ def test_a_damaged_last_checkpoint_is_an_error_that_names_the_newest_whole_one(s
 @pytest.mark.parametrize("content", [b"", b"\n", bytes(11), b"\xff\xfe"])
 def test_a_damaged_file_last_checkpoint_is_an_error_that_names_the_newest_whole_one(saved, content):
     (saved / "last_checkpoint").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"--resume: (.|\n)*whole is {saved}/model_2.pth"):
+    with pytest.raises(
+        ValueError, match=rf"--resume: (.|\n)*whole is {saved}/model_2.pth"
+    ) as error:
         run(saved).resume_or_load("", resume=True)
+    assert f"expected the name of a checkpoint in {saved}/last_checkpoint" in str(error.value)
 
 
 def test_no_whole_checkpoint_is_said(saved):
