@@ -79,7 +79,8 @@ def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader",
             found = ", ".join(map(str, cfg)) or "no section"
             raise ValueError(f"{path}: expected a section {section!r}, found {found}.")
         if not isinstance(cfg[section], DictConfig):
-            raise ValueError(f"{section}: expected a section with fields, found {cfg[section]!r}.")
+            where = f"dataloader.{section}" if path == "dataloader" else section
+            raise ValueError(f"{where}: expected a section with fields, found {cfg[section]!r}.")
 
 
 def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
