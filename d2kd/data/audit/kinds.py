@@ -196,8 +196,8 @@ KINDS: dict[str, Kind] = {
         "Replace the files, or remove these images from the set", reading=True,
     ),
     "depth": Kind(
-        REFUSED, "images", "have more than 8 bits a channel; reading would cut them off at 255, so "
-        "that they are white", "images of 8 bits a channel",
+        REFUSED, "images", "have more than 8 bits a channel; reading would cut them off, so that "
+        "they are white or black", "images of 8 bits a channel",
         "Scale them to the range 0 to 255 and save them again, or use a mapper that does",
         reading=True,
     ),
