@@ -83,10 +83,11 @@ def read_header(path: str) -> Header:
 
 def _has_16_bit_colors(image: Image.Image) -> bool:
     """Whether an image of Pillow's mode RGB or similar has 16 bits a color in its file."""
-    if not image.tile:  # the pixels are decoded already
+    tiles = getattr(image, "tile", None)  # of images that are read from a file
+    if not tiles:  # the pixels are decoded already
         return False
     # Arguments of the decoder: "RGB;16B" for PNG, ("RGB;16N", ...) for TIFF.
-    arguments = image.tile[0][3]
+    arguments = tiles[0][3]
     raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
     return isinstance(raw, str) and ";16" in raw
 
