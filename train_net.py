@@ -54,7 +54,7 @@ def do_train(args, cfg, dataset=None):
     check_teacher(cfg, model)
 
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
+    optimizer = build_optimizer(cfg.optimizer)
     distiller = model if isinstance(model, Distiller) else None
     cpu = {} if cfg.train.device.startswith("cuda") else {"device_ids": None}
     model = create_ddp_model(model, **cfg.train.ddp, **cpu)
@@ -97,6 +97,13 @@ def do_train(args, cfg, dataset=None):
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
     trainer.train(start, cfg.train.max_iter)
+
+
+def build_optimizer(node):
+    try:
+        return instantiate(node)
+    except ValueError as e:  # such as betas of 2
+        raise ValueError(f"optimizer: expected values that it takes, found: {e}.") from e
 
 
 def main(args):

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from PIL.Image import MODES
 
 from . import model_zoo
 from .checks import (
@@ -79,7 +80,8 @@ def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader",
             found = ", ".join(map(str, cfg)) or "no section"
             raise ValueError(f"{path}: expected a section {section!r}, found {found}.")
         if not isinstance(cfg[section], DictConfig):
-            raise ValueError(f"{section}: expected a section with fields, found {cfg[section]!r}.")
+            where = f"dataloader.{section}" if path == "dataloader" else section
+            raise ValueError(f"{where}: expected a section with fields, found {cfg[section]!r}.")
 
 
 def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
@@ -119,6 +121,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     _check_datasets(cfg)
     _check_channel_order(cfg)
     _check_test_channel_order(cfg)
+    _check_formats(cfg)
     check_device(str(cfg.train.get("device", "cuda")))
 
 
@@ -164,6 +167,21 @@ def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
                 made_from = json.loads(provenance.read_text()).get("made_from", {})
                 if classes := made_from.get("settings", {}).get("classes"):
                     yield f"{labels.path} (dataloader.{section}.{path})", list(classes)
+
+
+def _check_formats(cfg: DictConfig) -> None:
+    # Pillow would say "image has wrong mode" of the first image, as if the file were damaged.
+    known = ("RGB", "BGR", "L", "YUV-BT.601")
+    for section in ("train", "test"):
+        mapper = OmegaConf.select(cfg, f"dataloader.{section}.mapper")
+        if not isinstance(mapper, DictConfig) or "_target_" not in mapper:
+            continue
+        found = mapper.get("image_format")
+        if resolve_target(mapper) is DatasetMapper and found not in (None, *known, *MODES):
+            raise ValueError(
+                f"dataloader.{section}.mapper.image_format: expected one of {', '.join(known)}, "
+                f"found {found!r}."
+            )
 
 
 def _check_test_channel_order(cfg: DictConfig) -> None:

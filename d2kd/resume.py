@@ -115,7 +115,14 @@ def same_hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             f"expected the state of this config's {type(optimizer).__name__}, found another one "
             f"({e}). Give the optimizer that the run began with."
         ) from e
-    for name, value in _hyperparameters(optimizer).items():
+    after = _hyperparameters(optimizer)
+    # The state replaces the names of the values, too; the first step would stop with a KeyError.
+    if lost := [name for name in before if name not in after]:
+        raise ValueError(
+            f"expected the state of this config's {type(optimizer).__name__}, found another one "
+            f"(without {', '.join(lost)}). Give the optimizer that the run began with."
+        )
+    for name, value in after.items():
         if value != before.get(name):
             logger.warning(
                 "--resume: the run keeps optimizer.%s=%s from its checkpoint; the config's %s is "

@@ -135,3 +135,11 @@ def test_test_images_have_the_channel_order_of_the_training_images(dataset):
 def test_unknown_precision_is_named(dataset):
     with pytest.raises(ValueError, match=r"train.amp.dtype: expected float16 or bfloat16"):
         check_config(config("train.amp.enabled=True", "train.amp.dtype=int8"))
+
+
+@pytest.mark.parametrize("name", ["rgb", "XYZ"])
+def test_image_format_that_does_not_exist_is_named(dataset, name):
+    cfg = config(f"dataloader.train.mapper.image_format={name}")
+    cfg.dataloader.test.mapper.image_format = cfg.model.input_format = name
+    with pytest.raises(ValueError, match=rf"train.mapper.image_format: .* RGB, .*found '{name}'"):
+        check_config(cfg)

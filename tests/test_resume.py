@@ -75,6 +75,16 @@ def test_a_decayed_learning_rate_is_no_difference(caplog):
     assert not caplog.text
 
 
+def test_the_state_of_another_kind_of_optimizer_is_an_error():
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    for optimizer, other, lost in ((sgd(0.5), adam, "momentum"), (adam, sgd(0.5), "betas")):
+        with (
+            pytest.raises(ValueError, match=rf"expected the state .*found .*without {lost}"),
+            same_hyperparameters(optimizer),
+        ):
+            optimizer.load_state_dict(other.state_dict())
+
+
 def test_the_state_of_another_optimizer_is_an_error():
     two = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1)) for _ in range(2)], lr=0.5)
     optimizer = sgd(0.5)

@@ -221,6 +221,11 @@ def test_fewer_steps_than_are_done_and_a_finished_run_are_said(config, tmp_path)
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == final
 
 
+def test_values_that_the_optimizer_refuses_are_named(config, tmp_path):
+    with pytest.raises(ValueError, match=r"optimizer: expected values .* found: Invalid beta"):
+        run(config, tmp_path, "optimizer.betas=[2,3]")
+
+
 def test_a_run_that_was_killed_before_its_final_checkpoint_gets_it(config, tmp_path):
     whole = run(config, tmp_path, "train.eval_period=0")
     (tmp_path / "model_final.pth").unlink()

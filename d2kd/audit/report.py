@@ -107,10 +107,11 @@ def repair_if_needed(audit: Audit, audited: AuditedSet, evaluated: bool) -> None
         return
     if audited.breaks_loading or (evaluated and audited.needs_repair):
         audit.copies[audited.name] = audited.source
-        repair(audited.name, audited.source)
+        sizeless = any(defect.kind == "no_size" for defect in audited.defects)
+        repair(audited.name, audited.source, again=sizeless)
 
 
-def repair(name: str, source: CocoSource) -> None:
-    """Use a repaired copy of a COCO file in this process."""
-    copy = mend_coco(source.path, source.image_root)
+def repair(name: str, source: CocoSource, again: bool = False) -> None:
+    """Use a repaired copy of a COCO file in this process; see `mend_coco`."""
+    copy = mend_coco(source.path, source.image_root, again)
     use_copy(name, copy, source.image_root, reload=coco_source(name) is not None)

@@ -188,6 +188,13 @@ def _audit_section(
             raise ValueError(f"{where}: expected images, found none in {name!r}.")
         if plain:
             audit.add_set(audited, section, standard)
+            if section == "test" and audited.empty and dataset.get("filter_empty", True):
+                audit.add(
+                    WARNING,
+                    f"{name}: {audited.empty} of {audited.images} images have no box that is not a "
+                    f"crowd, and are not tested. Detections in them do not count, which raises the "
+                    f"AP. Set {place}.filter_empty=False.",
+                )
         else:
             audit.add_defects(audited, audited.table_defects, section, standard)
         repair_if_needed(audit, audited, evaluated=section == "test")

@@ -156,11 +156,14 @@ class Checkpointer(DetectionCheckpointer):
     def _resume(self) -> dict[str, Any]:
         self._resuming, self._is_sound = True, False
         try:
-            path = self.get_checkpoint_file()
+            try:
+                path = self.get_checkpoint_file()
+            except UnicodeDecodeError:
+                path = ""
             if "\0" in path or not os.path.basename(path):
                 raise ValueError(
-                    f"expected the name of a checkpoint in {path}last_checkpoint, found an empty "
-                    f"or zero-filled file.".replace("\0", "")
+                    f"expected the name of a checkpoint in {self.save_dir}/last_checkpoint, found "
+                    f"an empty, zero-filled or damaged file."
                 )
             rest = self.load(path)
         except (OSError, ValueError) as e:

@@ -36,8 +36,13 @@ class Fit(NamedTuple):
         other = {name for name, _, _ in incompatible.incorrect_shapes}
         # fvcore lists tensors of another shape as missing, too.
         missing = set(incompatible.missing_keys) - other
+        matched = set(model.state_dict()) - missing - other
+        # PyTorch fills in the counters that a file lacks, and does not list them as missing. Where
+        # nothing else fits, they are no sign of a match.
+        if all(name.endswith(_COUNTER) for name in matched):
+            matched = set()
         return cls(
-            matched=len(set(model.state_dict()) - missing - other),
+            matched=len(matched),
             missing=sorted(name for name in missing if not name.endswith(_COUNTER)),
             unexpected=[k for k in incompatible.unexpected_keys if not k.endswith(_COUNTER)],
             shapes=[

@@ -35,6 +35,7 @@ def read_value(section: Any, name: str, field: str) -> Any:
 _RANGES: dict[str, dict[str, Any]] = {
     "num_classes": dict(least=1, whole=True),
     "total_batch_size": dict(least=1, whole=True),
+    "batch_size": dict(least=1, whole=True),
     "num_workers": dict(whole=True),
     "test_score_thresh": dict(least=None, most=1),
     "test_nms_thresh": dict(most=1),

@@ -31,6 +31,11 @@ def _number(**limits: Any) -> Callable[[str, Any], Any]:
     return lambda field, value: check_number(field, value, **limits)
 
 
+def _seed(field: str, value: Any) -> None:
+    check_number(field, value, least=None, whole=True)
+    check_number(field, value, least=None, most=2**32 - 1)  # what numpy takes
+
+
 def _text(field: str, value: Any) -> None:
     if not isinstance(value, (str, os.PathLike)) or not str(value):
         raise ValueError(f"{field}: expected a text that is not empty, found {value!r}.")
@@ -57,7 +62,7 @@ _TRAIN: dict[str, Callable[[str, Any], Any]] = {
     "output_dir": _text,
     "init_checkpoint": _text_or_none,
     "device": _device,
-    "seed": _whole(None),
+    "seed": _seed,
     "max_iter": _whole(1),
     "accumulate": _whole(1),
     "clip_grad_norm": _number(),

@@ -69,6 +69,11 @@ def _audit(what: Sequence[str], images: str | None) -> Audit:
         return audit_config(cfg)
     names = []
     for x in what:
+        if x not in known and not os.path.isfile(x):
+            raise FileNotFoundError(
+                f"{x}: expected a COCO file or a registered dataset, found none. A path is "
+                f"relative to the current folder."
+            )
         if x not in known and images:
             # Under a name of its own, the file is audited with its images.
             register_coco_instances(x, {}, os.path.abspath(x), images)

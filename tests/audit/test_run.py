@@ -10,7 +10,9 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
+from PIL import Image
 
 from d2kd.audit import audit_config, audit_in_all_processes, audit_labels, num_classes
 from d2kd.config import load_config
@@ -211,9 +213,34 @@ def test_evaluator_may_have_another_name_for_the_same_images(farm):
     )
     DatasetCatalog.register("part", lambda: part()[:3])
     try:
-        assert not refused(evaluated_on(config(test="part"), "farm_val"))
+        audit = audit_config(evaluated_on(config(test="part"), "farm_val"))
+        assert not audit.refused
+        # COCOEvaluator takes the boxes of the other images for boxes that were not found.
+        assert "3 of 6 images with boxes in 'farm_val' are not loaded" in audit.messages[0][1]
     finally:
         sets.remove("part")
+
+
+def test_boxes_of_images_that_a_subset_does_not_test_are_warned_of(farm):
+    farm()
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.test.dataset = L(random_subset)(dataset=cfg.dataloader.test.dataset, share=0.5)
+    cfg.dataloader.evaluator.dataset_name = "farm_val"
+    ((_, text),) = audit_config(cfg).messages
+    assert "3 of 6 images with boxes in 'farm_val' are not loaded" in text
+
+
+@pytest.mark.parametrize("fields, count", [(["=False"], 0), (["=True"], 1), ([], 1)])
+def test_empty_images_that_are_left_out_of_the_test_are_warned_of(farm, fields, count):
+    farm()
+    farm(lambda t: t.update(annotations=t["annotations"][:6]), split="val")
+    cfg = config(*[f"dataloader.test.dataset.filter_empty{field}" for field in fields])
+    if not fields:
+        del cfg.dataloader.test.dataset.filter_empty
+    messages = audit_config(cfg).messages
+    assert len(messages) == count
+    assert not count or "farm_val: 3 of 6 images have no box" in messages[0][1]
 
 
 def test_repeated_image_ids_are_refused_before_the_boxes_land_on_other_images(farm):
@@ -332,6 +359,31 @@ def test_set_registered_by_detectron2s_function_is_repaired(tmp_path):
         assert [len(x["annotations"]) for x in DatasetCatalog.get("farm_mine")] == [2] * 6
     finally:
         sets.remove("farm_mine")
+
+
+@pytest.mark.parametrize("value, boxes", [(None, 12), ("0", 12), ("1", 6)])
+def test_boxes_are_not_left_out_as_crowds_for_an_iscrowd_that_is_no_number(farm, value, boxes):
+    farm(sets.every(lambda a: a.update(iscrowd=value), 2))
+    farm(split="val")
+    audit = audit_config(config())
+    assert "6 of 12 annotations have no number as iscrowd" in audit.messages[0][1]
+    mapper = DatasetMapper(is_train=True, augmentations=[], image_format="RGB")
+    images = [mapper(x) for x in get_detection_dataset_dicts("farm_train")]
+    assert sum(len(x["instances"]) for x in images) == boxes
+
+
+@pytest.mark.parametrize("sizes", [{"width": None}, {"width": "64", "height": "64"}])
+def test_sizes_that_the_file_lacks_follow_the_images(farm, sizes):
+    root = farm(lambda t: [i.update(sizes) for i in t["images"]])
+    farm(split="val")
+    assert not audit_config(config()).refused
+    for path in (root / "train").iterdir():
+        Image.open(path).resize((128, 96)).save(path)
+    sets.remove("farm_train")
+    register_folder(root)
+    assert not audit_config(config()).refused
+    rows = get_detection_dataset_dicts("farm_train")
+    assert {(x["width"], x["height"]) for x in rows} == {(128, 96)}
 
 
 def test_what_only_evaluation_needs_is_said_of_test_sets_only(farm):

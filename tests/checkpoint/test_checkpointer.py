@@ -118,8 +118,11 @@ def test_a_damaged_last_checkpoint_is_an_error_that_names_the_newest_whole_one(s
 @pytest.mark.parametrize("content", [b"", b"\n", bytes(11), b"\xff\xfe"])
 def test_a_damaged_file_last_checkpoint_is_an_error_that_names_the_newest_whole_one(saved, content):
     (saved / "last_checkpoint").write_bytes(content)
-    with pytest.raises(ValueError, match=rf"--resume: (.|\n)*whole is {saved}/model_2.pth"):
+    with pytest.raises(
+        ValueError, match=rf"--resume: (.|\n)*whole is {saved}/model_2.pth"
+    ) as error:
         run(saved).resume_or_load("", resume=True)
+    assert f"expected the name of a checkpoint in {saved}/last_checkpoint" in str(error.value)
 
 
 def test_no_whole_checkpoint_is_said(saved):
@@ -184,6 +187,13 @@ def test_initial_weights_that_are_of_no_use_are_an_error(tmp_path, content, mess
     with pytest.raises(ValueError, match=message) as error:
         run(tmp_path).resume_or_load(str(tmp_path / "w.pth"), resume=False)
     assert str(tmp_path / "w.pth") in str(error.value)
+
+
+def test_counters_that_pytorch_fills_in_are_no_match(tmp_path):
+    torch.save({"x.y": torch.zeros(1)}, tmp_path / "w.pth")
+    model = nn.Sequential(linear(), nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"expected weights of this Sequential, found 0 tensors"):
+        run(tmp_path, model).resume_or_load(str(tmp_path / "w.pth"), resume=False)
 
 
 def test_missing_initial_weights_are_an_error(tmp_path):

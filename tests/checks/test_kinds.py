@@ -108,6 +108,10 @@ def test_nodes_and_objects_are_left_alone():
         ("model.num_classes=0", r"model.num_classes: expected a whole number >= 1, found 0"),
         ("model.num_classes=10.5", r"model.num_classes: expected a whole number >= 1"),
         ("dataloader.train.total_batch_size=0", r"total_batch_size: expected a whole number >= 1"),
+        (
+            "dataloader.test.batch_size=0",
+            r"dataloader.test.batch_size: expected a whole number >= 1",
+        ),
         ("dataloader.train.num_workers=-1", r"num_workers: expected a whole number >= 0"),
         ("model.test_nms_thresh=2", r"test_nms_thresh: expected a number >= 0 and <= 1, found 2"),
         ("lr_multiplier.warmup_length=1000", r"warmup_length: expected a number .*found 1000"),

@@ -5,7 +5,7 @@ import torch
 
 from d2kd import model_zoo
 from d2kd.checks import check_device, check_train
-from d2kd.config import load_config
+from d2kd.config import check_config, load_config
 
 STUDENT = "configs/demo/student.py"
 
@@ -38,6 +38,7 @@ def test_the_defaults_pass(train):
         ("clip_grad_norm", float("nan"), "train.clip_grad_norm: expected a finite number >= 0"),
         ("teacher_check.min_ap", 101, "train.teacher_check.min_ap: expected a number >= 0 and <="),
         ("seed", "x", "train.seed: expected a whole number, found 'x'"),
+        ("seed", 10**20, "train.seed: expected a number <= 4294967295, found 1000000000"),
         ("output_dir", "", "train.output_dir: expected a text that is not empty, found ''"),
         ("init_checkpoint", 3, "train.init_checkpoint: expected a path"),
         ("device", "cpuu", "train.device: expected a device such as cuda, cuda:1 or cpu"),
@@ -111,3 +112,9 @@ def test_gpus_count_from_zero(monkeypatch):
     check_device("cuda:1")
     with pytest.raises(ValueError, match=r"train.device: expected one of the 2 GPUs .*'cuda:2'"):
         check_device("cuda:2")
+
+
+def test_a_loader_that_is_no_section_is_named_with_its_place():
+    cfg = load_config(STUDENT, ["dataloader.train=null"])
+    with pytest.raises(ValueError, match=r"dataloader.train: expected a section with fields"):
+        check_config(cfg, training=True)

@@ -51,3 +51,10 @@ def test_file_with_and_without_its_images(farm, capsys):
 def test_unknown_name_is_named(capsys):
     assert cli.main(["audit", "farm_trian"]) == 2
     assert "farm_trian" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [[], ["--images", "."]])
+def test_missing_file_is_not_taken_for_one_without_defects(capsys, images):
+    assert cli.main(["audit", "nowhere.json", *images]) == 2
+    output, error = capsys.readouterr()
+    assert "nowhere.json: expected a COCO file" in error and "No defects" not in output

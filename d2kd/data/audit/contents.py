@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,16 @@ from detectron2.utils.file_io import PathManager
 from .images import read_header
 from .kinds import Defect
 
-__all__ = ["Contents", "info_is_needed", "load_table", "read_coco", "read_records"]
+__all__ = [
+    "Contents",
+    "info_is_needed",
+    "is_crowd",
+    "is_usable",
+    "load_table",
+    "read_coco",
+    "read_records",
+    "size_of",
+]
 
 
 @dataclass
@@ -76,8 +86,9 @@ def _boxes(annotations: Sequence[Mapping], defects: list[Defect], names: Sequenc
         good &= np.array(
             [g and all(isinstance(x, numbers) for x in b) for b, g in zip(raw, good, strict=True)]
         )
-    rotated = np.array([isinstance(b, (list, tuple, np.ndarray)) and len(b) == 5 for b in raw])
-    wrong = ~good & ~rotated.astype(bool)
+    # Rotated boxes of five numbers are fine in dicts that say so. COCO files have none.
+    rotated = np.array([a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in annotations], dtype=bool)
+    wrong = ~good & ~rotated
     if wrong.any():
         example = f"{_first(raw, wrong)!r} in {_first(names, wrong)}"
         defects.append(Defect("malformed", int(wrong.sum()), len(raw), example))
@@ -150,10 +161,10 @@ def read_coco(path: str, image_root: str) -> Contents:
     add("ignore", len(ignored), len(listed), ignored and f"image_id {ignored[0]['image_id']!r}")
     breaks = _repairable(table, [a for a in annotations if isinstance(a, dict)], add)
 
-    sizeless = [x for x in images.values() if not (_size(x, "width") and _size(x, "height"))]
+    sizeless = [x for x in images.values() if not (size_of(x, "width") and size_of(x, "height"))]
     add("no_size", len(sizeless), len(images), sizeless and sizeless[0]["file_name"])
     files = [os.path.join(image_root, x["file_name"]) for x in images.values()]
-    sizes = [(_size(x, "width"), _size(x, "height")) for x in images.values()]
+    sizes = [(size_of(x, "width"), size_of(x, "height")) for x in images.values()]
     if sizeless:
         sizes = [s if all(s) else read_header(f)[:2] for s, f in zip(sizes, files, strict=True)]
     boxes, good = _boxes(known, defects, [files[order[a["image_id"]]] for a in known])
@@ -164,7 +175,7 @@ def read_coco(path: str, image_root: str) -> Contents:
         boxes,
         np.array([order[a["image_id"]] for a in known], dtype=int),
         np.array([numbers[a["category_id"]] for a in known], dtype=int),
-        np.array([bool(a.get("iscrowd", 0)) for a in known], dtype=bool),
+        np.array([is_crowd(a) for a in known], dtype=bool),
         [str(categories[i]) for i in numbers],
         defects,
         breaks or bool(sizeless),
@@ -205,7 +216,8 @@ def _refers(annotation: Any) -> bool:
     return isinstance(ids[0], (int, str, float)) and isinstance(ids[1], (int, str, float))
 
 
-def _size(image: Mapping, key: str) -> int:
+def size_of(image: Mapping, key: str) -> int:
+    """Width or height of an image; 0 if it has none, or no number > 0."""
     value = image.get(key)
     return int(value) if isinstance(value, (int, float)) and value > 0 else 0
 
@@ -253,11 +265,30 @@ def _repairable(table: Mapping, annotations: Sequence[Mapping], add: Any) -> boo
         add("annotation_ids", len(wrong), len(ids), f"id {wrong[0]!r}")
     total = len(annotations)
     for kind, key in (("no_area", "area"), ("no_iscrowd", "iscrowd")):
-        without = [a for a in annotations if not isinstance(a.get(key), (int, float))]
+        without = [a for a in annotations if not is_usable(key, a.get(key))]
         add(kind, len(without), total, without and f"id {without[0].get('id')!r}")
     if annotations and "info" not in table and info_is_needed():
         add("no_info", 1, 1, "this one")
-    return len(counts) < len(ids) or None in counts
+    # Detectron2 compares iscrowd with 0: it would leave out boxes with null or "0" as crowds.
+    as_crowds = any("iscrowd" in a and not is_usable("iscrowd", a["iscrowd"]) for a in annotations)
+    return as_crowds or len(counts) < len(ids) or None in counts
+
+
+def is_usable(key: str, value: Any) -> bool:
+    """Whether `area` or `iscrowd` is a number that can be used.
+
+    pycocotools ignores boxes whose area is negative or infinite, and takes one that is NaN for
+    small, medium and large.
+    """
+    if not isinstance(value, (int, float)):
+        return False
+    return key != "area" or (math.isfinite(value) and value >= 0)
+
+
+def is_crowd(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a crowd, also where `iscrowd` is text, as some exports have it."""
+    value = annotation.get("iscrowd", 0)
+    return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
 
 
 @functools.cache
@@ -286,7 +317,7 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
     """
     defects: list[Defect] = []
     files = [str(x.get("file_name") or "") for x in records]
-    sizes = [(_size(x, "width"), _size(x, "height")) for x in records]
+    sizes = [(size_of(x, "width"), size_of(x, "height")) for x in records]
     annotations: list[Mapping] = []
     owners: list[int] = []
     for i, x in enumerate(records):
@@ -307,7 +338,8 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
         boxes,
         np.array(owners, dtype=int),
         np.array([_number(a.get("category_id")) for a in annotations], dtype=int),
-        np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+        # As Detectron2 compares it: None and text are crowds, too.
+        np.array([a.get("iscrowd", 0) != 0 for a in annotations], dtype=bool),
         None if classes is None else list(map(str, classes)),
         defects,
     )

@@ -19,6 +19,7 @@ from .kinds import Defect
 __all__ = ["Header", "find_image_defects", "read_header", "read_headers"]
 
 TAIL = 16384  # bytes at the end of a file in which its end marker is looked for
+DARK = 16  # the upper 8 of 16 bits, where only 12 bits are used
 THREADS = 16  # they mostly wait for the disk
 BATCH = 256
 SHOW_PROGRESS = 5000  # files
@@ -57,9 +58,20 @@ def read_header(path: str) -> Header:
                 image.load()
             if image.mode == "F" or image.mode.startswith("I"):
                 low, high = (float(x) for x in image.getextrema())  # type: ignore[arg-type]
+                # getextrema compares with NaN, and so does not see one behind the first pixel.
+                if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+                    low = high = float("nan")
                 usual = low >= 0 and high <= 255 and (image.mode != "F" or high > 1)
                 if not usual and (low, high) != (0, 0):
                     detail = f"mode {image.mode}, values from {low:g} to {high:g}"
+                    return Header(width, height, "depth", detail)
+            elif _has_16_bit_colors(image):
+                # Pillow keeps the upper 8 of the 16 bits of each color: fine for the full range,
+                # but nearly black for the 12 bits of a camera.
+                image.load()
+                bands = np.asarray(image.convert("RGB"))
+                if bands.max() < DARK:
+                    detail = f"16 bits a color, of which the upper 8 are at most {bands.max()}"
                     return Header(width, height, "depth", detail)
         return Header(width, height)
     except FileNotFoundError:
@@ -67,6 +79,17 @@ def read_header(path: str) -> Header:
     except Exception as error:  # decoders raise all kinds of errors on a damaged file
         reason = str(error).split(" <_io")[0].replace(path, os.path.basename(path))
         return Header(0, 0, "damaged", f"{type(error).__name__}: {reason}")
+
+
+def _has_16_bit_colors(image: Image.Image) -> bool:
+    """Whether an image of Pillow's mode RGB or similar has 16 bits a color in its file."""
+    tiles = getattr(image, "tile", None)  # of images that are read from a file
+    if not tiles:  # the pixels are decoded already
+        return False
+    # Arguments of the decoder: "RGB;16B" for PNG, ("RGB;16N", ...) for TIFF.
+    arguments = tiles[0][3]
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return isinstance(raw, str) and ";16" in raw
 
 
 def _look_at_end(f: BinaryIO, kind: str | None) -> tuple[bool, bytes]:

@@ -127,8 +127,8 @@ KINDS: dict[str, Kind] = {
         NOTE, "annotations", "have an id that is missing, repeated, not a whole number, or below 1",
         "", _RENUMBERED,
     ),
-    "no_area": Kind(NOTE, "annotations", "have no area", "", _FILLED),
-    "no_iscrowd": Kind(NOTE, "annotations", "have no iscrowd", "", _FILLED),
+    "no_area": Kind(NOTE, "annotations", "have no area that is a finite number >= 0", "", _FILLED),
+    "no_iscrowd": Kind(NOTE, "annotations", "have no number as iscrowd", "", _FILLED),
     "no_info": Kind(NOTE, "files", "have no `info`", "", _FILLED),
     "no_size": Kind(
         NOTE, "images", "have no width or height in the JSON file", "",
@@ -196,8 +196,8 @@ KINDS: dict[str, Kind] = {
         "Replace the files, or remove these images from the set", reading=True,
     ),
     "depth": Kind(
-        REFUSED, "images", "have more than 8 bits a channel; reading would cut them off at 255, so "
-        "that they are white", "images of 8 bits a channel",
+        REFUSED, "images", "have more than 8 bits a channel; reading would cut them off, so that "
+        "they are white or black", "images of 8 bits a channel",
         "Scale them to the range 0 to 255 and save them again, or use a mapper that does",
         reading=True,
     ),

@@ -17,37 +17,42 @@ from detectron2.data.datasets import load_coco_json
 
 from ...files import write_file
 from . import cache
-from .contents import load_table
+from .contents import is_crowd, is_usable, load_table, size_of
 from .images import read_header
 
 __all__ = ["mend_coco", "use_copy"]
 
 
-def mend_coco(path: str, image_root: str) -> str:
+def mend_coco(path: str, image_root: str, again: bool = False) -> str:
     """Write a repaired copy of a COCO file into the cache, unless there is one of this version.
 
-    Annotations are numbered from 1. Missing `area` (of the box), `iscrowd` (0), `info`, and width
+    Annotations are numbered from 1. Missing `area` (of the box), `iscrowd` (0, or the number
+    that a text says), `info`, and width
     and height (of the image file) are filled in.
+
+    Args:
+        path, image_root: of the file, and of its images.
+        again: whether to write it in any case, because the images may have changed.
 
     Returns:
         path of the copy.
     """
     key = json.dumps([os.path.abspath(path), image_root, *cache.stamp(path)])
     copy = cache.place("mended", key)
-    if copy.exists():
+    if copy.exists() and not again:
         return str(copy)
     table = load_table(path)
     table.setdefault("info", {})
     for i, annotation in enumerate(table.get("annotations") or (), start=1):
         annotation["id"] = i
         if not isinstance(annotation.get("iscrowd"), (int, float)):
-            annotation["iscrowd"] = 0
-        if not isinstance(annotation.get("area"), (int, float)):
+            annotation["iscrowd"] = int(is_crowd(annotation))
+        if not is_usable("area", annotation.get("area")):
             box = annotation.get("bbox") or (0, 0, 0, 0)
             area = float(box[2]) * float(box[3])
             annotation["area"] = area if math.isfinite(area) else 0.0
     for image in table["images"]:
-        if not (image.get("width") and image.get("height")):
+        if not (size_of(image, "width") and size_of(image, "height")):
             header = read_header(os.path.join(image_root, image["file_name"]))
             image["width"], image["height"] = header.width, header.height
     copy.parent.mkdir(parents=True, exist_ok=True)

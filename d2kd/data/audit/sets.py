@@ -151,7 +151,8 @@ def audit_coco(
         audited = _summarize(contents, name)
         audited.source = source
         files, sizes, learned = contents.files, contents.sizes, _learned(contents).tolist()
-        if stamp:
+        # Sizes that were read from the images may change although the file does not.
+        if stamp and not any(defect.kind == "no_size" for defect in audited.defects):
             told = {k: v for k, v in asdict(audited).items() if k != "source"}
             entry = dict(audited=told, files=files, sizes=sizes.tolist(), learned=learned)
             cache.store("labels", key, {"stamp": stamp, **entry})

@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -50,6 +51,7 @@ BOXES = {
     "tiny": (sets.box(lambda x, y, w, h: [x, y, w, 0.5], 2), {"tiny": 6}),
     "string": (sets.box(lambda x, y, w, h: [str(x), y, w, h], 2), {"malformed": 6}),
     "three numbers": (sets.box(lambda x, y, w, h: [x, y, w], 2), {"malformed": 6}),
+    "five numbers": (sets.box(lambda x, y, w, h: [x, y, w, h, 0.9], 2), {"malformed": 6}),
     "none": (sets.every(lambda a: a.pop("bbox"), 2), {"malformed": 6}),
 }
 
@@ -133,6 +135,8 @@ TABLE = {
     "strings": (ids(lambda i: f"a{i}"), "annotation_ids", 12),
     "no ids": (sets.every(lambda a: a.pop("id")), "annotation_ids", 12),
     "area": (sets.every(lambda a: a.pop("area"), 2), "no_area", 6),
+    "negative area": (sets.every(lambda a: a.update(area=-1), 2), "no_area", 6),
+    "area of NaN": (sets.every(lambda a: a.update(area=float("nan")), 2), "no_area", 6),
     "iscrowd": (sets.every(lambda a: a.pop("iscrowd"), 2), "no_iscrowd", 6),
     "sizes": (lambda t: [i.pop("width") for i in t["images"][:4]], "no_size", 4),
     "annotations": (lambda t: t.pop("annotations"), "no_annotations", 1),
@@ -181,6 +185,7 @@ def other_file(content):
 
 
 SIXTEEN = np.full((64, 64), 3000, np.uint16)
+COLORS = np.linspace(0, 4095, 64 * 64 * 3).astype(np.uint16).reshape(64, 64, 3)
 IMAGES = {
     "missing": (other_file(lambda p: p.unlink()), {"missing": 1}),
     "empty": (other_file(lambda p: p.write_bytes(b"")), {"damaged": 1}),
@@ -188,6 +193,8 @@ IMAGES = {
     "cut": (cut, {"damaged": 1}),
     "16 bits": (image_of(SIXTEEN), {"depth": 1}),
     "16 bits with 8 bits in them": (image_of(SIXTEEN // 100), {}),
+    "16 bits a color": (other_file(lambda p: cv2.imwrite(str(p), COLORS * 16)), {}),
+    "12 of 16 bits a color": (other_file(lambda p: cv2.imwrite(str(p), COLORS)), {"depth": 1}),
     "other size": (image_of(np.zeros((60, 64, 3), np.uint8)), {"size": 1}),
     "gray": (image_of(np.zeros((64, 64), np.uint8)), {}),
 }
@@ -215,6 +222,14 @@ def test_float_image_is_refused(tmp_path):
     path = tmp_path / "a.tiff"
     Image.fromarray(np.random.RandomState(0).rand(64, 64).astype(np.float32)).save(path)
     record = dict(file_name=str(path), width=64, height=64)
+    assert [d.kind for d in audit_records([record], None, "toy").defects] == ["depth"]
+
+
+def test_float_image_with_a_nan_behind_its_first_pixel_is_refused(tmp_path):
+    pixels = np.linspace(0, 255, 64 * 64).astype(np.float32).reshape(64, 64)
+    pixels[9, 9] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "a.tiff")
+    record = dict(file_name=str(tmp_path / "a.tiff"), width=64, height=64)
     assert [d.kind for d in audit_records([record], None, "toy").defects] == ["depth"]
 
 
