@@ -35,6 +35,7 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         incompatible: names that differ between file and model, of the last file that was loaded.
+        names: of its tensors, as they were given to the model.
         found: ", under 'state_dict', without the prefix 'module.'" or similar, of the last file.
     """
 
@@ -48,6 +49,7 @@ class Checkpointer(DetectionCheckpointer):
     ):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.incompatible: Any = None
+        self.names: set[str] = set()
         self.found = ""
         self._path, self._is_sound, self._resuming = "", False, False
         # A detector may keep an infinite limit or a mask in a buffer on purpose.
@@ -142,8 +144,12 @@ class Checkpointer(DetectionCheckpointer):
             self._report_initial_weights(path)
         return rest
 
+    def fit(self) -> Fit:
+        """How the last file that was loaded fits the model."""
+        return Fit.of(self.model, self.incompatible, self.names)
+
     def _report_initial_weights(self, path: str) -> None:
-        fit = Fit.of(self.model, self.incompatible).without(PREFIX)
+        fit = self.fit().without(PREFIX)
         if not fit.matched:
             raise ValueError(
                 f"train.init_checkpoint {path}: expected weights of this "
@@ -173,11 +179,11 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             self._resuming = False
         if self.incompatible is not None:
-            self.logger.info("Resumed: %s, from %s", Fit.of(self.model, self.incompatible), path)
+            self.logger.info("Resumed: %s, from %s", self.fit(), path)
         return rest
 
     def _check_resumed(self, checkpoint: dict[str, Any]) -> None:
-        fit = Fit.of(self.model, self.incompatible)
+        fit = self.fit()
         if not fit.is_exact:
             raise ValueError(
                 f"expected {self._path} to have all tensors of this config's model, found {fit}.\n"
@@ -251,6 +257,10 @@ class Checkpointer(DetectionCheckpointer):
         if self._resuming:
             self._check_resumed(checkpoint)
         return self.incompatible
+
+    def _convert_ndarray_to_tensor(self, state_dict: dict[str, Any]) -> None:
+        super()._convert_ndarray_to_tensor(state_dict)
+        self.names = set(state_dict)  # fvcore calls this last with what the model gets
 
     def _check_weights(self, weights: dict[str, Any]) -> None:
         bad = [name for name in non_finite_names(weights) if name not in self._may_be_infinite]

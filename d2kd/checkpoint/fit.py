@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,13 +14,16 @@ PREFIX = "distillation."
 
 # A counter of BatchNorm. Old and converted files do not have it, and nothing here needs it.
 _COUNTER = "num_batches_tracked"
+# PyTorch and Detectron2 fill in these tensors of normalization layers where a file lacks them, and
+# do not list them as missing.
+_FILLED_IN = (_COUNTER, "running_mean", "running_var")
 
 
 class Fit(NamedTuple):
     """Names of tensors, sorted by how a file and a model agree on them.
 
     Attributes:
-        matched: number of the model's tensors that were loaded.
+        matched: number of the model's tensors that were loaded from the file.
         missing: in the model only.
         unexpected: in the file only.
         shapes: in both with different shapes, as "name (80,) in the file, (3,) here".
@@ -31,14 +35,21 @@ class Fit(NamedTuple):
     shapes: list[str]
 
     @classmethod
-    def of(cls, model: nn.Module, incompatible: Any) -> Fit:
-        """Read what fvcore's `Checkpointer._load_model` returns."""
+    def of(cls, model: nn.Module, incompatible: Any, names: Collection[str]) -> Fit:
+        """Read what fvcore's `Checkpointer._load_model` returns.
+
+        Args:
+            names: of the file's tensors, as they were given to the model.
+        """
         other = {name for name, _, _ in incompatible.incorrect_shapes}
         # fvcore lists tensors of another shape as missing, too.
         missing = set(incompatible.missing_keys) - other
-        matched = set(model.state_dict()) - missing - other
-        # PyTorch fills in the counters that a file lacks, and does not list them as missing. Where
-        # nothing else fits, they are no sign of a match.
+        matched = {
+            name
+            for name in set(model.state_dict()) - missing - other
+            if name in names or not name.endswith(_FILLED_IN)
+        }
+        # Where nothing but counters fits, they are no sign of a match.
         if all(name.endswith(_COUNTER) for name in matched):
             matched = set()
         return cls(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .checkpointer import Checkpointer
-from .fit import PREFIX, Fit
+from .fit import PREFIX
 
 __all__ = ["load_strictly"]
 
@@ -66,7 +66,7 @@ def load_strictly(model: nn.Module, path: str) -> str:
         raise FileNotFoundError(f"weights of {who}: {e}") from None
     except ValueError as e:
         raise ValueError(f"weights of {who}: {e}") from e
-    fit = Fit.of(model, checkpointer.incompatible)
+    fit = checkpointer.fit()
     if not fit.is_exact:
         raise ValueError(
             f"{path} does not fit this {who}: expected all tensors to match, found {fit}.\n"

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from d2kd.checkpoint import Checkpointer
@@ -194,6 +195,19 @@ def test_counters_that_pytorch_fills_in_are_no_match(tmp_path):
     model = nn.Sequential(linear(), nn.BatchNorm1d(2))
     with pytest.raises(ValueError, match=r"expected weights of this Sequential, found 0 tensors"):
         run(tmp_path, model).resume_or_load(str(tmp_path / "w.pth"), resume=False)
+
+
+def test_what_pytorch_and_detectron2_fill_in_is_not_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
+    model = nn.Sequential(linear(), nn.BatchNorm1d(2), FrozenBatchNorm2d(2))
+    whole = model.state_dict()
+    filled = [k for k in whole if "num_batches" in k or k.startswith("2.running")]
+    assert len(whole) == 11 and len(filled) == 3
+    for lacking, count in (((), 11), (filled, 8)):
+        torch.save({k: v for k, v in whole.items() if k not in lacking}, tmp_path / "w.pth")
+        caplog.clear()
+        run(tmp_path, model).resume_or_load(str(tmp_path / "w.pth"), resume=False)
+        assert f"Initial weights: {count} tensors matched, 0 missing, 0 unexp" in caplog.text
 
 
 def test_missing_initial_weights_are_an_error(tmp_path):
