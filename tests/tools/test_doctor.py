@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from torch import nn
 
 from d2kd.checkpoint import Checkpointer
 from d2kd.methods import FGD
@@ -208,6 +209,13 @@ def test_initial_checkpoint(folder, capsys):
     torch.save({"model": student.backbone.bottom_up.state_dict()}, "other.pth")
     _, lines = examine(capsys, "train.init_checkpoint=other.pth")
     assert any("tensors are in other.pth" in line.text for line in lines)
+
+
+def test_counters_of_batch_norm_are_no_initial_weights(tmp_path):
+    torch.save({"model": {"x.y": torch.zeros(1)}}, tmp_path / "other.pth")
+    report = Report()
+    assert not detectors._load(report, nn.BatchNorm2d(2), str(tmp_path / "other.pth"), "student")
+    assert "student; 0 of its 5 tensors are in" in report.lines[-1].text
 
 
 def test_no_gpu(folder, capsys, monkeypatch):

@@ -85,11 +85,8 @@ def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
 def _load(report: Report, model: nn.Module, path: str, text: str) -> bool:
     checkpointer = Checkpointer(model, save_to_disk=False)
     checkpointer.load(path)
-    names = set(model.state_dict())
-    missing = set(checkpointer.incompatible.missing_keys)
-    missing |= {name for name, _, _ in checkpointer.incompatible.incorrect_shapes}
-    count = len(names - missing)
-    line = f"{text}; {count} of its {len(names)} tensors are in {path}"
+    count = checkpointer.fit().matched
+    line = f"{text}; {count} of its {len(model.state_dict())} tensors are in {path}"
     if count:
         report.ok("student", line)
     else:
