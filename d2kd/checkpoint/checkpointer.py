@@ -128,8 +128,9 @@ class Checkpointer(DetectionCheckpointer):
         Raises:
             FileNotFoundError: there is no file at `path`.
             ValueError: see `load`; or none of the initial weights fits the model; or the last
-                checkpoint of the run differs from the model in any tensor or cannot be read. In
-                the latter case the message names the newest checkpoint that is whole.
+                checkpoint of the run differs from the model in any tensor, cannot be read, or is
+                not finite. In the latter two cases the message names the newest checkpoint that is
+                whole.
         """
         if resume and self.has_checkpoint():
             return self._resume()
@@ -197,6 +198,14 @@ class Checkpointer(DetectionCheckpointer):
                 f"{', '.join(lacking)}. To start with its weights, set train.init_checkpoint and "
                 f"another train.output_dir."
             )
+        # The weights are finite. A moment of the optimizer that is not spoils them in one step.
+        if bad := non_finite_names({key: checkpoint[key] for key in self.checkpointables}):
+            self._is_sound = False
+            raise ValueError(
+                f"checkpoint {self._path}: expected a finite state of the optimizer, found NaN or "
+                f"infinite values in {len(bad)} of its tensors ({_some(bad)}). The training that "
+                f"wrote it diverged."
+            )
 
     def _newest_whole(self) -> str:
         """A sentence about the newest checkpoint of the run from which it can continue."""
@@ -209,7 +218,9 @@ class Checkpointer(DetectionCheckpointer):
                 continue
             if not isinstance(content, dict) or not {"model", *self.checkpointables} <= {*content}:
                 continue
-            if not set(non_finite_names(content["model"])) - self._may_be_infinite:
+            states = {key: content[key] for key in self.checkpointables}
+            bad = {*non_finite_names(content["model"])} - self._may_be_infinite
+            if not bad and not non_finite_names(states):
                 return (
                     f"The newest checkpoint that is whole is {path}. To continue from it, run: "
                     f"echo {path.name} > {folder / 'last_checkpoint'}"

@@ -86,6 +86,13 @@ def test_a_buffer_that_is_infinite_by_design_is_saved_and_loaded(tmp_path):
     run(tmp_path, model).resume_or_load("", resume=True)
 
 
+def spoil_optimizer(path, value):
+    content = torch.load(path, weights_only=True)
+    moments = {0: {"exp_avg": torch.tensor([0.0, value])}}
+    content["trainer"]["optimizer"] = {"state": moments, "param_groups": []}
+    torch.save(content, path)
+
+
 DAMAGES = {
     "cut": lambda path: path.write_bytes(path.read_bytes()[:700]),
     "empty": lambda path: path.write_bytes(b""),
@@ -98,6 +105,8 @@ DAMAGES = {
         },
         path,
     ),
+    "optimizer of NaN": lambda path: spoil_optimizer(path, torch.nan),
+    "optimizer of infinity": lambda path: spoil_optimizer(path, -torch.inf),
 }
 
 
@@ -114,6 +123,15 @@ def test_a_damaged_last_checkpoint_is_an_error_that_names_the_newest_whole_one(s
     checkpointer = run(saved)
     checkpointer.resume_or_load("", resume=True)
     assert checkpointer.checkpointables["trainer"].count == 1
+
+
+def test_an_optimizer_that_is_not_finite_is_named(saved):
+    for name in ("model_1", "model_2"):
+        spoil_optimizer(saved / f"{name}.pth", torch.nan)
+    found = r"found NaN or infinite values in 1 of its tensors \(trainer.optimizer.state.0.exp_avg"
+    with pytest.raises(ValueError, match=found) as error:
+        run(saved).resume_or_load("", resume=True)
+    assert "No checkpoint in" in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", bytes(11), b"\xff\xfe"])
