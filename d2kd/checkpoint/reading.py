@@ -24,6 +24,8 @@ _NOT_WEIGHTS = {
     b"<!DOCTYPE": "a web page; download the file again",
     b"<html": "a web page; download the file again",
     b"\x1f\x8b": "a gzip archive; unpack it",
+    b"\x93NUMPY": "one array of numpy (.npy), without names; save a state_dict (name -> tensor)",
+    b"\x89HDF": "an HDF5 file, as Keras writes it; save a state_dict (name -> tensor)",
 }
 
 
@@ -99,10 +101,15 @@ def _begins_like_safetensors(head: bytes, size: int) -> bool:
 
 
 def _check_zip(path: str, size: int) -> None:
-    """Compare the checksums in a zip file by `torch.save`, which `torch.load` does not."""
+    """Compare the checksums in a zip file by `torch.save`, which `torch.load` does not.
+
+    Raises:
+        ValueError: it is damaged, or was written by something else.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            names = archive.namelist()
+            if any(name.endswith("/constants.pkl") for name in names):
                 raise _refusal(
                     path, "a TorchScript archive; save the state_dict() of its module instead"
                 )
@@ -117,6 +124,20 @@ def _check_zip(path: str, size: int) -> None:
             f"a damaged one: {damaged!r} in it has another checksum than when it was written. "
             f"Copy or download it again",
         )
+    if not any(name.count("/") == 1 and name.endswith("/data.pkl") for name in names):
+        raise _refusal(path, _kind_of_archive(path, names))
+
+
+def _kind_of_archive(path: str, names: list[str]) -> str:
+    shown = f"{', '.join(map(repr, names[:3]))}{', ...' if len(names) > 3 else ''}"
+    if names and all(name.endswith(".npy") for name in names):
+        shown = shown.replace(".npy'", "'")
+        return (
+            f"numpy's .npz with {len(names)} arrays ({shown}). If these are weights of the model, "
+            f"write them with torch.save: torch.save({{'model': {{k: torch.from_numpy(v) for k, v "
+            f"in numpy.load({path!r}).items()}}}}, 'weights.pth')"
+        )
+    return f"a whole zip archive of something else, with {len(names)} files ({shown})"
 
 
 def _torch_load(path: str) -> Any:

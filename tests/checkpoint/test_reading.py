@@ -4,6 +4,8 @@ import argparse
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 
@@ -144,8 +146,30 @@ def test_a_zip_file_of_something_else_is_refused(tmp_path):
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("photo.jpg", b"x")
-    with pytest.raises(ValueError, match=r"photos.zip.*expected .*found"):
+    found = r"photos.zip.*expected .*found a whole zip archive .* 1 files \('photo.jpg'\)"
+    with pytest.raises(ValueError, match=found):
         read_checkpoint(str(path))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut off or damaged"):
+        read_checkpoint(str(path))
+
+
+def test_files_of_numpy_are_not_called_damaged(tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **{k: v.numpy() for k, v in WEIGHTS.items()})
+    found = r"weights.npz: .* found numpy's .npz with 2 arrays \('a.weight', 'b'\).*: torch.save\("
+    with pytest.raises(ValueError, match=found) as error:
+        read_checkpoint(str(path))
+    # The command in the message mends it.
+    line = "torch.save(" + str(error.value).rsplit("torch.save(", 1)[1].removesuffix(".")
+    line = line.replace("'weights.pth'", repr(str(tmp_path / "weights.pth")))
+    subprocess.run([sys.executable, "-c", f"import numpy, torch; {line}"], check=True)
+    mended = read_checkpoint(str(tmp_path / "weights.pth"))["model"]
+    assert all(torch.equal(mended[k], v) for k, v in WEIGHTS.items())
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"one.npy: .* found one array of numpy"):
+        read_checkpoint(str(tmp_path / "one.npy"))
 
 
 def test_a_missing_file_is_an_error_that_names_it(tmp_path):
