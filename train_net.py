@@ -32,7 +32,7 @@ from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
 from d2kd.ranks import on_main_process
 from d2kd.resume import RunRecord, first_step, training_classes
-from d2kd.run_lock import lock_run_folder
+from d2kd.run_lock import check_run_folder, lock_run_folder
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
@@ -110,7 +110,12 @@ def main(args):
     register_all()
     args.config_file = config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
-    locks = comm.is_main_process() and not (args.eval_only or args.eval_teacher)
+    trains = not (args.eval_only or args.eval_teacher)
+    # Before the lock and the log, so that a folder that is refused stays as it is.
+    on_main_process(
+        lambda: check_run_folder(cfg.train.output_dir, training=trains, resume=args.resume)
+    )
+    locks = comm.is_main_process() and trains
     with lock_run_folder(cfg.train.output_dir) if locks else contextlib.nullcontext():
         train_or_evaluate(args, cfg)
 

@@ -1,4 +1,4 @@
-"""Let one run at a time write to a folder."""
+"""Let one run at a time write to a folder, and none replace a finished one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from socket import gethostname
 
-__all__ = ["lock_run_folder"]
+__all__ = ["check_run_folder", "lock_run_folder"]
 
 logger = logging.getLogger(__name__)
 
 NAME = ".run_lock"
+
+
+def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool = False) -> None:
+    """Check that a run may use a folder, before anything is written to it.
+
+    Args:
+        folder: `train.output_dir`. URLs are not looked at.
+        training: whether the run trains, so that it writes checkpoints.
+        resume: whether it is asked to continue the run in this folder.
+
+    Raises:
+        ValueError: the folder, or one above it, is a file; or a training would begin from step 0
+            and replace the checkpoints of a finished run.
+    """
+    if "://" in str(folder):
+        return
+    path = Path(folder)
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ValueError(
+                f"train.output_dir {folder}: expected a folder, or a path at which one can be "
+                f"made, found that {place} is a file. Set another train.output_dir, or rename "
+                f"this file."
+            )
+    final, last = path / "model_final.pth", path / "last_checkpoint"
+    if not training or not final.exists() or (resume and last.exists()):
+        return
+    if resume:
+        raise ValueError(
+            f"--resume: expected {last}, found none beside model_final.pth. The run would start "
+            f"from the beginning and replace it.\n"
+            f"To go on from it, run: echo {final.name} > {last}. For a new run, set another "
+            f"train.output_dir, or delete this folder."
+        )
+    raise ValueError(
+        f"train.output_dir {folder}: expected a folder without a finished run, found "
+        f"model_final.pth. A new run would replace its files.\n"
+        f"Set another train.output_dir; or add --resume and raise train.max_iter, to go on with "
+        f"more steps; or delete this folder, to start again."
+    )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from d2kd.run_lock import lock_run_folder
+from d2kd.run_lock import check_run_folder, lock_run_folder
 
 HOLD = """
 import sys, time
@@ -73,3 +73,30 @@ def test_a_run_that_ended_or_failed_leaves_the_folder_free(tmp_path):
 def test_a_folder_elsewhere_is_not_locked():
     with lock_run_folder("s3://bucket/run"):
         pass
+
+
+def test_a_new_run_does_not_replace_a_finished_one(tmp_path):
+    check_run_folder(tmp_path / "new", training=True)
+    check_run_folder(tmp_path, training=True)
+    (tmp_path / "model_final.pth").touch()
+    ways = r"found model_final.pth(.|\n)*another train.output_dir; .* --resume .*delete this folder"
+    with pytest.raises(ValueError, match=ways):
+        check_run_folder(tmp_path, training=True)
+    check_run_folder(tmp_path, training=False)
+    # Resuming without last_checkpoint would start from the beginning. The command mends it.
+    with pytest.raises(ValueError, match=r"--resume: expected .*last_checkpoint, found") as error:
+        check_run_folder(tmp_path, training=True, resume=True)
+    command = str(error.value).split("run: ")[1].split(". For")[0]
+    subprocess.run(command, shell=True, check=True)
+    check_run_folder(tmp_path, training=True, resume=True)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("below", [".", "deep/run"])
+def test_a_file_in_place_of_the_folder_is_named_with_the_fix(tmp_path, training, below):
+    (tmp_path / "run").touch()
+    found = rf"output_dir {tmp_path}/run.*found that {tmp_path}/run is a file. Set another"
+    with pytest.raises(ValueError, match=found):
+        check_run_folder(tmp_path / "run" / below, training=training)
+    check_run_folder("s3://bucket/run", training=training)

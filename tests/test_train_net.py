@@ -221,6 +221,27 @@ def test_fewer_steps_than_are_done_and_a_finished_run_are_said(config, tmp_path)
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == final
 
 
+def test_a_new_run_in_the_folder_of_a_finished_one_is_refused_and_changes_nothing(config, tmp_path):
+    def state():
+        return {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+
+    short = ["train.max_iter=2", "train.eval_period=0"]
+    run(config, tmp_path, *short)
+    before = state()
+    with pytest.raises(ValueError, match=r"without a finished run, found model_final.pth"):
+        run(config, tmp_path, *short)
+    assert state() == before
+    run(config, tmp_path, "train.max_iter=3", "train.eval_period=0", resume=True)  # more steps
+    assert (tmp_path / "model_0000002.pth").exists()
+
+
+def test_a_new_run_in_the_folder_of_an_unfinished_one_says_what_it_replaces(config, tmp_path):
+    run(config, tmp_path, "train.max_iter=2", "train.eval_period=0")
+    (tmp_path / "model_final.pth").unlink()
+    run(config, tmp_path, "train.max_iter=2", "train.eval_period=0")
+    assert "has checkpoints of an earlier run, which" in (tmp_path / "log.txt").read_text()
+
+
 def test_values_that_the_optimizer_refuses_are_named(config, tmp_path):
     with pytest.raises(ValueError, match=r"optimizer: expected values .* found: Invalid beta"):
         run(config, tmp_path, "optimizer.betas=[2,3]")

@@ -140,6 +140,12 @@ class Checkpointer(DetectionCheckpointer):
                 "beginning.",
                 self.save_dir,
             )
+        elif self.has_checkpoint():
+            self.logger.warning(
+                "train.output_dir %s has checkpoints of an earlier run, which this new run "
+                "replaces. To continue that run instead, stop this one and add --resume.",
+                self.save_dir,
+            )
         rest = self.load(path, checkpointables=[])
         if self.incompatible is not None:
             self._report_initial_weights(path)
