@@ -57,6 +57,18 @@ def test_errors_that_may_be_bugs(error):
     assert commands.describe_error(error) is None
 
 
+@pytest.mark.parametrize("below", ["", "/a/b"])
+def test_a_file_in_place_of_a_folder_is_named_with_the_fix(tmp_path, below):
+    (tmp_path / "out").touch()
+    with pytest.raises(OSError) as error:
+        os.makedirs(f"{tmp_path}/out{below}")
+    text = commands.describe_error(error.value)
+    assert f"found that '{tmp_path}/out' is a file. Give another path, or rename" in text
+    with pytest.raises(OSError) as error:
+        os.mkdir(tmp_path)  # a folder is there
+    assert "found: File exists" in commands.describe_error(error.value)
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(capsys):
     given = []
 
