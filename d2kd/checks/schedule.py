@@ -68,9 +68,13 @@ def _check_milestones(path: str, node: DictConfig, steps: int) -> None:
         return  # equal parts of num_updates
     count = len(values) - (total is not None)
     if not isinstance(milestones, (ListConfig, list, tuple)) or len(milestones) != count:
+        why, fix = "", ""
+        if total is None:
+            why = ", because without num_updates the last milestone is the end of training"
+            fix = f" Add num_updates={steps} (train.max_iter), or the end as last milestone."
         raise ValueError(
-            f"{path}.milestones: expected a list of {count} numbers for {len(values)} values, "
-            f"found {milestones!r}."
+            f"{path}.milestones: expected a list of {count} numbers for {len(values)} values{why}, "
+            f"found {milestones!r}.{fix}"
         )
     for value in milestones:
         check_number(f"{path}.milestones", value, above=0)
@@ -80,10 +84,14 @@ def _check_milestones(path: str, node: DictConfig, steps: int) -> None:
         raise ValueError(
             f"{path}.milestones: expected increasing numbers{end}, found {list(milestones)}."
         )
-    if total is not None and total != steps:
+    named = f"num_updates={total}"
+    if total is None:
+        *milestones, total = milestones
+        named = f"the last one, {total}, which is the end of training without num_updates"
+    if total != steps:
         dates = ", ".join(str(round(m / total * steps)) for m in milestones)
         logger.warning(
-            "%s: milestones are shares of num_updates=%s. With train.max_iter=%d, the learning "
-            "rate changes at step %s.",
-            *(path, total, steps, dates),
+            "%s: milestones are shares of %s. With train.max_iter=%d, the learning rate changes at "
+            "step %s.",
+            *(path, named, steps, dates or "none"),
         )

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from omegaconf import OmegaConf
@@ -49,6 +50,11 @@ def test_right_schedules_pass(multiplier):
             "milestones: .*below num_.*=90",
         ),
         (dict(values=[1, 0.1, 0.01], milestones=[80, 60], num_updates=90), "increasing numbers"),
+        (
+            dict(values=[1, 0.1, 0.01], milestones=[60, 80]),
+            r"a list of 3 numbers for 3 values, because without num_updates the last milestone is "
+            r"the end of training, found \[60, 80\]. Add num_updates=90",
+        ),
         (dict(values=[1, 0.1], milestones=[30, 60], num_updates=90), "a list of 1 numbers for 2"),
         (dict(values=[1, 0.1], milestones=60, num_updates=90), "a list of 1 numbers .*found 60"),
         (dict(values=[1, 0.1], milestones=["x"], num_updates=90), "milestones: expected a number"),
@@ -83,3 +89,16 @@ def test_milestones_that_are_scaled_to_another_length_are_said(caplog):
         caplog.clear()
         check(warmup(values=[1, 0.1, 0.01], milestones=[60, 80], num_updates=90))
     assert not caplog.text
+
+
+@pytest.mark.parametrize("end, max_iter, dates", [(90, 180, "step 120, 160"), (90, 90, "")])
+def test_a_last_milestone_that_is_not_the_end_of_training_is_said(caplog, end, max_iter, dates):
+    schedule = warmup(length=0, values=[1, 0.1, 0.01], milestones=[60, 80, end])
+    with caplog.at_level(logging.WARNING, "d2kd.checks"):
+        check(schedule, max_iter)
+    said = f"shares of the last one, {end}, which is the end of training without num_updates"
+    assert (said in caplog.text and dates in caplog.text) if dates else not caplog.text
+    # fvcore itself changes the rate at these steps.
+    factor = instantiate(schedule)
+    changes = [s for s in range(1, max_iter) if factor(s / max_iter) != factor((s - 1) / max_iter)]
+    assert not dates or dates == f"step {', '.join(map(str, changes))}"
