@@ -88,6 +88,11 @@ class Distiller(nn.Module):
                 f"Distiller.teacher: expected one for the methods {', '.join(methods)}, which need "
                 f"a teacher, found none"
             )
+        if teacher is not None and not methods and not inherit:
+            logger.warning(
+                "Distiller.methods: expected at least one, since there is a teacher, found none. "
+                "The student trains without distillation. Add methods, or leave out the teacher."
+            )
         if inherit and teacher is None:
             raise ValueError(
                 "Distiller.teacher: expected one, because inherit=True needs a teacher, found none"

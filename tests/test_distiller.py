@@ -59,6 +59,22 @@ def test_without_methods_it_trains_bit_for_bit_like_the_student(build):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+@pytest.mark.parametrize(
+    "fields, count",
+    [
+        (dict(methods=Methods()), 1),
+        (dict(methods=None), 1),
+        (dict(methods=Methods(), inherit=True), 0),
+        ({}, 0),
+    ],
+)
+def test_a_teacher_that_teaches_nothing_is_said_once(caplog, fields, count):
+    with caplog.at_level("WARNING", logger="d2kd.distiller"):
+        train(distiller(**fields), [toys.batch()], steps=2)
+        Distiller(student=toys.retinanet())  # without a teacher, nothing is missed
+    assert caplog.text.count("The student trains without distillation") == count
+
+
 # ---- names, checkpoints, evaluation
 
 
