@@ -58,7 +58,7 @@ def check_evaluator(
         name = name if isinstance(name, str) and name in DatasetCatalog.list() else None
         if name and tested and name not in tested:
             with errors_of_loading("dataloader.evaluator.dataset_name", name):
-                records = instantiate(test) if records is None else records
+                records = _load(test, tested) if records is None else records
                 _check_same_data(audit, name, tested, records)
         counts_all = _is_kind(resolve_target(node), COCOEvaluator)
         if name and records is not None and counts_all and not audit.refused:
@@ -72,7 +72,7 @@ def check_evaluator(
                 continue
             if name and not _check_known_classes(audit, node, name, place, number):
                 continue
-            records = instantiate(test) if records is None else records
+            records = _load(test, tested) if records is None else records
             if not isinstance(records, Sequence):
                 return
             if error := rehearse(node, records, number):
@@ -81,6 +81,12 @@ def check_evaluator(
                     f"dataloader.evaluator: expected an evaluator that takes detections of "
                     f"{number} classes ({place}), found {error}",
                 )
+
+
+def _load(test: DictConfig, names: Sequence[str]) -> Any:
+    place = "dataloader.test.dataset"
+    with errors_of_loading(place, ", ".join(names) or place):
+        return instantiate(test)
 
 
 def _check_known_classes(

@@ -20,6 +20,7 @@ from ..data.audit import (
     NOTE,
     REFUSED,
     WARNING,
+    AuditedSet,
     CocoSource,
     audit_coco,
     audit_records,
@@ -134,6 +135,8 @@ def audit_config(
         for text in warnings:
             audit.add(WARNING, text)
         _check_student_classes(audit, cfg, lists)
+        if not audit.refused:
+            _check_boxes(audit, cfg)
         if "test" in sections and not audit.refused:
             check_evaluator(audit, cfg, loaded.get("test"), evaluated)
     return audit
@@ -154,11 +157,23 @@ def audit_sets(sets: Mapping[str, str], look_at_images: bool = True) -> Audit:
                 audited = audit_registered(name, look_at_images=look_at_images)
             if audited is not None:
                 audit.add_set(audited, role)
+                _warn_without_boxes(audit, audited, role)
                 repair_if_needed(audit, audited, evaluated=False)
         elif os.path.isfile(name):  # the labeling job reports another name
             source = CocoSource(name, os.path.dirname(name))
-            audit.add_set(audit_coco(source, name, look_at_images=False), role)
+            audited = audit_coco(source, name, look_at_images=False)
+            audit.add_set(audited, role)
+            _warn_without_boxes(audit, audited, role)
     return audit
+
+
+def _warn_without_boxes(audit: Audit, audited: AuditedSet, role: str) -> None:
+    if audited.images and _lack_boxes([audited]) and not audit.refused:
+        use = "nothing to learn from" if role == "train" else "nothing to compare labels with"
+        audit.add(
+            WARNING,
+            f"{audited.name}: expected boxes, found none in {_shown([audited])}. There is {use}.",
+        )
 
 
 def _audit_section(
@@ -171,8 +186,7 @@ def _audit_section(
     place = f"dataloader.{section}.dataset"
     # Sets that are used as they are, are audited one by one, from a cache where nothing changed.
     # Of sets that are mixed, filtered or changed, we audit what comes out.
-    plain = resolve_target(dataset) is get_detection_dataset_dicts
-    plain = plain and not dataset.get("min_keypoints") and not dataset.get("proposal_files")
+    plain = _is_plain(dataset)
     filter_empty = section == "train" and bool(dataset.get("filter_empty", True))
     standard = _is_standard(node.get("mapper"))
     names = list(dataset_names(dataset))
@@ -210,6 +224,56 @@ def _audit_section(
         return None
     audit.add_set(audit_records(records, None, title), section, standard)
     return records
+
+
+def _check_boxes(audit: Audit, cfg: DictConfig) -> None:
+    """Refuse, or warn of, sets for training or test that have no box at all.
+
+    One of several sets may have none, such as images of the background.
+    """
+    for section in ("train", "test"):
+        sets = [s for s, role in audit.sets if role == section]
+        if not _lack_boxes(sets):
+            continue
+        node = cfg.dataloader[section]
+        found = f"dataloader.{section}.dataset: expected boxes, found none in {_shown(sets)}"
+        # Of other sets, we do not know what they are for: labels by teachers, unlabeled images.
+        coco = all(s.source is not None for s in sets) and _is_plain(node.dataset)
+        if section == "train":
+            certain = coco and _is_standard(node.get("mapper")) and not cfg.model.get("methods")
+            audit.add(
+                REFUSED if certain else WARNING,
+                f"{found}. The student would learn that everything is background. Look at the "
+                f"annotations: do they belong to these images?",
+            )
+        elif coco and node.dataset.get("filter_empty", True):
+            audit.add(
+                REFUSED,
+                f"{found}. Images without boxes are left out, so that none remains. Add the "
+                f"annotations, or set dataloader.test.dataset.filter_empty=False.",
+            )
+        elif cfg.dataloader.get("evaluator") is not None:
+            audit.add(
+                WARNING,
+                f"{found}. There is nothing to find in them: AP will be nan. Add the annotations.",
+            )
+
+
+def _lack_boxes(sets: Sequence[AuditedSet]) -> bool:
+    return bool(sets) and all(s.empty == s.images for s in sets)
+
+
+def _shown(sets: Sequence[AuditedSet]) -> str:
+    crowds = sum(s.crowds for s in sets)
+    but = f" but {crowds} crowds, which do not count" if crowds else ""
+    names = ", ".join(s.name for s in sets)
+    return f"the {sum(s.images for s in sets)} images of {names}{but}"
+
+
+def _is_plain(dataset: DictConfig) -> bool:
+    """Whether a loader uses registered sets as they are."""
+    plain = resolve_target(dataset) is get_detection_dataset_dicts
+    return plain and not dataset.get("min_keypoints") and not dataset.get("proposal_files")
 
 
 def _is_standard(mapper: Any) -> bool:

@@ -14,9 +14,22 @@ from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
 from PIL import Image
 
-from d2kd.audit import audit_config, audit_in_all_processes, audit_labels, num_classes
+from d2kd.audit import (
+    audit_config,
+    audit_in_all_processes,
+    audit_labels,
+    audit_sets,
+    num_classes,
+)
 from d2kd.config import load_config
-from d2kd.data import PartialMapper, load_class_subset, mix, random_subset, register_folder
+from d2kd.data import (
+    PartialMapper,
+    load_class_subset,
+    load_unlabeled,
+    mix,
+    random_subset,
+    register_folder,
+)
 from d2kd.pseudo import load_pseudo_labels
 from tests.data.audit import sets
 
@@ -241,6 +254,57 @@ def test_empty_images_that_are_left_out_of_the_test_are_warned_of(farm, fields, 
     messages = audit_config(cfg).messages
     assert len(messages) == count
     assert not count or "farm_val: 3 of 6 images have no box" in messages[0][1]
+
+
+def no_boxes(content):
+    content["annotations"].clear()
+
+
+only_crowds = sets.every(lambda a: a.update(iscrowd=1))
+
+
+@pytest.mark.parametrize("change, crowds", [(no_boxes, ""), (only_crowds, " but 12 crowds")])
+def test_a_test_set_without_boxes_is_warned_of(farm, change, crowds):
+    farm()
+    farm(change, split="val")
+    ((level, text),) = audit_config(config()).messages
+    assert level == "warning" and f"none in the 6 images of farm_val{crowds}" in text
+    assert "AP will be nan" in text
+    # Detectron2 would stop at the evaluation: it leaves out all images.
+    assert "filter_empty=False" in refused(config("dataloader.test.dataset.filter_empty=True"))
+
+
+@pytest.mark.parametrize("change", [no_boxes, only_crowds, lambda t: t.pop("annotations")])
+@pytest.mark.parametrize("filter_empty", [True, False])
+def test_a_training_set_without_boxes_is_refused(farm, change, filter_empty):
+    farm(change)
+    farm(split="val")
+    cfg = config(f"+dataloader.train.dataset.filter_empty={filter_empty}")
+    assert "train.dataset: expected boxes, found none in the 6 images of farm_train" in refused(cfg)
+    # Images of the background beside others are fine.
+    farm(split="more")
+    cfg.dataloader.train.dataset.names = ["farm_train", "farm_more"]
+    assert not refused(cfg)
+
+
+def test_unlabeled_training_images_are_warned_of_only(farm):
+    farm()
+    farm(split="val")
+    cfg = config()
+    cfg.dataloader.train.dataset = L(load_unlabeled)(name="farm_train")
+    assert not refused(cfg)
+    assert any("found none in the 6 images" in text for _, text in audit_config(cfg).messages)
+    cfg.dataloader.train.dataset = L(mix)(
+        a=L(get_detection_dataset_dicts)(names="farm_train"), b=L(load_unlabeled)(name="farm_train")
+    )
+    assert not audit_config(cfg).messages
+
+
+def test_truth_without_boxes_is_warned_of(farm):
+    root = farm(no_boxes)
+    for name in ("farm_train", str(root / "annotations" / "train.json")):
+        ((level, text),) = audit_sets({name: "truth"}).messages
+        assert level == "warning" and "There is nothing to compare labels with" in text
 
 
 def test_repeated_image_ids_are_refused_before_the_boxes_land_on_other_images(farm):
