@@ -17,7 +17,7 @@ from ...files import write_file
 
 __all__ = ["folder", "load", "place", "stamp", "store"]
 
-FORMAT = 2  # of the entries, and of the rules that made them; a new one makes old files unused
+FORMAT = 3  # of the entries, and of the rules that made them; a new one makes old files unused
 
 
 def folder() -> Path:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -120,7 +120,7 @@ def read_coco(path: str, image_root: str) -> Contents:
             f"{type(annotations).__name__}."
         )
     bad = [x for x in entries if not _is_image(x)]
-    add("image_entries", len(bad), len(entries), bad and bad[0])
+    _add_incomplete("image", bad, len(entries), ("id", "file_name"), add)
     entries = [x for x in entries if _is_image(x)] if bad else entries
     images: dict[Any, dict] = {}
     twice: list[tuple[dict, dict]] = []
@@ -138,7 +138,7 @@ def read_coco(path: str, image_root: str) -> Contents:
     categories = _categories(table["categories"], add)
     numbers = {i: n for n, i in enumerate(sorted(categories))}
     lacking = [a for a in annotations if not _refers(a)]
-    add("annotation_entries", len(lacking), len(annotations), lacking and lacking[0])
+    _add_incomplete("annotation", lacking, len(annotations), ("image_id", "category_id"), add)
     complete = annotations
     if lacking:
         complete = [a for a in annotations if _refers(a)]
@@ -150,7 +150,10 @@ def read_coco(path: str, image_root: str) -> Contents:
         if images:
             example += f" (the images have ids such as {next(iter(images))!r})"
         add("strangers" if listed else "all_strangers", strangers, len(complete), example)
+    # Of categories that are there but refused, one message is enough.
+    there = [c.get("id") for c in table["categories"] if isinstance(c, dict)]
     unknown = [a for a in listed if a["category_id"] not in numbers]
+    unknown = [a for a in unknown if a["category_id"] not in there]
     add(
         "unknown_category", len(unknown), len(listed),
         unknown and f"category_id {unknown[0]['category_id']!r}; the categories are "
@@ -201,6 +204,20 @@ def load_table(path: str) -> dict:
     return table
 
 
+def _add_incomplete(
+    what: str, bad: Sequence[Any], total: int, keys: Sequence[str], add: Callable[..., None]
+) -> None:
+    """Count entries that lack a value of some keys apart from those with one of another type."""
+
+    def lacks(entry: Any) -> bool:
+        return not isinstance(entry, dict) or any(entry.get(k) in (None, "") for k in keys)
+
+    lacking = [x for x in bad if lacks(x)]
+    other = [x for x in bad if not lacks(x)]
+    add(f"{what}_entries", len(lacking), total, lacking and lacking[0])
+    add(f"{what}_types", len(other), total, other and {k: other[0][k] for k in keys})
+
+
 def _is_image(entry: Any) -> bool:
     """Whether an entry has what an image needs. Lists and objects cannot be ids."""
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str, float)):
@@ -229,7 +246,7 @@ def _categories(rows: Sequence[Mapping], add: Any) -> dict[Any, str]:
         return isinstance(row, dict) and isinstance(row.get("id"), (int, str)) and "name" in row
 
     bad = [c for c in rows if not complete(c)]
-    add("category_entries", len(bad), len(rows), bad and bad[0])
+    _add_incomplete("category", bad, len(rows), ("id", "name"), add)
     rows = [c for c in rows if complete(c)]
     kinds = Counter(type(c["id"]) for c in rows)
     usual = kinds.most_common(1)[0][0] if kinds else int

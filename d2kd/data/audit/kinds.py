@@ -82,6 +82,10 @@ KINDS: dict[str, Kind] = {
         REFUSED, "images", "lack an id or a file_name", "id and file_name for each image",
         "Add them to the JSON file",
     ),
+    "image_types": Kind(
+        REFUSED, "images", "have an id that is no number or text, or a file_name that is no text",
+        "a number or a text as id and a text as file_name of each image", "Correct the JSON file",
+    ),
     "image_ids": Kind(
         REFUSED, "images", "have the id of another image", "a different id for each image",
         "The boxes of one image would land on the other. Give each image its own id, and each "
@@ -98,6 +102,11 @@ KINDS: dict[str, Kind] = {
         REFUSED, "categories", "lack an id or a name", "id and name for each category",
         "Add them to the JSON file",
     ),
+    "category_types": Kind(
+        REFUSED, "categories", "have an id of another type",
+        "a whole number or a text as id of each category",
+        "Write whole numbers (1 in place of 1.0), in categories and annotations",
+    ),
     "category_ids": Kind(
         REFUSED, "categories", "have the id of another category, or an id of another type",
         "a different id for each category, all of one type", "Renumber the categories",
@@ -105,6 +114,10 @@ KINDS: dict[str, Kind] = {
     "annotation_entries": Kind(
         REFUSED, "annotations", "lack an image_id or a category_id",
         "image_id and category_id for each annotation", "Add them to the JSON file",
+    ),
+    "annotation_types": Kind(
+        REFUSED, "annotations", "have an image_id or a category_id of another type",
+        "numbers or texts as image_id and category_id", "Correct the JSON file",
     ),
     "strangers": Kind(
         WARNING, "annotations", "are of images that the file does not list", "",

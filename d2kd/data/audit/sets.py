@@ -25,7 +25,8 @@ __all__ += ["coco_source"]
 REPAIRED = {"annotation_ids", "no_area", "no_iscrowd", "no_info", "no_size"}
 TABLE = {
     *REPAIRED, "image_entries", "image_ids", "image_twice", "category_entries", "category_ids",
-    "annotation_entries", "strangers", "all_strangers", "unknown_category", "ignore",
+    "annotation_entries", "image_types", "category_types", "annotation_types", "strangers",
+    "all_strangers", "unknown_category", "ignore",
 }  # fmt: skip
 
 

@@ -124,6 +124,12 @@ TABLE = {
     "category id": (lambda t: t["categories"][1].update(id=1), "category_ids", 1),
     "mixed categories": (lambda t: t["categories"][1].update(id="x"), "category_ids", 1),
     "category without name": (lambda t: t["categories"][1].pop("name"), "category_entries", 1),
+    "category of null": (lambda t: t["categories"][1].update(id=None), "category_entries", 1),
+    "category of a float": (lambda t: t["categories"][1].update(id=2.0), "category_types", 1),
+    "category of a list": (lambda t: t["categories"][1].update(id=[2]), "category_types", 1),
+    "image of a list": (lambda t: t["images"][0].update(id=[1]), "image_types", 1),
+    "file name of a number": (lambda t: t["images"][0].update(file_name=7), "image_types", 1),
+    "category id of a list": (set_all("category_id", [1]), "annotation_types", 12),
     "unknown category": (sets.every(lambda a: a.update(category_id=9), 2), "unknown_category", 6),
     "no category": (sets.every(lambda a: a.pop("category_id"), 2), "annotation_entries", 6),
     "strangers": (sets.every(lambda a: a.update(image_id=99), 2), "strangers", 6),
@@ -147,6 +153,20 @@ TABLE = {
 def test_mistakes_in_the_table_are_counted(tmp_path, name):
     change, kind, count = TABLE[name]
     assert found(tmp_path, change)[kind] == count
+
+
+def test_categories_with_ids_of_floats_are_said_to_have_them(tmp_path):
+    def change(content):
+        for category in content["categories"]:
+            category["id"] = float(category["id"])
+
+    path = sets.write(tmp_path, "toy", "train", change)
+    audited = audit_coco(CocoSource(str(path), str(tmp_path / "toy" / "train")), "toy_train")
+    (defect,) = audited.defects  # and not that the annotations are of unknown categories
+    level, text = describe(defect, "toy", "train")
+    assert level == REFUSED and "lack" not in text
+    assert "found 3 of 3 categories that have an id of another type" in text
+    assert "such as {'id': 1.0, 'name': 'red'}" in text
 
 
 @pytest.mark.parametrize(
