@@ -65,21 +65,23 @@ def check_evaluator(
             _count_untested(audit, name, records)
         if name:
             _repair_table_of_function(audit, name, node)
+        if name:
+            _check_output_folder(audit, name, node)
         if audit.refused:
             return
         for place, number in models:
-            if number is None:
-                continue
-            if name and not _check_known_classes(audit, node, name, place, number):
+            if name and number and not _check_known_classes(audit, node, name, place, number):
                 continue
             records = _load(test, tested) if records is None else records
             if not isinstance(records, Sequence):
                 return
-            if error := rehearse(node, records, number):
+            # A config may not say the number of classes. Every detector has the first one.
+            if error := rehearse(node, records, number or 1):
+                what = f"{number} classes ({place})" if number else "the first class"
                 audit.add(
                     REFUSED if is_certain(node, error) else WARNING,
-                    f"dataloader.evaluator: expected an evaluator that takes detections of "
-                    f"{number} classes ({place}), found {error}",
+                    f"dataloader.evaluator: expected an evaluator that takes detections of {what}, "
+                    f"found {error}",
                 )
 
 
@@ -176,6 +178,19 @@ def _repair_table_of_function(audit: Audit, name: str, node: DictConfig) -> None
         audited = audit_coco(CocoSource(str(path), root), name, look_at_images=False)
         audit.add_defects(audited, audited.table_defects, "test")
         repair_if_needed(audit, audited, evaluated=True)
+
+
+def _check_output_folder(audit: Audit, name: str, node: DictConfig) -> None:
+    """Check that COCOEvaluator can write the COCO file of a set that has none."""
+    if not _is_kind(resolve_target(node), COCOEvaluator) or node.get("output_dir"):
+        return
+    if MetadataCatalog.get(name).get("json_file", None) is None:
+        audit.add(
+            REFUSED,
+            f"dataloader.evaluator.output_dir: expected a folder, because {name!r} has no COCO "
+            f"file and Detectron2's evaluator writes one, found none. Set it, for example to the "
+            f"folder of train.output_dir.",
+        )
 
 
 def _is_kind(target: Any, kind: type) -> bool:

@@ -395,6 +395,32 @@ def test_function_of_a_user_with_masks_and_keypoints_is_fine(farm, tmp_path):
         sets.remove("mine")
 
 
+class Unknown(torch.nn.Module):
+    """A detector whose config does not say its number of classes."""
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("sections", [("train", "test"), ("test",)])
+def test_set_of_a_function_needs_a_folder_for_its_coco_file(farm, tmp_path, known, sections):
+    root = farm()
+    table = str(root / "annotations" / "train.json")
+    rows = load_coco_json(table, str(root / "train"), "farm_rows")
+    DatasetCatalog.register("mine", lambda: rows)
+    MetadataCatalog.get("mine").thing_classes = list(sets.CLASSES)
+    try:
+        cfg = config(test="mine")
+        if not known:
+            cfg.model = L(Unknown)()
+        text = refused(cfg, sections, ["student"])
+        assert "evaluator.output_dir: expected a folder, because 'mine' has no COCO file" in text
+        cfg.dataloader.evaluator.output_dir = str(tmp_path / "out")
+        assert not refused(cfg, sections, ["student"])
+        cfg.dataloader.evaluator.tasks = ("bbox", "nonsense")
+        assert "expected an evaluator that takes detections of" in refused(cfg, sections)
+    finally:
+        sets.remove("mine", "farm_rows")
+
+
 def test_truth_and_fit_of_a_labeling_are_audited(farm):
     farm(sets.box(lambda x, y, w, h: [float("nan"), y, w, h], 3))
     farm(split="val")
