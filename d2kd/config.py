@@ -14,6 +14,8 @@ from PIL.Image import MODES
 from . import model_zoo
 from .checks import (
     check_device,
+    check_heads,
+    check_mappers,
     check_nodes,
     check_schedule,
     check_train,
@@ -111,6 +113,8 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     """
     check_train(cfg.train)
     check_nodes(cfg)
+    check_heads(cfg.model)
+    check_mappers(cfg)
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))

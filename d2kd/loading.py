@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import get_cfg, instantiate
+from detectron2.data import DatasetMapper
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,6 +26,7 @@ __all__ = [
     "build_detector",
     "check_input_format",
     "fuse_norms",
+    "is_standard_mapper",
     "load_detector_config",
     "predictions_in_fp32",
     "resolve_target",
@@ -309,3 +311,12 @@ def fuse_norms(model: nn.Module) -> int:
         conv.norm = None
         conv.requires_grad_(False)
     return len(convolutions)
+
+
+def is_standard_mapper(node: Any) -> bool:
+    """Whether a node is Detectron2's mapper, or a subclass of it that reads images as it does."""
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return False
+    target = resolve_target(node)
+    own = isinstance(target, type) and issubclass(target, DatasetMapper)
+    return own and target.__call__ is DatasetMapper.__call__

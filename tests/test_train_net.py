@@ -242,6 +242,13 @@ def test_a_new_run_in_the_folder_of_an_unfinished_one_says_what_it_replaces(conf
     assert "has checkpoints of an earlier run, which" in (tmp_path / "log.txt").read_text()
 
 
+def test_masks_that_boxes_are_computed_from_are_missed_before_training(config, tmp_path):
+    fields = ["use_instance_mask=True", "recompute_boxes=True"]
+    with pytest.raises(ValueError, match=r"recompute_boxes: expected a mask .*, found 0 for"):
+        run(config, tmp_path, *(f"+dataloader.train.mapper.{field}" for field in fields))
+    assert not (tmp_path / "metrics.json").exists()
+
+
 def test_values_that_the_optimizer_refuses_are_named(config, tmp_path):
     with pytest.raises(ValueError, match=r"optimizer: expected values .* found: Invalid beta"):
         run(config, tmp_path, "optimizer.betas=[2,3]")

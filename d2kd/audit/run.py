@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, DatasetMapper
+from detectron2.data import DatasetCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,7 +29,7 @@ from ..data.audit import (
     coco_source,
     compare_classes,
 )
-from ..loading import resolve_target
+from ..loading import is_standard_mapper, resolve_target
 from ..ranks import on_main_process
 from .errors import errors_of_loading
 from .evaluator import check_evaluator
@@ -188,7 +188,7 @@ def _audit_section(
     # Of sets that are mixed, filtered or changed, we audit what comes out.
     plain = _is_plain(dataset)
     filter_empty = section == "train" and bool(dataset.get("filter_empty", True))
-    standard = _is_standard(node.get("mapper"))
+    standard = is_standard_mapper(node.get("mapper"))
     names = list(dataset_names(dataset))
     for path, name in names:
         where = f"{place}.{path}"
@@ -240,7 +240,9 @@ def _check_boxes(audit: Audit, cfg: DictConfig) -> None:
         # Of other sets, we do not know what they are for: labels by teachers, unlabeled images.
         coco = all(s.source is not None for s in sets) and _is_plain(node.dataset)
         if section == "train":
-            certain = coco and _is_standard(node.get("mapper")) and not cfg.model.get("methods")
+            certain = (
+                coco and is_standard_mapper(node.get("mapper")) and not cfg.model.get("methods")
+            )
             audit.add(
                 REFUSED if certain else WARNING,
                 f"{found}. The student would learn that everything is background. Look at the "
@@ -274,15 +276,6 @@ def _is_plain(dataset: DictConfig) -> bool:
     """Whether a loader uses registered sets as they are."""
     plain = resolve_target(dataset) is get_detection_dataset_dicts
     return plain and not dataset.get("min_keypoints") and not dataset.get("proposal_files")
-
-
-def _is_standard(mapper: Any) -> bool:
-    """Whether Detectron2's mapper, or a subclass that calls it, reads the images of a loader."""
-    if not isinstance(mapper, DictConfig) or "_target_" not in mapper:
-        return False
-    target = resolve_target(mapper)
-    own = isinstance(target, type) and issubclass(target, DatasetMapper)
-    return own and target.__call__ is DatasetMapper.__call__
 
 
 def _check_student_classes(

@@ -2,20 +2,26 @@
 
     train.py      the fields of `train`: names, ranges, periods, the device
     names.py      names of fields
+    heads.py      numbers of classes and anchors of a detector's parts
+    mappers.py    fields of the mappers that depend on each other
     kinds.py      all other fields: flags, numbers and texts, by the annotations of their targets
     schedule.py   the learning rate's multiplier and its milestones
 
 `d2kd.config` calls these checks. Each error names the field, what was expected and what was found.
 """
 
+from .heads import check_heads
 from .kinds import check_kinds
+from .mappers import check_mappers
 from .names import check_names, check_nodes, field_names, nearest, nodes
 from .schedule import check_schedule
 from .train import check_device, check_train
 
 __all__ = [
     "check_device",
+    "check_heads",
     "check_kinds",
+    "check_mappers",
     "check_names",
     "check_nodes",
     "check_schedule",

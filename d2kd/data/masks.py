@@ -1,0 +1,38 @@
+"""Check that a training set has the masks that its mapper needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["check_masks"]
+
+
+def check_masks(records: Sequence[Mapping[str, Any]], *, recompute: bool) -> None:
+    """Check the masks of a set for Detectron2's mapper with `use_instance_mask`.
+
+    Args:
+        records: dicts of Detectron2's standard format.
+        recompute: whether boxes are computed from masks. Then, each image needs some. Else, an
+            image may have none.
+
+    Raises:
+        ValueError: masks are missing.
+    """
+    for record in records:
+        if "annotations" not in record:
+            continue
+        rows = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        count = sum("segmentation" in a for a in rows)
+        found = f"found {count} for {len(rows)} boxes in {record.get('file_name')}"
+        if recompute and count < max(len(rows), 1):
+            raise ValueError(
+                f"dataloader.train.mapper.recompute_boxes: expected a mask (segmentation) of each "
+                f"box, and one at least in each image, {found}. Set recompute_boxes=False."
+            )
+        if 0 < count < len(rows):
+            raise ValueError(
+                f"dataloader.train.mapper.use_instance_mask: expected a mask (segmentation) of "
+                f"each box of an image, or of none, {found}. Add the masks, or set "
+                f"use_instance_mask=False."
+            )
