@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from detectron2.config import instantiate
 from detectron2.modeling import ROIHeads
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch import RetinaNet
@@ -66,14 +66,25 @@ def _check_anchors(path: str, node: DictConfig) -> None:
         return
     if resolve_target(generator) is not DefaultAnchorGenerator:
         return
-    try:
-        counts = sorted(set(instantiate(generator).num_anchors))
-    except (AssertionError, AttributeError, IndexError, TypeError, ValueError):
+    fields = [generator.get(name) for name in ("sizes", "aspect_ratios")]
+    if not all(isinstance(x, ListConfig) and len(x) for x in fields):
+        return
+    # One list for each level, or one for all of them.
+    sizes, ratios = (
+        [len(y) for y in x] if all(isinstance(y, ListConfig) for y in x) else [len(x)]
+        for x in fields
+    )
+    if len(sizes) != len(ratios) and 1 not in (len(sizes), len(ratios)):
         return  # building the model says what is wrong
+    pairs = itertools.zip_longest(
+        sizes, ratios, fillvalue=sizes[0] if len(sizes) == 1 else ratios[0]
+    )
+    counts = sorted({a * b for a, b in pairs})
     if counts != [found]:
         raise ValueError(
             f"{path}.head.num_anchors: expected {' and '.join(map(str, counts))}, the anchors of a "
-            f"cell that {path}.anchor_generator makes, found {found}. Set both alike."
+            f"cell by {path}.anchor_generator.sizes and {path}.anchor_generator.aspect_ratios, "
+            f"found {found}. Set them alike."
         )
 
 

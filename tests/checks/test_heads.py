@@ -3,6 +3,7 @@
 import pytest
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
+from detectron2.config import instantiate
 
 from d2kd import Distiller
 from d2kd.checks import check_heads
@@ -60,4 +61,18 @@ def test_anchors_of_head_and_generator_must_agree(name, place, right):
     part = cfg.proposal_generator if place else cfg
     part.head.num_anchors = 2
     with pytest.raises(ValueError, match=rf"model.{place}head.num_anchors: expected {right}, the"):
+        check_heads(cfg)
+
+
+@pytest.mark.parametrize(
+    "sizes, ratios", [([[8], [16]], [1.0]), ([8, 9], [[1.0, 2.0]]), ([[8, 9], [16, 17]], [[1.0]])]
+)
+def test_anchors_are_counted_as_detectron2_counts_them(sizes, ratios):
+    cfg = model("retinanet")
+    cfg.anchor_generator.update(sizes=sizes, aspect_ratios=ratios, strides=[8, 16])
+    (count,) = set(instantiate(cfg.anchor_generator).num_anchors)
+    cfg.head.num_anchors = count
+    check_heads(cfg)
+    cfg.head.num_anchors = count + 1
+    with pytest.raises(ValueError, match=rf"expected {count}, the anchors of a cell"):
         check_heads(cfg)
