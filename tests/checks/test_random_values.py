@@ -58,7 +58,7 @@ TRAIN = {
     "accumulate": whole(1),
     "log_period": whole(1),
     "eval_period": whole(0),
-    "seed": whole(-math.inf),
+    "seed": lambda x: whole(-math.inf)(x) and x < 2**32,  # what numpy takes
     "clip_grad_norm": number(0),
     "output_dir": lambda x: isinstance(x, str) and x != "",
     "init_checkpoint": lambda x: x is None or isinstance(x, str),
