@@ -24,15 +24,15 @@ def check_masks(records: Sequence[Mapping[str, Any]], *, recompute: bool) -> Non
             continue
         rows = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
         count = sum("segmentation" in a for a in rows)
-        found = f"found {count} for {len(rows)} boxes in {record.get('file_name')}"
+        what = f"{count} for {len(rows)} boxes in {record.get('file_name')}"
         if recompute and count < max(len(rows), 1):
             raise ValueError(
                 f"dataloader.train.mapper.recompute_boxes: expected a mask (segmentation) of each "
-                f"box, and one at least in each image, {found}. Set recompute_boxes=False."
+                f"box, and one at least in each image, found {what}. Set recompute_boxes=False."
             )
         if 0 < count < len(rows):
             raise ValueError(
                 f"dataloader.train.mapper.use_instance_mask: expected a mask (segmentation) of "
-                f"each box of an image, or of none, {found}. Add the masks, or set "
+                f"each box of an image, or of none, found {what}. Add the masks, or set "
                 f"use_instance_mask=False."
             )
