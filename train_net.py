@@ -32,7 +32,7 @@ from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
 from d2kd.ranks import on_main_process
 from d2kd.resume import RunRecord, first_step, training_classes
-from d2kd.run_lock import check_run_folder, lock_run_folder
+from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
@@ -132,6 +132,8 @@ def train_or_evaluate(args, cfg):
     )
     # This also makes the demo's data, if the config uses them.
     dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
+    if not evaluated and not args.resume:
+        on_main_process(lambda: keep_finished_run(cfg.train.output_dir))
     # After the checks, because it replaces the config.yaml of an earlier run.
     default_setup(cfg, args)
     if not evaluated:

@@ -1,19 +1,22 @@
-"""Let one run at a time write to a folder, and none replace a finished one."""
+"""Let one run at a time write to a folder, and keep the result of the run before it."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from socket import gethostname
 
-__all__ = ["check_run_folder", "lock_run_folder"]
+__all__ = ["check_run_folder", "keep_finished_run", "lock_run_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +32,8 @@ def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool 
         resume: whether it is asked to continue the run in this folder.
 
     Raises:
-        ValueError: the folder, or one above it, is a file; or a training would begin from step 0
-            and replace the checkpoints of a finished run.
+        ValueError: the folder, or one above it, is a file; or the finished run that should resume
+            has no `last_checkpoint`, so that it would begin from step 0 and replace its result.
     """
     if "://" in str(folder):
         return
@@ -43,21 +46,50 @@ def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool 
                 f"this file."
             )
     final, last = path / "model_final.pth", path / "last_checkpoint"
-    if not training or not final.exists() or (resume and last.exists()):
-        return
-    if resume:
+    if training and resume and final.exists() and not last.exists():
         raise ValueError(
             f"--resume: expected {last}, found none beside model_final.pth. The run would start "
             f"from the beginning and replace it.\n"
             f"To go on from it, run: echo {final.name} > {last}. For a new run, set another "
             f"train.output_dir, or delete this folder."
         )
-    raise ValueError(
-        f"train.output_dir {folder}: expected a folder without a finished run, found "
-        f"model_final.pth. A new run would replace its files.\n"
-        f"Set another train.output_dir; or add --resume and raise train.max_iter, to go on with "
-        f"more steps; or delete this folder, to start again."
+
+
+def keep_finished_run(folder: str | os.PathLike) -> Path | None:
+    """Give what a finished run left a second place, so that a new run replaces nothing.
+
+    `model_final.pth` and `config.yaml` also become files of `previous_1`, `previous_2`, ... in the
+    folder. They stay where they are until the new run replaces them, because it may start from
+    them.
+
+    Args:
+        folder: `train.output_dir` of a training that does not resume. URLs are not looked at.
+
+    Returns:
+        the new folder, or None if there is no `model_final.pth`.
+    """
+    path = Path(folder)
+    if "://" in str(folder) or not (path / "model_final.pth").exists():
+        return None
+    kept = next(p for i in itertools.count(1) if not (p := path / f"previous_{i}").exists())
+    half = Path(tempfile.mkdtemp(prefix=".previous_", dir=path))
+    half.chmod(path.stat().st_mode)
+    final, config = path / "model_final.pth", path / "config.yaml"
+    try:
+        # A second name of the same file. Checkpoints are replaced, never written over.
+        os.link(final.resolve(), half / final.name)
+    except OSError:  # a file system without hard links
+        shutil.copy2(final, half / final.name)
+    if config.exists():
+        shutil.copy2(config, half / config.name)  # Detectron2 writes over it
+    os.rename(half, kept)
+    logger.warning(
+        "train.output_dir %s has a finished run, and this is a new one. The earlier "
+        "model_final.pth and config.yaml are kept in %s. Delete that folder if you do not need it.",
+        folder,
+        kept.name,
     )
+    return kept
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from d2kd.run_lock import check_run_folder, lock_run_folder
+from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 
 HOLD = """
 import sys, time
@@ -75,13 +75,11 @@ def test_a_folder_elsewhere_is_not_locked():
         pass
 
 
-def test_a_new_run_does_not_replace_a_finished_one(tmp_path):
-    check_run_folder(tmp_path / "new", training=True)
-    check_run_folder(tmp_path, training=True)
+def test_resuming_a_finished_run_without_last_checkpoint_is_refused_with_a_command(tmp_path):
+    check_run_folder(tmp_path / "new", training=True, resume=True)
+    check_run_folder(tmp_path, training=True, resume=True)
     (tmp_path / "model_final.pth").touch()
-    ways = r"found model_final.pth(.|\n)*another train.output_dir; .* --resume .*delete this folder"
-    with pytest.raises(ValueError, match=ways):
-        check_run_folder(tmp_path, training=True)
+    check_run_folder(tmp_path, training=True)
     check_run_folder(tmp_path, training=False)
     # Resuming without last_checkpoint would start from the beginning. The command mends it.
     with pytest.raises(ValueError, match=r"--resume: expected .*last_checkpoint, found") as error:
@@ -90,6 +88,25 @@ def test_a_new_run_does_not_replace_a_finished_one(tmp_path):
     subprocess.run(command, shell=True, check=True)
     check_run_folder(tmp_path, training=True, resume=True)
     assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_final.pth"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_a_finished_run_left_is_kept(tmp_path, monkeypatch, links):
+    assert keep_finished_run(tmp_path) is None
+    assert keep_finished_run("s3://bucket/run") is None
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+    for i in (1, 2):
+        (tmp_path / "new").write_text(f"weights {i}")
+        (tmp_path / "new").rename(tmp_path / "model_final.pth")  # as checkpoints are written
+        (tmp_path / "config.yaml").write_text(f"config {i}")
+        assert keep_finished_run(tmp_path) == tmp_path / f"previous_{i}"
+        assert (tmp_path / "model_final.pth").exists()  # the new run may start from it
+    for i in (1, 2):
+        kept = tmp_path / f"previous_{i}"
+        assert (kept / "model_final.pth").read_text() == f"weights {i}"
+        assert (kept / "config.yaml").read_text() == f"config {i}"
+    assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == set()
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -221,18 +221,17 @@ def test_fewer_steps_than_are_done_and_a_finished_run_are_said(config, tmp_path)
     assert (tmp_path / "model_final.pth").stat().st_mtime_ns == final
 
 
-def test_a_new_run_in_the_folder_of_a_finished_one_is_refused_and_changes_nothing(config, tmp_path):
-    def state():
-        return {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-
+def test_a_new_run_keeps_the_result_of_the_finished_one_in_its_folder(config, tmp_path):
     short = ["train.max_iter=2", "train.eval_period=0"]
     run(config, tmp_path, *short)
-    before = state()
-    with pytest.raises(ValueError, match=r"without a finished run, found model_final.pth"):
-        run(config, tmp_path, *short)
-    assert state() == before
+    first = (tmp_path / "model_final.pth").read_bytes()
+    # The new run may start from the weights that it replaces.
+    run(config, tmp_path, *short, f"train.init_checkpoint={tmp_path}/model_final.pth")
+    assert (tmp_path / "previous_1/model_final.pth").read_bytes() == first
+    assert (tmp_path / "model_final.pth").read_bytes() != first
+    assert "init_checkpoint: ''" in (tmp_path / "previous_1/config.yaml").read_text()
     run(config, tmp_path, "train.max_iter=3", "train.eval_period=0", resume=True)  # more steps
-    assert (tmp_path / "model_0000002.pth").exists()
+    assert not (tmp_path / "previous_2").exists()
 
 
 def test_a_new_run_in_the_folder_of_an_unfinished_one_says_what_it_replaces(config, tmp_path):
