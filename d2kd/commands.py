@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from .files import file_in_the_way
 from .threads import child_environment, configure_threads
 
 __all__ = [
@@ -134,7 +135,7 @@ def describe_error(error: BaseException) -> str | None:
             return None
         if "expected" not in text:
             name = error.filename if error.filename is not None else "a file"
-            if error.errno in (errno.EEXIST, errno.ENOTDIR) and (file := _file_in_the_way(name)):
+            if error.errno in (errno.EEXIST, errno.ENOTDIR) and (file := file_in_the_way(name)):
                 return (
                     f"expected a folder at {name!r}, or a path at which one can be made, found "
                     f"that {file!r} is a file. Give another path, or rename this file."
@@ -150,14 +151,6 @@ def describe_error(error: BaseException) -> str | None:
         last = text.rstrip().splitlines()[-1].split(": ", 1)
         return last[-1] if "expected" in last[-1] and "found" in last[-1] else None
     return text
-
-
-def _file_in_the_way(path: Any) -> str:
-    """The part of a path that is a file; "" if there is none."""
-    path = os.fsdecode(path)
-    while path and not os.path.lexists(path):
-        path = os.path.dirname(path)
-    return path if path and not os.path.isdir(path) else ""
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 __all__ = [
     "DiskFullError",
+    "file_in_the_way",
     "open_to_replace",
     "remove_partial_files",
     "sha256_of_file",
@@ -31,6 +32,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 class DiskFullError(OSError):
     """A file could not be written because there was no space left for it."""
+
+
+def file_in_the_way(path: str | bytes | os.PathLike) -> str:
+    """The part of a path that is a file, so that no folder can be made there; "" if none is."""
+    name = os.fsdecode(path)
+    while name and not os.path.lexists(name):
+        name = os.path.dirname(name)
+    return name if name and not os.path.isdir(name) else ""
 
 
 class _RawFile(io.FileIO):

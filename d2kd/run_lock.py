@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from socket import gethostname
 
+from .files import file_in_the_way
+
 __all__ = ["check_run_folder", "keep_finished_run", "lock_run_folder"]
 
 logger = logging.getLogger(__name__)
@@ -38,13 +40,11 @@ def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool 
     if "://" in str(folder):
         return
     path = Path(folder)
-    for place in (path, *path.parents):
-        if place.exists() and not place.is_dir():
-            raise ValueError(
-                f"train.output_dir {folder}: expected a folder, or a path at which one can be "
-                f"made, found that {place} is a file. Set another train.output_dir, or rename "
-                f"this file."
-            )
+    if place := file_in_the_way(path):
+        raise ValueError(
+            f"train.output_dir {folder}: expected a folder, or a path at which one can be made, "
+            f"found that {place} is a file. Set another train.output_dir, or rename this file."
+        )
     final, last = path / "model_final.pth", path / "last_checkpoint"
     if training and resume and final.exists() and not last.exists():
         raise ValueError(
