@@ -65,7 +65,6 @@ def check_evaluator(
             _count_untested(audit, name, records)
         if name:
             _repair_table_of_function(audit, name, node)
-        if name:
             _check_output_folder(audit, name, node)
         if audit.refused:
             return

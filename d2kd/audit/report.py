@@ -107,8 +107,7 @@ def repair_if_needed(audit: Audit, audited: AuditedSet, evaluated: bool) -> None
         return
     if audited.breaks_loading or (evaluated and audited.needs_repair):
         audit.copies[audited.name] = audited.source
-        sizeless = any(defect.kind == "no_size" for defect in audited.defects)
-        repair(audited.name, audited.source, again=sizeless)
+        repair(audited.name, audited.source, again=audited.lacks_sizes)
 
 
 def repair(name: str, source: CocoSource, again: bool = False) -> None:

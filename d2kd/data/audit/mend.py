@@ -26,9 +26,8 @@ __all__ = ["mend_coco", "use_copy"]
 def mend_coco(path: str, image_root: str, again: bool = False) -> str:
     """Write a repaired copy of a COCO file into the cache, unless there is one of this version.
 
-    Annotations are numbered from 1. Missing `area` (of the box), `iscrowd` (0, or the number
-    that a text says), `info`, and width
-    and height (of the image file) are filled in.
+    Annotations are numbered from 1. Missing `area` (of the box), `iscrowd` (0, or the number that
+    a text says), `info`, and width and height (of the image file) are filled in.
 
     Args:
         path, image_root: of the file, and of its images.
@@ -45,7 +44,7 @@ def mend_coco(path: str, image_root: str, again: bool = False) -> str:
     table.setdefault("info", {})
     for i, annotation in enumerate(table.get("annotations") or (), start=1):
         annotation["id"] = i
-        if not isinstance(annotation.get("iscrowd"), (int, float)):
+        if not is_usable("iscrowd", annotation.get("iscrowd")):
             annotation["iscrowd"] = int(is_crowd(annotation))
         if not is_usable("area", annotation.get("area")):
             box = annotation.get("bbox") or (0, 0, 0, 0)

@@ -62,6 +62,11 @@ class AuditedSet:
         return any(defect.kind in REPAIRED for defect in self.defects)
 
     @property
+    def lacks_sizes(self) -> bool:
+        """Whether sizes had to be read from images, which may change although the file does not."""
+        return any(defect.kind == "no_size" for defect in self.defects)
+
+    @property
     def table_defects(self) -> list[Defect]:
         """Defects of the COCO file's entries and ids. Defects of boxes and images are left out."""
         return [defect for defect in self.defects if defect.kind in TABLE]
@@ -152,8 +157,7 @@ def audit_coco(
         audited = _summarize(contents, name)
         audited.source = source
         files, sizes, learned = contents.files, contents.sizes, _learned(contents).tolist()
-        # Sizes that were read from the images may change although the file does not.
-        if stamp and not any(defect.kind == "no_size" for defect in audited.defects):
+        if stamp and not audited.lacks_sizes:
             told = {k: v for k, v in asdict(audited).items() if k != "source"}
             entry = dict(audited=told, files=files, sizes=sizes.tolist(), learned=learned)
             cache.store("labels", key, {"stamp": stamp, **entry})
