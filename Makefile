@@ -3,13 +3,14 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint wheel-test bench clean distclean
+.PHONY: help setup demo test lint wheel-test docs bench clean distclean
 
 help:
 	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
 	@echo "make test       run the tests"
 	@echo "make lint       check style (ruff), layers of the package (import-linter) and types (mypy)"
 	@echo "make wheel-test build a wheel, install it into a fresh environment and run it there"
+	@echo "make docs       build the documentation as a web site, docs/_build/html/index.html"
 	@echo "make bench      measure what distillation costs on this CPU; a table and a picture (about two minutes)"
 	@echo "make setup      only make .venv; PYTHON=/path/to/python takes the Detectron2 of that Python"
 	@echo "make clean      remove output/demo, build leftovers and caches"
@@ -32,6 +33,9 @@ lint: $(READY)
 # `make test` runs this, too.
 wheel-test: $(READY)
 	.venv/bin/python -m pytest -q tests/test_wheel.py
+
+docs: $(READY)
+	.venv/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: $(READY)
 	.venv/bin/python -m d2kd benchmark --config-file configs/demo/distill.py train.device=cpu \

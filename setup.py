@@ -56,6 +56,9 @@ setup(
             "mypy>=1.8",
             "import-linter>=2.17",
             "timm>=1.0",
+            "sphinx>=7.2",
+            "myst-parser>=3.0",
+            "furo>=2024.1",
         ],
     },
     classifiers=[

@@ -41,14 +41,14 @@ class CrossKD(Method):
 
     Terms:
 
-    - "classification": |p' - p|^gamma * BCE(p', p), summed over classes and locations and divided
-      by the student's `num_positives`. p' is the probability by the cross-head, p the teacher's.
-      Gamma and the divisor are from the released code.
+    - "classification": `|p' - p|^gamma * BCE(p', p)`, summed over classes and locations and
+      divided by the student's `num_positives`. p' is the probability by the cross-head, p the
+      teacher's. Gamma and the divisor are from the released code.
     - "regression": the distance of each location's box, weighted by the teacher's best class
       probability there. The weight is from the released code. The distance is 1 - GIoU of the
       decoded boxes, and the sum is divided by the same `num_positives` (released code for
       RetinaNet and ATSS; for FCOS it divides by the sum of the centerness). For distributions it is
-      KL(teacher || cross-head), summed over the four sides, and the sum is divided by the sum of
+      `KL(teacher || cross-head)`, summed over the four sides, and the sum is divided by the sum of
       the weights (released code for GFL).
 
     What differs from the released code. It gives each channel of the student's features the mean

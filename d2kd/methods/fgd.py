@@ -22,7 +22,7 @@ class FGD(FeatureMethod):
     background separately. Global distillation compares relations between pixels by context blocks.
 
     The defaults are the released weights for RetinaNet. The weights for other detectors are in
-    configs/*/*_fgd.py. There are two deliberate differences from the released code. Boxes are
+    `configs/*/*_fgd.py`. There are two deliberate differences from the released code. Boxes are
     mapped to cells by the level's stride in the padded frame; the release divides by the size of
     the unpadded image, so that its masks drift on padded images. And masks are built without a loop
     over boxes.

@@ -133,7 +133,7 @@ def save_student(
     Args:
         config: see `Detector`.
         checkpoint: the student's own, or a distiller's; its tensors must all fit.
-        path: the new file, *.safetensors; its folder must exist.
+        path: the new file, `*.safetensors`; its folder must exist.
         half: store fp32 tensors as fp16. The file is half as large, and the values are rounded to
             11 bits, so evaluate it before you share it. They are loaded as fp32 again.
         max_bytes: largest file to write; default: any size.
