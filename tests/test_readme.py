@@ -51,10 +51,10 @@ def test_ten_lines_distill_the_users_detector(folder):
     configs = [load_config(f"my_{who}.py") for who in ("student", "distilled")]
     assert configs[0].train.output_dir != configs[1].train.output_dir
     torch.manual_seed(1)
-    model = instantiate(load_config("my_distilled.py", ["model.methods.fgd.weight=0.2"]).model)
-    assert isinstance(model, Distiller) and model.distillation.fgd.weight == 0.2
-    balanced = load_config("my_distilled.py", ["model.methods.fgd.balance=0.5"])
-    assert balanced.model.methods.fgd.balance == 0.5
+    model = instantiate(load_config("my_distilled.py", ["model.methods.pkd.weight=0.2"]).model)
+    assert isinstance(model, Distiller) and model.distillation.pkd.weight == 0.2
+    balanced = load_config("my_distilled.py", ["model.methods.pkd.balance=0.5"])
+    assert balanced.model.methods.pkd.balance == 0.5
     assert len(model.teacher.model.backbone.bottom_up.res4) == 6  # ResNet-34
     torch.manual_seed(1)
     alone = instantiate(LazyConfig.load("my_student.py").model)
