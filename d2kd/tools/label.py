@@ -27,6 +27,7 @@ from detectron2.utils.logger import setup_logger
 
 from d2kd.audit import audit_labels
 from d2kd.commands import parse_arguments
+from d2kd.config import config_path
 from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.lazy import apply_overrides, load_lazy_config
@@ -106,5 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--dry-run", action="store_true", help="label 50 images and print how long all take")
     add("--verify", action="store_true", help="check labels and raw predictions")
     add("--overwrite", action="store_true", help="replace labels of other settings")
-    launch(run, parse_arguments(parser, argv))
+    args = parse_arguments(parser, argv)
+    args.config_file = config_path(args.config_file)
+    launch(run, args)
     return 0

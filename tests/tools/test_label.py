@@ -415,3 +415,15 @@ def test_the_config_may_stand_alone_and_options_after_overrides(place, capsys):
     assert pseudo_label.main([config, "labels.unit_size=5", "--dry-run"]) == 0
     assert "images per second" in capsys.readouterr().out
     assert not (place / "labels").exists()
+
+
+def test_configs_that_come_with_d2kd_are_found_by_name(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(pseudo_label, "launch", lambda run, args: given.append(args.config_file))
+    monkeypatch.chdir(tmp_path)
+    pseudo_label.main(["--config-file", "experiments/pseudo/labels_fog.py"])
+    assert Path(given[0]).read_text() == (
+        ROOT / "configs/experiments/pseudo/labels_fog.py"
+    ).read_text()
+    with pytest.raises(FileNotFoundError, match="labels_fog"):
+        pseudo_label.main(["experiments/pseudo/label_fog.py"])
