@@ -59,6 +59,9 @@ setup(
             "sphinx>=7.2",
             "myst-parser>=3.0",
             "furo>=2024.1",
+            "nbformat>=5",
+            "nbclient>=0.8",
+            "ipykernel>=6",
         ],
     },
     classifiers=[
