@@ -139,7 +139,7 @@ class Distiller(nn.Module):
 
     def _check_classes(self, teacher: Teacher, same_classes: bool) -> None:
         counts = self._reader.num_classes, teacher.reader.num_classes
-        if same_classes and counts[0] != counts[1]:
+        if same_classes and all(counts) and counts[0] != counts[1]:
             raise ValueError(
                 f"student ({self._reader.name}) and teacher ({teacher.reader.name}): expected "
                 f"the same number of classes, found {counts[0]} and {counts[1]}. Set num_classes "

@@ -41,7 +41,7 @@ class Reader:
     Attributes:
         detector: the detector itself.
         backbone: module that maps (N, 3, H, W) to a dict of pyramid maps by level name.
-        num_classes: K, the number of classes of the detector's classifier.
+        num_classes: K, the number of classes of the detector's classifier; 0 if it has none.
         head: module that maps the list of `head_in_features` maps to a tuple of lists: class logits
             (N, A*K, H, W), box regression (N, A*D, H, W) and perhaps quality (N, A, H, W). None if
             the detector has no dense head.

@@ -42,6 +42,15 @@ def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     reader, fits = None, False
     with report.check("teacher"), torch.random.fork_rng(devices=[]):
         weights = node.get("weights")
+        if "model" not in node:  # a teacher that builds and loads its network by itself
+            reader = instantiate(node).reader
+            report.add(
+                OK if weights else WARNING,
+                "teacher",
+                f"{reader.name}: "
+                + (f"weights from {weights}" if weights else "weights=None, so they are random"),
+            )
+            return reader, True
         model = build_detector(node.model, pretrained=weights is None).model
         reader = get_reader(model)
         if weights is None:
