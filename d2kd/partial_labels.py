@@ -18,9 +18,10 @@ The detectors contain no code for this. Shapes: N images, R anchors of all level
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import singledispatch
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,8 +57,8 @@ def mask_partial_labels(detector: nn.Module, targets: Targets) -> Iterator[None]
     """
     with ExitStack() as stack:
         changes: list[tuple[nn.Module, str, Callable]] = [
-            (module, "losses", functools.partial(change, module.losses, targets))
-            for module, change in ([] if targets.complete else _changes(detector, targets))
+            (module, name, functools.partial(change, getattr(module, name), targets))
+            for module, name, change in ([] if targets.complete else _changes(detector, targets))
         ]
         for module, name, change in [*changes, *_instance_heads(detector)]:
             stack.enter_context(_replaced(module, name, change))
@@ -78,46 +79,50 @@ def _replaced(module: nn.Module, name: str, value: Callable) -> Iterator[None]:
 
 
 @singledispatch
-def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module, Callable]]:
-    """Pairs of a module and a function that replaces the module's `losses`.
+def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module, str, Callable]]:
+    """Triples of a module, the name of one of its methods, and a function that replaces the method.
 
-    The function is called with the module's own `losses` and the targets as first arguments.
+    The function is called with the module's own method and the targets as first arguments.
     """
+    criterion = getattr(detector, "criterion", None)
+    if isinstance(criterion, nn.Module) and hasattr(criterion, "get_loss"):
+        return [(criterion, "get_loss", functools.partial(_set_loss, criterion))]
     raise TypeError(
         f"d2kd cannot ignore regions or classes for this detector: expected RetinaNet, FCOS, one "
-        f"of d2kd.detectors or a GeneralizedRCNN, found {type(detector).__name__}. Train it on "
-        f"labels without ignored regions and with all classes annotated."
+        f"of d2kd.detectors, a GeneralizedRCNN, or a `criterion` with DETR's get_loss, found "
+        f"{type(detector).__name__}. Train it on labels without ignored regions and with all "
+        f"classes annotated."
     )
 
 
 @_changes.register
 def _(detector: RetinaNet, targets: Targets):
-    return [(detector, functools.partial(_retinanet, detector.num_classes))]
+    return [(detector, "losses", functools.partial(_retinanet, detector.num_classes))]
 
 
 @_changes.register
 def _(detector: FCOS, targets: Targets):
-    return [(detector, functools.partial(_fcos, detector.num_classes))]
+    return [(detector, "losses", functools.partial(_fcos, detector.num_classes))]
 
 
 @_changes.register
 def _(detector: PointDetector, targets: Targets):
-    return [(detector, functools.partial(_points, detector))]
+    return [(detector, "losses", functools.partial(_points, detector))]
 
 
 @_changes.register
 def _(detector: DDOD, targets: Targets):
-    return [(detector, functools.partial(_guided, detector))]
+    return [(detector, "losses", functools.partial(_guided, detector))]
 
 
 @_changes.register
 def _(detector: GeneralizedRCNN, targets: Targets):
     changes = []
     if isinstance(detector.proposal_generator, RPN):
-        changes.append((detector.proposal_generator, _proposals))
+        changes.append((detector.proposal_generator, "losses", _proposals))
     predictor = detector.roi_heads.box_predictor
     stages = predictor if isinstance(predictor, nn.ModuleList) else [predictor]  # Cascade R-CNN
-    return [*changes, *((stage, functools.partial(_regions, stage)) for stage in stages)]
+    return [*changes, *((stage, "losses", functools.partial(_regions, stage)) for stage in stages)]
 
 
 def _instance_heads(detector: nn.Module) -> Iterator[tuple[nn.Module, str, Callable]]:
@@ -286,6 +291,111 @@ def _regions(
         weights.append(weight)
     weight = torch.cat(weights)[:, None]
     return losses((_scale(scores, weight), _scale(deltas, weight)), proposals)
+
+
+def _set_loss(
+    criterion: Any,
+    get_loss: Callable,
+    targets: Targets,
+    loss: str,
+    outputs: Mapping[str, Any],
+    truth: Sequence[Mapping[str, Tensor]],
+    indices: Sequence[tuple[Tensor, Tensor]],
+    *more,
+    **named,
+) -> dict[str, Tensor]:
+    """One loss of a set criterion: DETR's and those that were made from it.
+
+    The criterion calls `get_loss` for the outputs of each decoder layer, of the encoder and of the
+    denoising queries, with the matching that it has found for them. So all of them are masked here.
+
+    Shapes: Q queries.
+
+    Args:
+        outputs: "pred_logits" (N, Q, K) for sigmoids or (N, Q, K + 1) for a softmax, and
+            "pred_boxes" (N, Q, 4) or "pred_masks" (N, Q, H, W).
+        truth: "labels" and "boxes" of each image, in the order of its instances.
+        indices: of each image, the matched queries and the boxes that they are matched with.
+    """
+    logits = outputs["pred_logits"]
+    matched = logits.new_full(logits.shape[:2], -1, dtype=torch.long)
+    for row, (queries, boxes) in zip(matched, indices, strict=True):
+        row[queries.to(row.device)] = boxes.to(row.device)
+    changed = dict(outputs)
+    if targets.weights is not None:
+        weight = torch.where(matched < 0, 1.0, _gather(targets.weights, matched))
+        for name in ("pred_logits", "pred_boxes", "pred_masks"):
+            if name in changed:
+                shape = *weight.shape, *[1] * (changed[name].dim() - 2)
+                changed[name] = _scale(changed[name], weight.view(shape))
+    known = logits.new_ones(*logits.shape[:2], criterion.num_classes, dtype=torch.bool)
+    if targets.annotated is not None:
+        if _are_classes(truth, targets):
+            known &= targets.annotated[:, None]
+        else:  # objectness of all classes: an object without a box may be one of the others
+            known &= ((matched >= 0) | targets.annotated.all(1, keepdim=True))[..., None]
+    if targets.ignored is not None:
+        boxes = _query_boxes(criterion, outputs, truth, targets)
+        ignored = torch.stack(
+            [covered(b, r[None])[0] for b, r in zip(boxes, targets.ignored, strict=True)]
+        )
+        known &= ~(ignored & (matched < 0))[..., None]
+    if targets.annotated is not None or targets.ignored is not None:
+        changed["pred_logits"] = _mask_query_scores(criterion, changed["pred_logits"], known)
+    return get_loss(loss, changed, truth, indices, *more, **named)
+
+
+def _are_classes(truth: Sequence[Mapping[str, Tensor]], targets: Targets) -> bool:
+    """Whether the labels of a set criterion are classes. Encoders may know one class, "object"."""
+    labels = torch.cat([x["labels"] for x in truth])
+    return torch.equal(labels.to(targets.classes), targets.classes[targets.valid])
+
+
+def _mask_query_scores(criterion: Any, logits: Tensor, known: Tensor) -> Tensor:
+    if logits.shape[-1] == criterion.num_classes:  # sigmoids
+        return torch.where(known, logits, _BACKGROUND_LOGIT)
+    if logits.shape[-1] == criterion.num_classes + 1:  # a softmax, whose last class is "no object"
+        return _mask_scores(logits.flatten(0, 1), known.flatten(0, 1), False).view_as(logits)
+    raise TypeError(
+        f"{type(criterion).__name__}: expected logits of {criterion.num_classes} classes, or of "
+        f"one more, to ignore regions or classes, found {logits.shape[-1]}. Train this detector on "
+        f"labels without ignored regions and with all classes annotated."
+    )
+
+
+def _query_boxes(
+    criterion: Any,
+    outputs: Mapping[str, Any],
+    truth: Sequence[Mapping[str, Tensor]],
+    targets: Targets,
+) -> Tensor:
+    """The predicted boxes of a set criterion, (N, Q, 4) x1y1x2y2 in pixels, without gradients.
+
+    Raises:
+        TypeError: there are no boxes, or they are in a form that is not known.
+    """
+
+    def in_pixels(boxes: Tensor, size: Tensor) -> Tensor:
+        center, side = boxes.split(2, -1)
+        corners = torch.cat([center - side / 2, center + side / 2], -1)
+        return corners * size.flip(0).repeat(2)
+
+    problem = "none"
+    if "pred_boxes" in outputs:
+        sizes = targets.sizes.to(outputs["pred_boxes"])
+        own = [in_pixels(x["boxes"], size) for x, size in zip(truth, sizes, strict=True)]
+        given = targets.boxes[targets.valid].to(sizes)
+        if torch.allclose(torch.cat(own), given, atol=1.0, rtol=0):
+            predicted = outputs["pred_boxes"].detach()
+            if "image_size_xyxy" in truth[0]:  # Sparse R-CNN predicts corners in pixels
+                return predicted
+            return torch.stack([in_pixels(b, s) for b, s in zip(predicted, sizes, strict=True)])
+        problem = "boxes in another form"
+    raise TypeError(
+        f"{type(criterion).__name__}: expected boxes as centers and sides relative to the image, "
+        f"to ignore regions, found {problem}. Train this detector on labels without ignored "
+        f"regions."
+    )
 
 
 def _mask_scores(scores: Tensor, annotated: Tensor, sigmoid: bool) -> Tensor:
