@@ -29,13 +29,16 @@ from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from .data import PartialMapper
 from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
+from .loading import resolve_target
 from .targets import Targets, equal_boxes
 
-__all__ = ["covered", "mask_partial_labels"]
+__all__ = ["check_partial_labels", "covered", "mask_partial_labels"]
 
 # A logit whose sigmoid is 2e-9: as background it has practically no loss and no gradient.
 _BACKGROUND_LOGIT = -20.0
@@ -43,6 +46,24 @@ _BACKGROUND_LOGIT = -20.0
 # (LabelMatch, arXiv 2206.06608, released code). This includes every box that would be a positive
 # for the region at IoU 0.5.
 _COVERED_SHARE = 0.5
+
+
+def check_partial_labels(cfg: DictConfig, model: Any) -> None:
+    """Check before training that the losses of a detector can be masked, if its labels need it.
+
+    Args:
+        cfg: a config whose `dataloader.train.mapper` may be a `PartialMapper`.
+        model: the detector, or a distiller.
+
+    Raises:
+        TypeError: the mapper gives incomplete labels, and the losses cannot be masked.
+    """
+    mapper = OmegaConf.select(cfg, "dataloader.train.mapper")
+    if not isinstance(mapper, DictConfig) or "_target_" not in mapper:
+        return
+    kind = resolve_target(mapper)
+    if isinstance(kind, type) and issubclass(kind, PartialMapper):
+        _changes(getattr(model, "student", model))
 
 
 @contextmanager
@@ -58,7 +79,7 @@ def mask_partial_labels(detector: nn.Module, targets: Targets) -> Iterator[None]
     with ExitStack() as stack:
         changes: list[tuple[nn.Module, str, Callable]] = [
             (module, name, functools.partial(change, getattr(module, name), targets))
-            for module, name, change in ([] if targets.complete else _changes(detector, targets))
+            for module, name, change in ([] if targets.complete else _changes(detector))
         ]
         for module, name, change in [*changes, *_instance_heads(detector)]:
             stack.enter_context(_replaced(module, name, change))
@@ -79,7 +100,7 @@ def _replaced(module: nn.Module, name: str, value: Callable) -> Iterator[None]:
 
 
 @singledispatch
-def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module, str, Callable]]:
+def _changes(detector: nn.Module) -> Sequence[tuple[nn.Module, str, Callable]]:
     """Triples of a module, the name of one of its methods, and a function that replaces the method.
 
     The function is called with the module's own method and the targets as first arguments.
@@ -96,27 +117,27 @@ def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module,
 
 
 @_changes.register
-def _(detector: RetinaNet, targets: Targets):
+def _(detector: RetinaNet):
     return [(detector, "losses", functools.partial(_retinanet, detector.num_classes))]
 
 
 @_changes.register
-def _(detector: FCOS, targets: Targets):
+def _(detector: FCOS):
     return [(detector, "losses", functools.partial(_fcos, detector.num_classes))]
 
 
 @_changes.register
-def _(detector: PointDetector, targets: Targets):
+def _(detector: PointDetector):
     return [(detector, "losses", functools.partial(_points, detector))]
 
 
 @_changes.register
-def _(detector: DDOD, targets: Targets):
+def _(detector: DDOD):
     return [(detector, "losses", functools.partial(_guided, detector))]
 
 
 @_changes.register
-def _(detector: GeneralizedRCNN, targets: Targets):
+def _(detector: GeneralizedRCNN):
     changes = []
     if isinstance(detector.proposal_generator, RPN):
         changes.append((detector.proposal_generator, "losses", _proposals))

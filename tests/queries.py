@@ -139,7 +139,8 @@ class QueryDetector(nn.Module):
         self.class_embed = nn.Linear(channels, num_classes + softmax)
         self.bbox_embed = nn.Linear(channels, 4)
         self.criterion = SetCriterion(num_classes, softmax, **criterion)
-        self.num_classes, self.softmax = num_classes, softmax
+        self.num_classes, self.num_queries, self.softmax = num_classes, num_queries, softmax
+        self.test_topk_per_image = 4
         self.two_stage, self.returns = two_stage, returns
         # As in detrex: no buffers, but a function.
         mean, std = (torch.full((3, 1, 1), x) for x in (120.0, 60.0))
@@ -187,11 +188,13 @@ class QueryDetector(nn.Module):
     def inference(self, outputs: dict, batched_inputs: list[dict], sizes: list) -> list[dict]:
         logits = outputs["pred_logits"]
         probabilities = logits.softmax(-1)[..., :-1] if self.softmax else logits.sigmoid()
-        scores, classes = probabilities.max(-1)
         results = []
         for i, ((height, width), x) in enumerate(zip(sizes, batched_inputs, strict=True)):
-            found = Instances((height, width), scores=scores[i], pred_classes=classes[i])
-            found.pred_boxes = Boxes(box_convert(outputs["pred_boxes"][i], "cxcywh", "xyxy"))
+            scores, order = probabilities[i].flatten().topk(self.test_topk_per_image)
+            queries, classes = order // self.num_classes, order % self.num_classes
+            found = Instances((height, width), scores=scores, pred_classes=classes)
+            boxes = outputs["pred_boxes"][i][queries]
+            found.pred_boxes = Boxes(box_convert(boxes, "cxcywh", "xyxy"))
             found.pred_boxes.scale(width, height)
             results.append(
                 {"instances": detector_postprocess(found, x.get("height"), x.get("width"))}

@@ -4,15 +4,19 @@ import copy
 
 import pytest
 import torch
+from detectron2.config import LazyCall as L
+from detectron2.data import DatasetMapper
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch import SemanticSegmentor
 from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
 from torch import nn
 
 from d2kd import Distiller, Targets, Teacher
+from d2kd.data import PartialMapper
 from d2kd.data.manifest import Image
 from d2kd.methods import FGD, MGD, PKD, CrossKD, Methods, Mimic
-from d2kd.partial_labels import mask_partial_labels
+from d2kd.partial_labels import check_partial_labels, mask_partial_labels
 from d2kd.pseudo.teachers import LabelTeacher
 from d2kd.readers import get_reader
 from tests import toys
@@ -170,16 +174,17 @@ def test_other_numbers_of_classes_are_refused():
 
 
 def test_a_query_detector_labels_images():
-    model = QueryDetector().eval()
+    model = QueryDetector(num_queries=5).eval()
     teacher = LabelTeacher(model, None, ["a", "b", "c"], score_floor=0.0, min_size_test=64)
     image = Image(file_name="x.png", image_id=0, height=128, width=128)
     (found,) = teacher([image], [toys.image()["image"]])
+    assert len(found.scores) == 5 * 3  # it has no more, although 300 are asked for
+    assert model.test_topk_per_image == 15
     with torch.no_grad():
         expected = model([{**toys.image(), "height": 128, "width": 128}])[0]["instances"]
-    order = expected.scores.argsort(descending=True, stable=True)
-    boxes = expected.pred_boxes.tensor[order].clamp(0, 128)
+    boxes = expected.pred_boxes.tensor.clamp(0, 128)
     torch.testing.assert_close(torch.as_tensor(found.boxes), boxes)
-    assert found.classes.tolist() == expected.pred_classes[order].tolist()
+    assert found.classes.tolist() == expected.pred_classes.tolist()
 
 
 # ---- incomplete labels
@@ -363,6 +368,20 @@ def test_a_criterion_of_another_form_is_refused(change, message):
     inputs = [{**toys.image([BOX], classes=[0]), "ignore_boxes": [[0.0, 0.0, 9.0, 9.0]]}]
     with pytest.raises(TypeError, match=message):
         Distiller(student=model).train()(inputs)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: Distiller(student=x)])
+def test_incomplete_labels_are_refused_before_the_first_step(wrap):
+    partial, complete = (
+        OmegaConf.create({"dataloader": {"train": {"mapper": L(kind)(is_train=True)}}})
+        for kind in (PartialMapper, DatasetMapper)
+    )
+    model = QueryDetector()
+    check_partial_labels(partial, wrap(model))
+    without_get_loss(model)
+    check_partial_labels(complete, wrap(model))
+    with pytest.raises(TypeError, match=r"cannot ignore regions.*found QueryDetector"):
+        check_partial_labels(partial, wrap(model))
 
 
 # ---- any module trains without methods
