@@ -112,6 +112,22 @@ def test_a_config_that_works(folder, capsys):
     assert logging.root.manager.disable < logging.CRITICAL
 
 
+def test_a_teacher_without_a_detector(folder, capsys):
+    text = (folder / "config.py").read_text()
+    start = text.index("    teacher=")
+    teacher = '    teacher=L(FeatureTeacher)(backbone="torchvision/resnet18", weights=None),\n'
+    methods = "    methods=L(Methods)(fgd=L(FGD)()),\n)\n"
+    text = text[:start] + teacher + methods + text[text.index("train.device") :]
+    text = text.replace("import Distiller, Teacher", "import Distiller, FeatureTeacher")
+    (folder / "features.py").write_text(text)
+    status, lines = examine(capsys, config="features.py")
+    assert status == 0 and not problems(lines)
+    found = {line.subject: line.text for line in lines}
+    assert found["teacher"] == "torchvision/resnet18: weights=None, so they are random"
+    assert found["classes"] == "student 3, toy_doctor 3"
+    assert "p3 from res3, p4 from res4, p5 from res5 (strides 8, 16, 32)" in found["fgd"]
+
+
 def test_defects_of_the_data_are_shown(folder, capsys):
     path = folder / "images" / "annotations.json"
     content = json.loads(path.read_text())

@@ -196,6 +196,8 @@ def check_classes(
     if student is None:
         return
     count = student.num_classes
+    if teacher is not None and not teacher.num_classes:
+        teacher = None  # a network that has features only
     found = {"student": count, **({"teacher": teacher.num_classes} if teacher else {}), **data}
     listed = ", ".join(
         f"{name} {n}" for name, n in found.items() if not name.startswith("boxes of")
