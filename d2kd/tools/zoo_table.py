@@ -82,8 +82,9 @@ def try_detector(name: str, build: Callable[[], nn.Module]) -> Row:
     torch.manual_seed(0)
     try:
         model: Any = build()
-    except ImportError:
-        return Row(name, "", *["not tried: needs Detectron2's compiled operators"] * 2)
+    except ImportError as e:
+        needed = f"the package {e.name}" if e.name else "Detectron2's compiled operators"
+        return Row(name, "", *[f"not tried: needs {needed}"] * 2)
     kind = type(model).__name__
     try:
         reader = get_reader(model)

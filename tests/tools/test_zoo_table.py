@@ -27,12 +27,19 @@ def test_detectors_teach_and_learn_by_the_methods_that_accept_them(build, kind, 
     assert set(row.methods) == methods
 
 
-def test_a_detector_that_needs_compiled_operators_is_not_tried():
+@pytest.mark.parametrize(
+    "error, needed",
+    [
+        (ImportError("Cannot import 'detectron2._C'"), "Detectron2's compiled operators"),
+        (ModuleNotFoundError("No module named 'mmdet'", name="mmdet"), "the package mmdet"),
+    ],
+)
+def test_a_detector_that_cannot_be_built_here_is_not_tried(error, needed):
     def build():
-        raise ImportError("cannot import name '_C'")
+        raise error
 
     row = try_detector("x", build)
-    assert row.teacher == row.student == "not tried: needs Detectron2's compiled operators"
+    assert row.teacher == row.student == f"not tried: needs {needed}"
 
 
 def test_a_module_that_cannot_be_read():
