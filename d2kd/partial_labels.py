@@ -1,7 +1,8 @@
 """Mask the losses where labels are missing or ignored.
 
 Labels from teachers, or labels of only some classes, do not tell that a place without a box is
-background. The losses of Detectron2's detectors, and of d2kd's, assume that they do. Inside a
+background. The losses of Detectron2's detectors, of d2kd's, and the set losses of detectors with
+queries (DETR and its relatives) assume that they do. Inside a
 `with mask_partial_labels(detector, targets)` block, the losses get predictions without a gradient
 wherever the labels say nothing:
 

@@ -316,6 +316,31 @@ def test_an_encoder_that_knows_objects_only_keeps_its_positives():
     assert all(not x[..., 0].any() and x[..., 2].any() for x, _, _, _ in decoder)
 
 
+def test_denoising_queries_of_a_box_have_its_weight():
+    """DINO gives the criterion several queries for each box, and queries that match none."""
+    inputs = [toys.image([BOX, BOX], classes=[0, 1])]
+    inputs[0]["instances"].gt_weights = torch.tensor([0.5, 1.0])
+    targets = Targets.from_inputs(inputs, "cpu", 3)
+    model, outputs = (
+        QueryDetector(),
+        {
+            "pred_logits": torch.zeros(1, 8, 3, requires_grad=True),
+            "pred_boxes": torch.full((1, 8, 4), 0.4, requires_grad=True),
+        },
+    )
+    truth = model.prepare_targets(inputs)
+    # Two groups of two positives and two negatives.
+    indices = [(torch.tensor([0, 1, 4, 5]), torch.tensor([0, 1, 0, 1]))]
+    with mask_partial_labels(model, targets):
+        losses = model.criterion.get_loss("class", outputs, truth, indices, 1)
+        losses |= model.criterion.get_loss("boxes", outputs, truth, indices, 1)
+    sum(losses.values()).backward()
+    logits, boxes = (x.grad[0].abs().sum(-1) for x in outputs.values())
+    torch.testing.assert_close(logits[[0, 4]], logits[[1, 5]] / 2)
+    torch.testing.assert_close(boxes[[0, 4]], boxes[[1, 5]] / 2)
+    assert logits[[2, 3, 6, 7]].all() and not boxes[[2, 3, 6, 7]].any()
+
+
 def test_corners_in_pixels_are_compared_with_regions():
     """Sparse R-CNN predicts corners in pixels, and its targets have the sizes of the images."""
     targets = Targets.from_inputs(

@@ -74,7 +74,14 @@ def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     reader, loaded = None, False
     with report.check("student"):
         model = build_detector(cfg.model.get("student", cfg.model)).model
-        reader = get_reader(model)
+        try:
+            reader = get_reader(model)
+        except TypeError:
+            if cfg.model.get("methods"):
+                raise
+            text = "it trains without methods only, because d2kd cannot read its features"
+            report.warning("student", f"{type(model).__name__}: {text}")
+            return None, False
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         text = f"{reader.name}: {millions:.1f} M parameters"
         path = cfg.train.get("init_checkpoint")
