@@ -30,6 +30,7 @@ from d2kd.data import register_all
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
+from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.resume import RunRecord, first_step, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
@@ -52,6 +53,7 @@ def do_train(args, cfg, dataset=None):
     logger.info("Model:\n%s", model)
     model.to(cfg.train.device)
     check_teacher(cfg, model)
+    check_partial_labels(cfg, model)
 
     cfg.optimizer.params.model = model
     optimizer = build_optimizer(cfg.optimizer)

@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .distiller import Distiller
+    from .feature_teacher import FeatureTeacher
     from .knowledge import Knowledge
     from .targets import Targets
     from .teacher import Teacher
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "Knowledge", "Targets", "Teacher"]
+__all__ = ["Distiller", "FeatureTeacher", "Knowledge", "Targets", "Teacher"]
+
+_MODULES = {"FeatureTeacher": "feature_teacher"}  # of the others: the name in lower case
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module(f".{name.lower()}", __name__), name)
+        module = _MODULES.get(name, name.lower())
+        return getattr(import_module(f".{module}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

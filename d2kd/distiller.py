@@ -16,7 +16,7 @@ from .loading import build_detector, check_input_format
 from .loss_weights import LossWeights
 from .methods import Methods
 from .partial_labels import mask_partial_labels
-from .readers import check_same_anchors, get_reader
+from .readers import check_same_anchors, get_reader, num_classes
 from .targets import Targets
 from .teacher import Teacher
 from .values import check_flag
@@ -40,6 +40,7 @@ class Distiller(nn.Module):
 
     Args:
         student: any detector that `d2kd.readers.get_reader` knows, or what `build_detector` takes.
+            Without methods, any module that takes Detectron2's inputs and returns its losses.
         teacher: a `Teacher`. It may be None only without methods.
         methods: the distillation methods by name.
         inherit: start the student with the teacher's tensors outside the bottom-up backbone that
@@ -55,7 +56,7 @@ class Distiller(nn.Module):
             of the methods.
 
     Raises:
-        TypeError: no reader knows the student.
+        TypeError: no reader knows the student, and there are methods.
         ValueError: student, teacher and methods do not fit.
     """
 
@@ -82,7 +83,9 @@ class Distiller(nn.Module):
         ).items():
             check_flag(f"Distiller.{name}", flag)
         built = build_detector(student)
-        self._reader: Any = get_reader(built.model)
+        # Without methods, the student only has to train by itself.
+        needs_reader = bool(methods) or teacher is not None
+        self._reader: Any = get_reader(built.model) if needs_reader else None
         if methods and teacher is None:
             raise ValueError(
                 f"Distiller.teacher: expected one for the methods {', '.join(methods)}, which need "
@@ -139,7 +142,7 @@ class Distiller(nn.Module):
 
     def _check_classes(self, teacher: Teacher, same_classes: bool) -> None:
         counts = self._reader.num_classes, teacher.reader.num_classes
-        if same_classes and counts[0] != counts[1]:
+        if same_classes and all(counts) and counts[0] != counts[1]:
             raise ValueError(
                 f"student ({self._reader.name}) and teacher ({teacher.reader.name}): expected "
                 f"the same number of classes, found {counts[0]} and {counts[1]}. Set num_classes "
@@ -199,14 +202,22 @@ class Distiller(nn.Module):
         """
         if not self.training:
             return self.student(batched_inputs)
+        if not self.distillation:
+            return self._train_alone(batched_inputs)
         device = next(self.student.parameters()).device
         # Copy the images once for both networks. Each of them would make its own copy.
         batched_inputs = [{**x, "image": x["image"].to(device)} for x in batched_inputs]
         targets = Targets.from_inputs(batched_inputs, device, self._reader.num_classes)
-        if not self.distillation:
-            with mask_partial_labels(self.student, targets):
-                return self.student(batched_inputs)
         return self._distill(batched_inputs, targets)
+
+    def _train_alone(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor]:
+        if not all("instances" in x for x in batched_inputs):
+            # A semantic segmentor, for example. Without boxes, no label of a box is missing.
+            return self.student(batched_inputs)
+        device = next(self.student.parameters()).device
+        targets = Targets.from_inputs(batched_inputs, device, num_classes(self.student))
+        with mask_partial_labels(self.student, targets):
+            return self.student(batched_inputs)
 
     def _distill(self, batched_inputs: Sequence[dict], targets: Targets) -> dict[str, Tensor]:
         factors = self.loss_weights.schedule_factors()

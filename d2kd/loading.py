@@ -176,13 +176,16 @@ class FrozenDetector:
         self.test_size = built.test_size
         self.input_format = check_input_format(input_format or built.input_format, self.model)
         self.weights = zoo_weights(model) if weights == "zoo" else weights
-        name = type(self.model).__name__
+        self._load_weights()
+        self.model.eval().requires_grad_(False)
+
+    def _load_weights(self) -> None:
+        kind, name = type(self).__name__, type(self.model).__name__
         if self.weights is None:
             logger.warning("%s %s: weights=None, its weights are used as given.", kind, name)
         else:
             counts = load_strictly(self.model, self.weights)
             logger.info("%s %s: %s from %s", kind, name, counts, self.weights)
-        self.model.eval().requires_grad_(False)
 
     @property
     def backbone(self) -> nn.Module | None:

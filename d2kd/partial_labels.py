@@ -1,7 +1,8 @@
 """Mask the losses where labels are missing or ignored.
 
 Labels from teachers, or labels of only some classes, do not tell that a place without a box is
-background. The losses of Detectron2's detectors, and of d2kd's, assume that they do. Inside a
+background. The losses of Detectron2's detectors, of d2kd's, and the set losses of detectors with
+queries (DETR and its relatives) assume that they do. Inside a
 `with mask_partial_labels(detector, targets)` block, the losses get predictions without a gradient
 wherever the labels say nothing:
 
@@ -18,9 +19,10 @@ The detectors contain no code for this. Shapes: N images, R anchors of all level
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import singledispatch
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +30,16 @@ from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Boxes, Instances
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from .data import PartialMapper
 from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
+from .loading import resolve_target
 from .targets import Targets, equal_boxes
 
-__all__ = ["covered", "mask_partial_labels"]
+__all__ = ["check_partial_labels", "covered", "mask_partial_labels"]
 
 # A logit whose sigmoid is 2e-9: as background it has practically no loss and no gradient.
 _BACKGROUND_LOGIT = -20.0
@@ -42,6 +47,24 @@ _BACKGROUND_LOGIT = -20.0
 # (LabelMatch, arXiv 2206.06608, released code). This includes every box that would be a positive
 # for the region at IoU 0.5.
 _COVERED_SHARE = 0.5
+
+
+def check_partial_labels(cfg: DictConfig, model: Any) -> None:
+    """Check before training that the losses of a detector can be masked, if its labels need it.
+
+    Args:
+        cfg: a config whose `dataloader.train.mapper` may be a `PartialMapper`.
+        model: the detector, or a distiller.
+
+    Raises:
+        TypeError: the mapper gives incomplete labels, and the losses cannot be masked.
+    """
+    mapper = OmegaConf.select(cfg, "dataloader.train.mapper")
+    if not isinstance(mapper, DictConfig) or "_target_" not in mapper:
+        return
+    kind = resolve_target(mapper)
+    if isinstance(kind, type) and issubclass(kind, PartialMapper):
+        _changes(getattr(model, "student", model))
 
 
 @contextmanager
@@ -56,8 +79,8 @@ def mask_partial_labels(detector: nn.Module, targets: Targets) -> Iterator[None]
     """
     with ExitStack() as stack:
         changes: list[tuple[nn.Module, str, Callable]] = [
-            (module, "losses", functools.partial(change, module.losses, targets))
-            for module, change in ([] if targets.complete else _changes(detector, targets))
+            (module, name, functools.partial(change, getattr(module, name), targets))
+            for module, name, change in ([] if targets.complete else _changes(detector))
         ]
         for module, name, change in [*changes, *_instance_heads(detector)]:
             stack.enter_context(_replaced(module, name, change))
@@ -78,46 +101,50 @@ def _replaced(module: nn.Module, name: str, value: Callable) -> Iterator[None]:
 
 
 @singledispatch
-def _changes(detector: nn.Module, targets: Targets) -> Sequence[tuple[nn.Module, Callable]]:
-    """Pairs of a module and a function that replaces the module's `losses`.
+def _changes(detector: nn.Module) -> Sequence[tuple[nn.Module, str, Callable]]:
+    """Triples of a module, the name of one of its methods, and a function that replaces the method.
 
-    The function is called with the module's own `losses` and the targets as first arguments.
+    The function is called with the module's own method and the targets as first arguments.
     """
+    criterion = getattr(detector, "criterion", None)
+    if isinstance(criterion, nn.Module) and hasattr(criterion, "get_loss"):
+        return [(criterion, "get_loss", functools.partial(_set_loss, criterion))]
     raise TypeError(
         f"d2kd cannot ignore regions or classes for this detector: expected RetinaNet, FCOS, one "
-        f"of d2kd.detectors or a GeneralizedRCNN, found {type(detector).__name__}. Train it on "
-        f"labels without ignored regions and with all classes annotated."
+        f"of d2kd.detectors, a GeneralizedRCNN, or a `criterion` with DETR's get_loss, found "
+        f"{type(detector).__name__}. Train it on labels without ignored regions and with all "
+        f"classes annotated."
     )
 
 
 @_changes.register
-def _(detector: RetinaNet, targets: Targets):
-    return [(detector, functools.partial(_retinanet, detector.num_classes))]
+def _(detector: RetinaNet):
+    return [(detector, "losses", functools.partial(_retinanet, detector.num_classes))]
 
 
 @_changes.register
-def _(detector: FCOS, targets: Targets):
-    return [(detector, functools.partial(_fcos, detector.num_classes))]
+def _(detector: FCOS):
+    return [(detector, "losses", functools.partial(_fcos, detector.num_classes))]
 
 
 @_changes.register
-def _(detector: PointDetector, targets: Targets):
-    return [(detector, functools.partial(_points, detector))]
+def _(detector: PointDetector):
+    return [(detector, "losses", functools.partial(_points, detector))]
 
 
 @_changes.register
-def _(detector: DDOD, targets: Targets):
-    return [(detector, functools.partial(_guided, detector))]
+def _(detector: DDOD):
+    return [(detector, "losses", functools.partial(_guided, detector))]
 
 
 @_changes.register
-def _(detector: GeneralizedRCNN, targets: Targets):
+def _(detector: GeneralizedRCNN):
     changes = []
     if isinstance(detector.proposal_generator, RPN):
-        changes.append((detector.proposal_generator, _proposals))
+        changes.append((detector.proposal_generator, "losses", _proposals))
     predictor = detector.roi_heads.box_predictor
     stages = predictor if isinstance(predictor, nn.ModuleList) else [predictor]  # Cascade R-CNN
-    return [*changes, *((stage, functools.partial(_regions, stage)) for stage in stages)]
+    return [*changes, *((stage, "losses", functools.partial(_regions, stage)) for stage in stages)]
 
 
 def _instance_heads(detector: nn.Module) -> Iterator[tuple[nn.Module, str, Callable]]:
@@ -286,6 +313,111 @@ def _regions(
         weights.append(weight)
     weight = torch.cat(weights)[:, None]
     return losses((_scale(scores, weight), _scale(deltas, weight)), proposals)
+
+
+def _set_loss(
+    criterion: Any,
+    get_loss: Callable,
+    targets: Targets,
+    loss: str,
+    outputs: Mapping[str, Any],
+    truth: Sequence[Mapping[str, Tensor]],
+    indices: Sequence[tuple[Tensor, Tensor]],
+    *more,
+    **named,
+) -> dict[str, Tensor]:
+    """One loss of a set criterion: DETR's and those that were made from it.
+
+    The criterion calls `get_loss` for the outputs of each decoder layer, of the encoder and of the
+    denoising queries, with the matching that it has found for them. So all of them are masked here.
+
+    Shapes: Q queries.
+
+    Args:
+        outputs: "pred_logits" (N, Q, K) for sigmoids or (N, Q, K + 1) for a softmax, and
+            "pred_boxes" (N, Q, 4) or "pred_masks" (N, Q, H, W).
+        truth: "labels" and "boxes" of each image, in the order of its instances.
+        indices: of each image, the matched queries and the boxes that they are matched with.
+    """
+    logits = outputs["pred_logits"]
+    matched = logits.new_full(logits.shape[:2], -1, dtype=torch.long)
+    for row, (queries, boxes) in zip(matched, indices, strict=True):
+        row[queries.to(row.device)] = boxes.to(row.device)
+    changed = dict(outputs)
+    if targets.weights is not None:
+        weight = torch.where(matched < 0, 1.0, _gather(targets.weights, matched))
+        for name in ("pred_logits", "pred_boxes", "pred_masks"):
+            if name in changed:
+                shape = *weight.shape, *[1] * (changed[name].dim() - 2)
+                changed[name] = _scale(changed[name], weight.view(shape))
+    known = logits.new_ones(*logits.shape[:2], criterion.num_classes, dtype=torch.bool)
+    if targets.annotated is not None:
+        if _are_classes(truth, targets):
+            known &= targets.annotated[:, None]
+        else:  # objectness of all classes: an object without a box may be one of the others
+            known &= ((matched >= 0) | targets.annotated.all(1, keepdim=True))[..., None]
+    if targets.ignored is not None:
+        boxes = _query_boxes(criterion, outputs, truth, targets)
+        ignored = torch.stack(
+            [covered(b, r[None])[0] for b, r in zip(boxes, targets.ignored, strict=True)]
+        )
+        known &= ~(ignored & (matched < 0))[..., None]
+    if targets.annotated is not None or targets.ignored is not None:
+        changed["pred_logits"] = _mask_query_scores(criterion, changed["pred_logits"], known)
+    return get_loss(loss, changed, truth, indices, *more, **named)
+
+
+def _are_classes(truth: Sequence[Mapping[str, Tensor]], targets: Targets) -> bool:
+    """Whether the labels of a set criterion are classes. Encoders may know one class, "object"."""
+    labels = torch.cat([x["labels"] for x in truth])
+    return torch.equal(labels.to(targets.classes), targets.classes[targets.valid])
+
+
+def _mask_query_scores(criterion: Any, logits: Tensor, known: Tensor) -> Tensor:
+    if logits.shape[-1] == criterion.num_classes:  # sigmoids
+        return torch.where(known, logits, _BACKGROUND_LOGIT)
+    if logits.shape[-1] == criterion.num_classes + 1:  # a softmax, whose last class is "no object"
+        return _mask_scores(logits.flatten(0, 1), known.flatten(0, 1), False).view_as(logits)
+    raise TypeError(
+        f"{type(criterion).__name__}: expected logits of {criterion.num_classes} classes, or of "
+        f"one more, to ignore regions or classes, found {logits.shape[-1]}. Train this detector on "
+        f"labels without ignored regions and with all classes annotated."
+    )
+
+
+def _query_boxes(
+    criterion: Any,
+    outputs: Mapping[str, Any],
+    truth: Sequence[Mapping[str, Tensor]],
+    targets: Targets,
+) -> Tensor:
+    """The predicted boxes of a set criterion, (N, Q, 4) x1y1x2y2 in pixels, without gradients.
+
+    Raises:
+        TypeError: there are no boxes, or they are in a form that is not known.
+    """
+
+    def in_pixels(boxes: Tensor, size: Tensor) -> Tensor:
+        center, side = boxes.split(2, -1)
+        corners = torch.cat([center - side / 2, center + side / 2], -1)
+        return corners * size.flip(0).repeat(2)
+
+    problem = "none"
+    if "pred_boxes" in outputs:
+        sizes = targets.sizes.to(outputs["pred_boxes"])
+        own = [in_pixels(x["boxes"], size) for x, size in zip(truth, sizes, strict=True)]
+        given = targets.boxes[targets.valid].to(sizes)
+        if torch.allclose(torch.cat(own), given, atol=1.0, rtol=0):
+            predicted = outputs["pred_boxes"].detach()
+            if "image_size_xyxy" in truth[0]:  # Sparse R-CNN predicts corners in pixels
+                return predicted
+            return torch.stack([in_pixels(b, s) for b, s in zip(predicted, sizes, strict=True)])
+        problem = "boxes in another form"
+    raise TypeError(
+        f"{type(criterion).__name__}: expected boxes as centers and sides relative to the image, "
+        f"to ignore regions, found {problem}. Train this detector on labels without ignored "
+        f"regions."
+    )
 
 
 def _mask_scores(scores: Tensor, annotated: Tensor, sigmoid: bool) -> Tensor:

@@ -98,8 +98,8 @@ class Teacher(FrozenDetector):
             as in the student. If the teacher pads more than the student, the extra cells are cut
             off.
         """
-        images = self.model.preprocess_image(self._to_own_format(batched_inputs, input_format))
-        pixels = pad_to(images.tensor, padded_size, self.divisibility)
+        images = self.reader.images(self._to_own_format(batched_inputs, input_format))
+        pixels = pad_to(images, padded_size, self.divisibility)
         pixels = pixels.contiguous(memory_format=self.memory_format)
         with self.autocast():
             return self.reader.run(pixels, needs, padded_size)

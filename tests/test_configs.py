@@ -37,7 +37,7 @@ DEMO = ("demo/", "experiments/")
 RUNS = [name for name in FILES if "common" not in name]
 COCO_RUNS = [name for name in RUNS if not name.startswith(DEMO)]
 METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "pgd", "rm_pfi"]
-METHOD = re.compile(rf"(_cascade|_swin|_uet)?_({'|'.join(METHOD_NAMES)})\.py$")
+METHOD = re.compile(rf"(_cascade|_swin|_uet|_dinov3|_convnext)?_({'|'.join(METHOD_NAMES)})\.py$")
 DISTILLED = [name for name in COCO_RUNS if METHOD.search(name)]
 PSEUDO_COCO = ["share", "pseudo", "finetune", "labels"]
 # Students that are Detectron2's own detectors, and their schedules.
@@ -181,8 +181,9 @@ def build(cfg: DictConfig) -> torch.nn.Module:
     student = node.student
     node.student = _once(repr(student), lambda: hollow(student))
     if node.get("teacher"):
-        source = node.teacher.model
         node.teacher.weights = None
+    if "model" in (node.get("teacher") or ()):
+        source = node.teacher.model
         node.teacher.model = _once(
             f"teacher {source!r}", lambda: Teacher(instantiate(source), None).model
         )
@@ -292,6 +293,21 @@ def test_swin_teaches_gfl_its_features():
     (pkd,) = model.distillation.values()
     assert type(pkd) is PKD
     assert (pkd.weight, [pair.teacher for pair in pkd.pairs]) == (6, P3_TO_P6)
+
+
+@pytest.mark.parametrize(
+    "teacher, strides, channels",
+    [("dinov3", [16, 16, 16], [384] * 3), ("convnext", [8, 16, 32], [192, 384, 768])],
+)
+def test_networks_without_a_detector_teach_retinanet(teacher, strides, channels):
+    cfg = load(f"retinanet/retinanet_R_50_FPN_2x_{teacher}_pkd.py")
+    assert cfg.model.teacher.weights.startswith("output/imagenet/")
+    model = build(cfg)
+    check_rgb(model.teacher.model)
+    (pkd,) = model.distillation.values()
+    assert [pair.student for pair in pkd.pairs] == ["p3", "p4", "p5"]
+    assert [pair.teacher_shape.stride for pair in pkd.pairs] == strides
+    assert [pair.teacher_shape.channels for pair in pkd.pairs] == channels
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL_RUNS if "_uet_" not in name])

@@ -12,15 +12,38 @@ from detectron2.modeling import Backbone
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from .sources import Level, Source, Timm, Torchvision
+from .sources import Level, Source, Timm, Torchvision, build_network
 from .weights import load_backbone_weights, read_weights
 
-__all__ = ["LibraryBackbone"]
+__all__ = ["LibraryBackbone", "pixel_statistics"]
 
 logger = logging.getLogger(__name__)
 
 _SOURCES: dict[str, type[Source]] = {"timm": Timm, "torchvision": Torchvision}
 _STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+
+
+def pixel_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of RGB pixels in [0, 255], with which a network was trained.
+
+    They come from the library's own data config.
+
+    Args:
+        name: as in `LibraryBackbone`. A tag of timm, as in "timm/convnext_tiny.fb_in22k", names the
+            weights, and two sets of weights may have other statistics.
+
+    Raises:
+        ValueError: the library does not say them.
+    """
+    library, _, model = name.partition("/")
+    try:
+        mean, std = _SOURCES[library].pixel_statistics(model)
+    except (LookupError, ImportError) as e:
+        raise ValueError(
+            f"{name}: expected mean and standard deviation of its pixels in the data config of "
+            f"{' or '.join(_SOURCES)}, found none ({e}). Give pixel_mean and pixel_std."
+        ) from e
+    return [255.0 * x for x in mean], [255.0 * x for x in std]
 
 
 class LibraryBackbone(Backbone):
@@ -77,18 +100,7 @@ class LibraryBackbone(Backbone):
         # The file is read first, so that a missing file is reported before the network is built.
         weights = read_weights(pretrained, name) if isinstance(pretrained, str) else None
 
-        try:
-            network = source.build(model, pretrained is True, dict(arguments or {})).eval()
-        except OSError as e:
-            raise OSError(
-                f"{name}.pretrained=True: expected weights in {prefix}'s cache or on the internet, "
-                f"found neither ({e}). Download them elsewhere, and give the path of a file."
-            ) from e
-        except (RuntimeError, TypeError, ValueError) as e:
-            raise ValueError(
-                f"{name}: expected a network that {prefix} can build with options={arguments}, "
-                f"found that it cannot ({e}). Check the name and the options."
-            ) from e
+        network = build_network(source, name, pretrained is True, dict(arguments or {}))
         levels, frozen = self._probe(source, network, freeze_at)
         self._out_features = sorted(set(out_features), key=lambda level: _STRIDES[level])
         lacking = [f for f in self._out_features if _STRIDES[f] not in levels]

@@ -17,7 +17,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 
-__all__ = ["Level", "Source", "Timm", "Torchvision"]
+__all__ = ["Level", "Source", "Timm", "Torchvision", "build_network"]
 
 # Size of the probing image, which shows the strides that a network has. The ratio of the sides is
 # 3 : 5. For a map of stride 2^k, no number of channels C gives (C, H) or (W, C) that ratio. A map
@@ -51,6 +51,14 @@ class Source(Protocol):
         """Build a network by its name, with the library's own weights if `pretrained`."""
 
     @staticmethod
+    def pixel_statistics(model: str) -> tuple[Any, Any]:
+        """Mean and standard deviation of RGB pixels in [0, 1], with which a network was trained.
+
+        Raises:
+            LookupError: the library does not say it.
+        """
+
+    @staticmethod
     def levels(network: nn.Module) -> tuple[dict[int, Level], Tensor | None]:
         """Find stride -> level, and the map of the stem, by running the probing image.
 
@@ -75,6 +83,34 @@ class Source(Protocol):
         """Return a `SyncBatchNorm` in place of a batch norm."""
 
 
+def build_network(
+    source: type[Source], name: str, pretrained: bool, options: dict[str, Any]
+) -> Any:
+    """Build a network in evaluation mode.
+
+    Args:
+        name: library and model, such as "timm/mobilenetv2_100".
+        pretrained, options: see `Source.build`.
+
+    Raises:
+        OSError: the library could not download its weights.
+        ValueError: the library cannot build the network.
+    """
+    library, _, model = name.partition("/")
+    try:
+        return source.build(model, pretrained, options).eval()
+    except OSError as e:
+        raise OSError(
+            f"{name}.pretrained=True: expected weights in {library}'s cache or on the internet, "
+            f"found neither ({e}). Download them elsewhere, and give the path of a file."
+        ) from e
+    except (RuntimeError, TypeError, ValueError) as e:
+        raise ValueError(
+            f"{name}: expected a network that {library} can build with options={options}, found "
+            f"that it cannot ({e}). Check the name and the options."
+        ) from e
+
+
 class Torchvision:
     """Networks of torchvision, cut by its `create_feature_extractor`. See `Source`."""
 
@@ -83,6 +119,16 @@ class Torchvision:
         from torchvision.models import get_model
 
         return get_model(model, weights="DEFAULT" if pretrained else None, **options)
+
+    @staticmethod
+    def pixel_statistics(model: str) -> tuple[Any, Any]:
+        from torchvision.models import get_model_weights
+
+        try:
+            preset = get_model_weights(model).DEFAULT.transforms()
+            return preset.mean, preset.std
+        except (AttributeError, ValueError) as e:
+            raise LookupError(str(e)) from e
 
     @staticmethod
     def levels(network: nn.Module) -> tuple[dict[int, Level], Tensor | None]:
@@ -131,6 +177,18 @@ class Timm:
             except TypeError:  # this model does not have these options
                 continue
         return timm.create_model(model, pretrained=pretrained, **options)
+
+    @staticmethod
+    def pixel_statistics(model: str) -> tuple[Any, Any]:
+        import timm
+
+        try:
+            config = timm.get_pretrained_cfg(model)
+        except RuntimeError as e:  # the tag behind the name is unknown
+            raise LookupError(str(e)) from e
+        if config is None:
+            raise LookupError(f"timm has no data config of {model}")
+        return config.mean, config.std
 
     @staticmethod
     def levels(network: nn.Module) -> tuple[dict[int, Level], Tensor | None]:

@@ -110,7 +110,10 @@ class LabelTeacher(FrozenDetector):
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
         _check_classes(self.model, self.classes)
-        _set_output_limits(self.model, score_floor, max_detections)
+        # Detectors with queries fail if they are asked for more than they have.
+        queries = getattr(self.model, "num_queries", max_detections)
+        limit = min(max_detections, queries * len(self.classes))
+        _set_output_limits(self.model, score_floor, limit)
         if dtype and isinstance(self.model, DenseDetector):
             self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)

@@ -14,15 +14,18 @@ from ..detectors.base import PointDetector
 from ..detectors.ddod import DDOD
 from .anchors import AnchorReader, GuidedReader, PointReader, check_same_anchors
 from .base import Reader, Tap
+from .necks import NeckReader, num_classes, read_neck
 
 __all__ = [
     "AnchorReader",
     "GuidedReader",
+    "NeckReader",
     "PointReader",
     "Reader",
     "Tap",
     "check_same_anchors",
     "get_reader",
+    "num_classes",
 ]
 
 
@@ -30,13 +33,19 @@ __all__ = [
 def get_reader(detector: nn.Module) -> Reader:
     """Return the `Reader` of a detector. Register a function here to support a new architecture.
 
+    A detector of another kind is read by its `backbone` and `neck` alone (`NeckReader`), which is
+    enough for all methods on features.
+
     Raises:
-        TypeError: no function is registered for this type or one of its base classes.
+        TypeError: no function is registered for this type or one of its base classes, and it has
+            no backbone of Detectron2's interface.
     """
+    if reader := read_neck(detector):
+        return reader
     known = ", ".join(kind.__name__ for kind in get_reader.registry if kind is not object)
     raise TypeError(
-        f"d2kd cannot read this detector: expected one of {known} or a subclass, found a "
-        f"{type(detector).__name__}. "
+        f"d2kd cannot read this detector: expected one of {known} or a subclass, or a detector "
+        f"whose `backbone` has Detectron2's output_shape(), found a {type(detector).__name__}. "
         f"Write a function that returns a d2kd.readers.Reader for it and decorate the function "
         f"with @d2kd.readers.get_reader.register."
     )

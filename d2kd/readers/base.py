@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from ..knowledge import Knowledge
@@ -41,7 +42,7 @@ class Reader:
     Attributes:
         detector: the detector itself.
         backbone: module that maps (N, 3, H, W) to a dict of pyramid maps by level name.
-        num_classes: K, the number of classes of the detector's classifier.
+        num_classes: K, the number of classes of the detector's classifier; 0 if it has none.
         head: module that maps the list of `head_in_features` maps to a tuple of lists: class logits
             (N, A*K, H, W), box regression (N, A*D, H, W) and perhaps quality (N, A, H, W). None if
             the detector has no dense head.
@@ -102,6 +103,38 @@ class Reader:
         if self.head is not None:
             provides.add("logits")
         return frozenset(provides)
+
+    def images(self, batched_inputs: Sequence[dict]) -> Tensor:
+        """Normalize and pad images as the detector does, whatever its `preprocess_image` returns.
+
+        A detector without `preprocess_image` (Mask2Former) is normalized by its `normalizer`, or by
+        its `pixel_mean` and `pixel_std`.
+
+        Args:
+            batched_inputs: "image" is (3, H, W), raw pixels in [0, 255].
+
+        Returns:
+            (N, 3, H, W), on the detector's device.
+
+        Raises:
+            TypeError: the detector has none of these, or returns something else.
+        """
+        device = next(self.detector.parameters()).device
+        preprocess = getattr(self.detector, "preprocess_image", None)
+        if preprocess is not None:
+            return _tensor(preprocess(batched_inputs), self.name).to(device)
+        normalize = getattr(self.detector, "normalizer", None)
+        if normalize is None and not hasattr(self.detector, "pixel_mean"):
+            raise TypeError(
+                f"{self.name}: expected preprocess_image, normalizer, or pixel_mean and pixel_std, "
+                f"so that a teacher can normalize its images, found none of them. Write a reader "
+                f"with `images` and register it with @d2kd.readers.get_reader.register."
+            )
+        images = [x["image"].to(device) for x in batched_inputs]
+        if normalize is None:
+            mean, std = self.detector.pixel_mean, self.detector.pixel_std
+            return ImageList.from_tensors([(x - mean) / std for x in images]).tensor
+        return ImageList.from_tensors([normalize(x) for x in images]).tensor
 
     @contextmanager
     def capture(
@@ -299,6 +332,27 @@ class Reader:
         if "boxes" in needs:
             self.decode(knowledge)
         return knowledge
+
+
+def _tensor(found: Any, name: str) -> Tensor:
+    """The padded batch (N, 3, H, W) in what a `preprocess_image` returned.
+
+    That is an ImageList (Detectron2), the tensor itself, a list of images, or a tuple that begins
+    with one of these (Sparse R-CNN).
+    """
+    if isinstance(found, Tensor) and found.dim() == 4:
+        return found
+    if isinstance(getattr(found, "tensor", None), Tensor):
+        return found.tensor
+    if isinstance(found, (list, tuple)) and len(found):
+        if all(isinstance(x, Tensor) and x.dim() == 3 for x in found):
+            return ImageList.from_tensors(list(found)).tensor
+        return _tensor(found[0], name)
+    raise TypeError(
+        f"{name}.preprocess_image: expected an ImageList or tensors (3, H, W), found "
+        f"{type(found).__name__}. Write a reader with `images` and register it with "
+        f"@d2kd.readers.get_reader.register."
+    )
 
 
 @contextmanager

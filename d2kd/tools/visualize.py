@@ -34,7 +34,7 @@ from detectron2.data import detection_utils as utils
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from d2kd import Teacher, model_zoo
+from d2kd import FeatureTeacher, Teacher, model_zoo
 from d2kd.checkpoint import load_strictly
 from d2kd.checks import nearest
 from d2kd.commands import add_debug
@@ -174,6 +174,12 @@ def load_detectors(args: argparse.Namespace, cfg: DictConfig, image_format: str)
         detectors.append(Detector(role, model, image_format))
     if has_teacher:
         teacher: Teacher = instantiate(cfg.model.teacher)
+        if isinstance(teacher, FeatureTeacher):
+            raise ValueError(
+                f"model.teacher: expected a detector whose boxes can be drawn, found "
+                f"{teacher.model.name}, which has features only. Draw the student with its own "
+                f"config."
+            )
         detectors.append(Detector("teacher", teacher.model, teacher.input_format))
     if not detectors:
         raise ValueError("--weights: expected a checkpoint of the config's detector, found none.")

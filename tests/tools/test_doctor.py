@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from omegaconf import OmegaConf
 from torch import nn
 
 from d2kd.checkpoint import Checkpointer
@@ -110,6 +112,30 @@ def test_a_config_that_works(folder, capsys):
     assert "1000 steps (distilled steps)" in text["training"]
     assert sorted(p for p in folder.rglob("*") if "__pycache__" not in p.parts) == before
     assert logging.root.manager.disable < logging.CRITICAL
+
+
+def test_a_teacher_without_a_detector(folder, capsys):
+    text = (folder / "config.py").read_text()
+    start = text.index("    teacher=")
+    teacher = '    teacher=L(FeatureTeacher)(backbone="torchvision/resnet18", weights=None),\n'
+    methods = "    methods=L(Methods)(fgd=L(FGD)()),\n)\n"
+    text = text[:start] + teacher + methods + text[text.index("train.device") :]
+    text = text.replace("import Distiller, Teacher", "import Distiller, FeatureTeacher")
+    (folder / "features.py").write_text(text)
+    status, lines = examine(capsys, config="features.py")
+    assert status == 0 and not problems(lines)
+    found = {line.subject: line.text for line in lines}
+    assert found["teacher"] == "torchvision/resnet18: weights=None, so they are random"
+    assert found["classes"] == "student 3, toy_doctor 3"
+    assert "p3 from res3, p4 from res4, p5 from res5 (strides 8, 16, 32)" in found["fgd"]
+
+
+def test_a_student_that_cannot_be_read_trains_alone():
+    report, model = Report(), LazyCall(nn.Linear)(in_features=1, out_features=1)
+    cfg = OmegaConf.create({"model": {"student": model, "methods": None}, "train": {}})
+    assert detectors.check_student(report, cfg) == (None, False)
+    (line,) = report.lines
+    assert line.level == "warning" and line.text.startswith("Linear: it trains without methods")
 
 
 def test_defects_of_the_data_are_shown(folder, capsys):

@@ -101,7 +101,8 @@ def settle(detector: Any, inputs: Sequence[dict]) -> None:
     norms = [m for m in detector.modules() if isinstance(m, kinds)]
     handles = [m.register_forward_pre_hook(on_norm) for m in norms]
     try:
-        get_reader(detector).run(detector.preprocess_image(inputs).tensor, {"features"})
+        reader = get_reader(detector)
+        reader.run(reader.images(inputs), {"features"})
     finally:
         for handle in handles:
             handle.remove()

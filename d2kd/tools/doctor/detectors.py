@@ -42,6 +42,15 @@ def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     reader, fits = None, False
     with report.check("teacher"), torch.random.fork_rng(devices=[]):
         weights = node.get("weights")
+        if "model" not in node:  # a teacher that builds and loads its network by itself
+            reader = instantiate(node).reader
+            report.add(
+                OK if weights else WARNING,
+                "teacher",
+                f"{reader.name}: "
+                + (f"weights from {weights}" if weights else "weights=None, so they are random"),
+            )
+            return reader, True
         model = build_detector(node.model, pretrained=weights is None).model
         reader = get_reader(model)
         if weights is None:
@@ -65,7 +74,14 @@ def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     reader, loaded = None, False
     with report.check("student"):
         model = build_detector(cfg.model.get("student", cfg.model)).model
-        reader = get_reader(model)
+        try:
+            reader = get_reader(model)
+        except TypeError:
+            if cfg.model.get("methods"):
+                raise
+            text = "it trains without methods only, because d2kd cannot read its features"
+            report.warning("student", f"{type(model).__name__}: {text}")
+            return None, False
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         text = f"{reader.name}: {millions:.1f} M parameters"
         path = cfg.train.get("init_checkpoint")
@@ -187,6 +203,8 @@ def check_classes(
     if student is None:
         return
     count = student.num_classes
+    if teacher is not None and not teacher.num_classes:
+        teacher = None  # a network that has features only
     found = {"student": count, **({"teacher": teacher.num_classes} if teacher else {}), **data}
     listed = ", ".join(
         f"{name} {n}" for name, n in found.items() if not name.startswith("boxes of")
