@@ -1,5 +1,7 @@
 """The web site of the documentation builds, and its first pages work as they are shown."""
 
+import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -8,12 +10,38 @@ from pathlib import Path
 import pytest
 from detectron2.config import LazyConfig, instantiate
 
+import d2kd.methods
 from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.config import load_config
+from d2kd.methods import FeatureMethod, Method, Methods
 from tests.test_readme import STUDENT
 
 DOCS = Path(__file__).parents[1] / "docs"
+
+# The page of each method, and the headings of each page.
+METHODS = {
+    "mimic": d2kd.methods.Mimic,
+    "fgd": d2kd.methods.FGD,
+    "mgd": d2kd.methods.MGD,
+    "pkd": d2kd.methods.PKD,
+    "cwd": d2kd.methods.CWD,
+    "pgd": d2kd.methods.PGD,
+    "crosskd": d2kd.methods.CrossKD,
+    "rank_mimic": d2kd.methods.RankMimic,
+    "pfi": d2kd.methods.PFI,
+    "ld": d2kd.methods.LD,
+    "uet": d2kd.methods.MCDropout,
+}
+HEADINGS = (
+    "Idea",
+    "Equations",
+    "Fields",
+    "When to use it",
+    "What differs from the paper and the released code",
+    "Results",
+    "In the code",
+)
 
 
 def snippets(page: str) -> list[str]:
@@ -31,8 +59,65 @@ def test_builds_without_warnings_and_without_broken_links(tmp_path):
 
 
 def test_every_page_is_in_the_table_of_contents():
-    listed = set(re.findall(r"(?m)^(\w+)$", (DOCS / "index.md").read_text()))
-    assert {page.stem for page in DOCS.glob("*.md")} - {"index"} == listed
+    listed = set(re.findall(r"(?m)^([\w/]+)$", (DOCS / "index.md").read_text()))
+    pages = [*DOCS.glob("*.md"), *DOCS.glob("methods/*.md")]
+    assert {str(page.relative_to(DOCS).with_suffix("")) for page in pages} - {"index"} == listed
+
+
+def fields(method: type) -> dict:
+    """The fields that a method's constructor names itself, and its weight, with their defaults."""
+    own = inspect.signature(method.__init__).parameters
+    found = {k: p.default for k, p in own.items() if k not in ("self", "shared")}
+    weight = inspect.signature(method).parameters.get("weight")
+    return found if weight is None else {**found, "weight": weight.default}
+
+
+def table(text: str) -> dict:
+    """The fields and defaults of a page's table."""
+    section = text.split("\n## Fields", 1)[1].split("\n## ", 1)[0]
+    section = section.split("| field | default |", 1)[1].split("\n\n", 1)[0]
+    rows = re.findall(r"(?m)^\| `(\w+)` \| `([^`]+)` \|", section)
+    assert len(rows) == len(dict(rows)) == section.count("\n") - 1  # all rows but the ruler
+    return {name: ast.literal_eval(default) for name, default in rows}
+
+
+@pytest.mark.parametrize("page", METHODS)
+def test_a_methods_page_has_its_fields_with_their_defaults(page):
+    found, expected = (
+        {name: (type(default), default) for name, default in x.items()}
+        for x in (table((DOCS / f"methods/{page}.md").read_text()), fields(METHODS[page]))
+    )
+    assert found == expected
+
+
+def test_the_overview_has_the_fields_of_all_methods():
+    assert table((DOCS / "methods.md").read_text()) == {
+        k: p.default for k, p in inspect.signature(FeatureMethod).parameters.items()
+    }
+
+
+def test_every_method_has_a_page_with_the_same_headings():
+    exported = {
+        x for x in map(d2kd.methods.__dict__.get, d2kd.methods.__all__) if inspect.isclass(x)
+    }
+    assert set(METHODS.values()) == exported - {FeatureMethod, Method, Methods}
+    for page, method in METHODS.items():
+        text = (DOCS / f"methods/{page}.md").read_text()
+        assert tuple(re.findall(r"(?m)^## (.*)$", text)) == HEADINGS, page
+        assert f"[`{method.__name__}`](methods/{page}.md)" in (DOCS / "methods.md").read_text()
+
+
+@pytest.mark.parametrize("page", METHODS)
+def test_functions_and_files_that_a_methods_page_names_exist(page):
+    text = (DOCS / f"methods/{page}.md").read_text()
+    files = re.findall(r"`((?:d2kd|tests)/[\w/]+\.py)`", text)
+    assert files and all((DOCS.parent / file).exists() for file in files)
+    source = "".join((DOCS.parent / file).read_text() for file in files)
+    section = text.split("\n## In the code", 1)[1]
+    names = re.findall(r"`(\w+)`", section)
+    assert names
+    for name in names:
+        assert re.search(rf"(?m)^ *(def|class) {name}\b", source), name
 
 
 def test_the_first_detector_detects():

@@ -26,7 +26,7 @@ model = L(Distiller)(
     # the background counts about 4 times as much. Here the masks are the paper's, so that the
     # same values have another effect. Which masks do better has not been measured.
     # `model.methods.pgd.beta=0.16` makes the background as strong as in the release;
-    # docs/methods.md has the other differences.
+    # docs/methods/pgd.md has the other differences.
     methods=L(Methods)(
         pgd=L(PGD)(weight=1.0, xi_cls=0.8, xi_reg=0.6, delta=8e-4, tau=0.8, alpha=0.08, top_k=30)
     ),

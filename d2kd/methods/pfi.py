@@ -29,7 +29,7 @@ class PFI(FeatureMethod):
     There is no official code. Several sources agree on P, F and the average over levels, but not on
     the reduction. The defaults are from the only public implementation whose scores, reduction and
     weight are known together. The sizes of the losses differ by factors of thousands, see
-    docs/methods.md: a weight holds for one choice of `scores` and `reduction` only.
+    docs/methods/pfi.md: a weight holds for one choice of `scores` and `reduction` only.
 
     Args:
         reduction: see `reduce`.

@@ -13,5 +13,5 @@ from ..dense.common import dataloader, distilled, lr_multiplier, optimizer, trai
 
 
 def uncertainty():
-    """UET's uncertainty stage; docs/methods.md says how sure each of its values is."""
+    """UET's uncertainty stage; docs/methods/uet.md says how sure each of its values is."""
     return L(MCDropout)(rates=[0.15, 0.20, 0.25, 0.30, 0.35], combine="sum", granularity="element")
