@@ -22,10 +22,11 @@ class FGD(FeatureMethod):
     background separately. Global distillation compares relations between pixels by context blocks.
 
     The defaults are the released weights for RetinaNet. The weights for other detectors are in
-    `configs/*/*_fgd.py`. There are two deliberate differences from the released code. Boxes are
+    `configs/*/*_fgd.py`. There are three deliberate differences from the released code. Boxes are
     mapped to cells by the level's stride in the padded frame; the release divides by the size of
-    the unpadded image, so that its masks drift on padded images. And masks are built without a loop
-    over boxes.
+    the unpadded image, so that its masks drift on padded images. Masks are built without a loop
+    over boxes. And cells in regions to ignore, and without a box in images that were not annotated
+    for all classes, are no background; the release knows neither.
 
     Args:
         tau: temperature of both attentions, > 0.

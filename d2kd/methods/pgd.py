@@ -40,7 +40,9 @@ class PGD(Method):
       as much, and the released weights were chosen with that.
     - A box chooses among the locations inside it. `candidates="image"` chooses as released.
     - x and y keep their order. The release swaps them for FCOS and AutoAssign.
-    - A ridge on the Gaussian's covariance replaces the released random jitter of the same variance.
+
+    Ours is a ridge on the Gaussian's covariance, in place of the released random jitter of the same
+    variance.
 
     Args:
         on: "towers", as published. Or "neck": the classification term alone, on the maps that the
