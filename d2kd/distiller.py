@@ -112,7 +112,7 @@ class Distiller(nn.Module):
         self.teacher_assigns = teacher_assigns
         if teacher is not None:
             self._check_classes(teacher, same_classes)
-            for name, method in self.distillation.items():
+            for name, method in zip(self.distillation, self._methods, strict=True):
                 if teacher.image_size is not None:
                     teacher.check_needs(f"methods.{name}", method.teacher_needs)
                 method.setup(self._reader, teacher.reader)

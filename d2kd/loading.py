@@ -28,6 +28,7 @@ __all__ = [
     "BuiltDetector",
     "FrozenDetector",
     "build_detector",
+    "build_student",
     "check_input_format",
     "check_upright",
     "fuse_norms",
@@ -110,6 +111,18 @@ def build_detector(
     # Of a distiller's config, the student.
     model = build_detector(node.get("student", node), pretrained=pretrained).model
     return BuiltDetector(model, input_format, _test_size(config))
+
+
+def build_student(model: DictConfig, *, pretrained: bool = True) -> BuiltDetector:
+    """Build the detector that a config trains: `model`, or the student of a distiller.
+
+    Args:
+        model: the node of the config.
+        pretrained: see `build_detector`.
+    """
+    if "student" not in model:
+        return build_detector(model, pretrained=pretrained)
+    return build_detector(model.student, pretrained=pretrained, setup=model.get("setup"))
 
 
 def _test_size(config: DictConfig) -> tuple[int, int] | None:

@@ -42,16 +42,14 @@ def check_image_size(field: str, value: Any) -> Size | None:
     """
     if value is None:
         return None
-    pair = [value, sys.maxsize] if isinstance(value, (int, float)) else value
+    pair: Any = [value, sys.maxsize] if isinstance(value, (int, float)) else value
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise ValueError(
             f"{field}: expected the shorter side in pixels, or the shorter side and the limit of "
             f"the longer side such as (800, 1333), found {value!r}."
         )
-    shortest, longest = pair
-    check_number(field, shortest, least=1, whole=True)
-    check_number(field, longest, least=shortest, whole=True)
-    return shortest, longest
+    shortest = check_number(field, pair[0], least=1, whole=True)
+    return shortest, check_number(field, pair[1], least=shortest, whole=True)
 
 
 def shortest_edge_size(size: Size, image_size: Size) -> Size:

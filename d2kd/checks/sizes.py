@@ -7,32 +7,57 @@ from typing import Any
 from detectron2.data import transforms as T
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ..data import TwoSizeMapper
 from ..loading import resolve_target
 
 __all__ = ["check_sizes"]
 
 
 def check_sizes(cfg: DictConfig) -> None:
-    """Refuse images that are larger than the square of the trained detector (ViTDet).
+    """Check the sizes of images that a config says.
 
-    Detectron2 would crop them in silence, or fail in `copy_`.
+    Images that are larger than the square of the trained detector (ViTDet) are refused: Detectron2
+    would crop them in silence, or fail in `copy_`. A mapper that gives the teacher pixels of its
+    own size needs a teacher that takes them.
 
     Raises:
         ValueError: the message names the field, what was expected and what was found.
     """
+    _check_square(cfg)
+    teacher = cfg.model.get("teacher")
+    for section in ("train", "test"):
+        mapper = OmegaConf.select(cfg, f"dataloader.{section}.mapper")
+        if _is_two_sizes(mapper) and _is_node(teacher) and teacher.get("image_size") is None:
+            raise ValueError(
+                f"model.teacher.image_size: expected the size that the teacher was trained with, "
+                f"such as [800, 1333], because dataloader.{section}.mapper gives the teacher its "
+                f"own pixels, found none. Set it, or use another mapper."
+            )
+
+
+def _check_square(cfg: DictConfig) -> None:
     student = cfg.model.get("student", cfg.model)
     square = OmegaConf.select(student, "backbone.square_pad") if _is_node(student) else None
     if not square:
         return
     for section in ("train", "test"):
-        field = f"dataloader.{section}.mapper.augmentations"
-        longest = _longest_side(OmegaConf.select(cfg, field))
+        mapper = OmegaConf.select(cfg, f"dataloader.{section}.mapper")
+        last = "student_resize" if _is_two_sizes(mapper) else "augmentations"
+        longest = _longest_side(mapper.get(last)) if _is_node(mapper) else None
         if longest is not None and longest > square:
             raise ValueError(
-                f"{field}: expected images of at most {square} pixels, because the backbone pads "
-                f"to a square of this size (square_pad), found {longest}. Set max_size={square} of "
-                f"its ResizeShortestEdge."
+                f"dataloader.{section}.mapper.{last}: expected images of at most {square} pixels, "
+                f"because the backbone pads to a square of this size (square_pad), found up to "
+                f"{longest}. Resize to at most {square} pixels, for example with "
+                f"ResizeShortestEdge(..., max_size={square})."
             )
+
+
+def _is_two_sizes(mapper: Any) -> bool:
+    if not _is_node(mapper) or "_target_" not in mapper:
+        return False
+    target = resolve_target(mapper)
+    return isinstance(target, type) and issubclass(target, TwoSizeMapper)
 
 
 def _longest_side(augmentations: Any) -> int | None:
@@ -48,6 +73,9 @@ def _longest_side(augmentations: Any) -> int | None:
             longest = max(node.crop_size)
         elif target is T.ResizeScale:
             longest = max(node.target_height, node.target_width)
+        elif target is T.Resize:
+            shape = node.shape
+            longest = shape if isinstance(shape, int) else max(shape)
         elif isinstance(target, type) and issubclass(target, T.RandomCrop):
             longest = None  # smaller, and it is not said by how much
     return longest

@@ -35,6 +35,8 @@ class TwoSizeMapper(PartialMapper):
         ValueError: `student_resize` is empty, or has an augmentation that does not only resize.
     """
 
+    augmentations: T.AugmentationList
+
     def __init__(self, is_train: bool, *, student_resize: Sequence[T.Augmentation], **mapper):
         super().__init__(is_train, **mapper)
         kinds = (T.Resize, T.ResizeShortestEdge, T.ResizeScale)

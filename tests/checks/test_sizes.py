@@ -4,7 +4,9 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling import SimpleFeaturePyramid
 from omegaconf import OmegaConf
 
+from d2kd import Distiller, Teacher
 from d2kd.checks import check_sizes
+from d2kd.data import TwoSizeMapper
 
 
 def config(augmentations, section="train", square=64, distiller=False):
@@ -50,3 +52,31 @@ def test_sizes_that_fit_or_are_unknown_pass(augmentations):
 def test_a_detector_without_a_square_takes_any_size():
     resize = L(T.ResizeShortestEdge)(short_edge_length=800, max_size=1333)
     check_sizes(config([resize], square=0))
+
+
+def two_sizes(max_size=64, square=64):
+    """A config whose student sees images of up to `max_size` pixels, the teacher larger ones."""
+    cfg = config([L(T.ResizeShortestEdge)(short_edge_length=96, max_size=128)], square=square)
+    resize = L(T.ResizeShortestEdge)(short_edge_length=48, max_size=max_size)
+    cfg.dataloader.train.mapper = L(TwoSizeMapper)(
+        is_train=True,
+        augmentations=cfg.dataloader.train.mapper.augmentations,
+        student_resize=[resize],
+        image_format="BGR",
+    )
+    return cfg
+
+
+def test_of_two_sizes_the_students_must_fit_into_its_square():
+    check_sizes(two_sizes())
+    with pytest.raises(ValueError, match=r"mapper\.student_resize: expected .* at most 64 .* 80"):
+        check_sizes(two_sizes(max_size=80))
+
+
+def test_a_mapper_of_two_sizes_needs_a_teacher_that_takes_its_own():
+    cfg = two_sizes()
+    cfg.model = L(Distiller)(student=cfg.model, teacher=L(Teacher)(model="a.py", weights=None))
+    with pytest.raises(ValueError, match=r"model\.teacher\.image_size: expected the size that the"):
+        check_sizes(cfg)
+    cfg.model.teacher.image_size = [96, 128]
+    check_sizes(cfg)

@@ -12,7 +12,7 @@ from torch import nn
 
 from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.inherit import inherit_weights
-from d2kd.loading import build_detector, zoo_weights
+from d2kd.loading import build_detector, build_student, zoo_weights
 from d2kd.methods import Method
 from d2kd.methods.base import LevelPair
 from d2kd.readers import Reader, get_reader
@@ -42,7 +42,9 @@ def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     reader, fits = None, False
     with report.check("teacher"), torch.random.fork_rng(devices=[]):
         weights = node.get("weights")
-        model = build_detector(node.model, pretrained=weights is None).model
+        model = build_detector(
+            node.model, pretrained=weights is None, setup=node.get("setup")
+        ).model
         reader = get_reader(model)
         if weights is None:
             fits = True
@@ -64,7 +66,7 @@ def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     """
     reader, loaded = None, False
     with report.check("student"):
-        model = build_detector(cfg.model.get("student", cfg.model)).model
+        model = build_student(cfg.model).model
         reader = get_reader(model)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         text = f"{reader.name}: {millions:.1f} M parameters"
