@@ -194,11 +194,17 @@ def test_a_square_teacher_shows_no_predictions_of_a_larger_image():
 
 
 def test_a_square_teacher_detects_in_all_of_a_larger_image():
-    teacher = Teacher(vitdet.rcnn(), None)
-    x = {"image": toys.image(size=(128, 128))["image"], "height": 128, "width": 128}
-    (found,) = teacher.detect([x], input_format="BGR")
-    assert found["instances"].image_size == (128, 128)
-    assert found["instances"].pred_boxes.tensor.max() > 64
+    model = vitdet.rcnn().eval()
+    image = toys.image(size=(128, 128))["image"]
+    smaller = torch.nn.functional.interpolate(
+        image[None].float(), size=(64, 64), mode="bilinear", antialias=True
+    )[0]
+    frame = {"height": 128, "width": 128}
+    (found,) = Teacher(model, None).detect([{"image": image, **frame}], input_format="BGR")
+    with torch.no_grad():
+        (expected,) = model([{"image": smaller, **frame}])
+    boxes, expected_boxes = (x["instances"].pred_boxes.tensor for x in (found, expected))
+    assert len(boxes) > 0 and torch.equal(boxes, expected_boxes)
 
 
 def test_a_square_student_refuses_a_larger_image():
