@@ -18,6 +18,7 @@ from .checks import (
     check_mappers,
     check_nodes,
     check_schedule,
+    check_sizes,
     check_train,
     field_names,
     nearest,
@@ -115,6 +116,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     check_nodes(cfg)
     check_heads(cfg.model)
     check_mappers(cfg)
+    check_sizes(cfg)
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from .inherit import Inherited, inherit_weights
 from .knowledge import Knowledge
-from .loading import build_detector, check_input_format
+from .loading import build_detector, check_input_format, check_upright
 from .loss_weights import LossWeights
 from .methods import Methods
 from .partial_labels import mask_partial_labels
 from .readers import check_same_anchors, get_reader, num_classes
+from .resolution import check_fits_square
 from .targets import Targets
 from .teacher import Teacher
 from .values import check_flag
@@ -50,6 +51,8 @@ class Distiller(nn.Module):
             DDOD. This needs a student whose label assignment depends on predictions.
         input_format: channel order of the images that the data loader gives, "BGR" or "RGB".
             Default: the student's `input_format` if it has one, else "BGR", as in Detectron2.
+        setup: for a student by the yacs config of a project; see
+            `d2kd.loading.load_detector_config`.
         log_period: steps between two records of the methods' terms and ratios.
         balance_period: steps between two measurements of all gradients at the neck, for methods
             with `balance`. One measurement costs about as much as the backward pass of the head and
@@ -57,7 +60,7 @@ class Distiller(nn.Module):
 
     Raises:
         TypeError: no reader knows the student, and there are methods.
-        ValueError: student, teacher and methods do not fit.
+        ValueError: student, teacher and methods do not fit, or the student finds rotated boxes.
     """
 
     # A Detectron2 detector: nn.Module declares none of its attributes.
@@ -74,6 +77,7 @@ class Distiller(nn.Module):
         same_classes: bool = True,
         teacher_assigns: bool = False,
         input_format: str | None = None,
+        setup: Callable[[Any], Any] | str | None = None,
         log_period: int = 20,
         balance_period: int = 20,
     ):
@@ -82,7 +86,8 @@ class Distiller(nn.Module):
             inherit=inherit, same_classes=same_classes, teacher_assigns=teacher_assigns
         ).items():
             check_flag(f"Distiller.{name}", flag)
-        built = build_detector(student)
+        built = build_detector(student, setup=setup)
+        check_upright(built.model, "student")
         # Without methods, the student only has to train by itself.
         needs_reader = bool(methods) or teacher is not None
         self._reader: Any = get_reader(built.model) if needs_reader else None
@@ -110,10 +115,14 @@ class Distiller(nn.Module):
         self.teacher_assigns = teacher_assigns
         if teacher is not None:
             self._check_classes(teacher, same_classes)
-            for method in self._methods:
+            for name, method in zip(self.distillation, self._methods, strict=True):
+                if teacher.image_size is not None:
+                    teacher.check_needs(f"methods.{name}", method.teacher_needs)
                 method.setup(self._reader, teacher.reader)
         if teacher_assigns:
             self._check_assignment()
+            if teacher is not None and teacher.image_size is not None:
+                teacher.check_needs("Distiller.teacher_assigns", ("boxes", "logits"))
             self.teacher_needs |= {"logits", "boxes"}
         self.loss_weights = LossWeights(dict(self.distillation.items()), log_period, balance_period)
         self._inherits = inherit
@@ -200,6 +209,7 @@ class Distiller(nn.Module):
             in training, loss name -> scalar: the student's losses and, for each method,
             `loss_distill_<name>`; else the student's output.
         """
+        check_fits_square(self.student, batched_inputs)
         if not self.training:
             return self.student(batched_inputs)
         if not self.distillation:

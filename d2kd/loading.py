@@ -6,6 +6,7 @@ import contextlib
 import copy
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -13,18 +14,23 @@ from detectron2.config import get_cfg, instantiate
 from detectron2.data import DatasetMapper
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from detectron2.modeling.anchor_generator import RotatedAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransformRotated
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import load_strictly
 from .lazy import load_lazy_config
+from .resolution import square_size
 
 __all__ = [
     "BuiltDetector",
     "FrozenDetector",
     "build_detector",
+    "build_student",
     "check_input_format",
+    "check_upright",
     "fuse_norms",
     "is_standard_mapper",
     "load_detector_config",
@@ -56,7 +62,10 @@ class BuiltDetector(NamedTuple):
 
 
 def build_detector(
-    source: nn.Module | DictConfig | str, *, pretrained: bool = True
+    source: nn.Module | DictConfig | str,
+    *,
+    pretrained: bool = True,
+    setup: Callable[[Any], Any] | str | None = None,
 ) -> BuiltDetector:
     """Build a detector without loading its weights.
 
@@ -66,10 +75,15 @@ def build_detector(
             distiller's config, the student is built.
         pretrained: whether a library's backbone loads its own weights. False if a checkpoint of the
             whole detector replaces them anyway: their files then need not exist.
+        setup: see `load_detector_config`.
 
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
+        ValueError: a yacs file has keys or names modules that Detectron2 does not know, or `setup`
+            is given for something else than a yacs file.
     """
+    if setup is not None and not isinstance(source, str):
+        raise _setup_without_yacs(type(source).__name__)
     if isinstance(source, nn.Module):
         return BuiltDetector(source)
     if not isinstance(source, str):
@@ -77,11 +91,17 @@ def build_detector(
             source = copy.deepcopy(source)
             without_weights(source)
         return BuiltDetector(instantiate(source))
-    config = load_detector_config(source)
+    config = load_detector_config(source, setup)
     if "MODEL" in config:  # yacs
         config.MODEL.DEVICE = "cpu"
         test_size = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
-        return BuiltDetector(build_model(config), config.INPUT.FORMAT, test_size)
+        try:
+            model = build_model(config)
+        except KeyError as e:  # raised by a registry
+            if setup is not None or "registry" not in str(e):
+                raise
+            raise _unknown_to_detectron2(source, str(e.args[0])) from None
+        return BuiltDetector(model, config.INPUT.FORMAT, test_size)
     node = config.model
     formats = (
         OmegaConf.select(config, f"dataloader.{section}.mapper.image_format")
@@ -91,6 +111,18 @@ def build_detector(
     # Of a distiller's config, the student.
     model = build_detector(node.get("student", node), pretrained=pretrained).model
     return BuiltDetector(model, input_format, _test_size(config))
+
+
+def build_student(model: DictConfig, *, pretrained: bool = True) -> BuiltDetector:
+    """Build the detector that a config trains: `model`, or the student of a distiller.
+
+    Args:
+        model: the node of the config.
+        pretrained: see `build_detector`.
+    """
+    if "student" not in model:
+        return build_detector(model, pretrained=pretrained)
+    return build_detector(model.student, pretrained=pretrained, setup=model.get("setup"))
 
 
 def _test_size(config: DictConfig) -> tuple[int, int] | None:
@@ -108,11 +140,28 @@ def _test_size(config: DictConfig) -> tuple[int, int] | None:
     return None if len(augmentations) else (0, _MAX_SIZE)
 
 
-def load_detector_config(source: str):
-    """Read a config file or a model-zoo entry; see `build_detector`."""
+def load_detector_config(source: str, setup: Callable[[Any], Any] | str | None = None):
+    """Read a config file or a model-zoo entry; see `build_detector`.
+
+    Args:
+        setup: the function of a project (PointRend, CenterNet2, TridentNet, ...) that adds the
+            project's keys to a yacs config, or its dotted name, such as
+            "point_rend.add_pointrend_config". Importing its package also registers the project's
+            modules.
+
+    Raises:
+        FileNotFoundError: there is no file and no zoo entry of that name.
+        ValueError: a yacs file has a key that Detectron2 does not know, there is no function of the
+            name `setup`, or `setup` is given for a LazyConfig.
+    """
     from detectron2 import model_zoo  # imports pkg_resources, which is slow and warns
 
     if not os.path.isfile(source):
+        if setup is not None:
+            raise FileNotFoundError(
+                f"expected the path of a .yaml config, because setup adds the keys of a project to "
+                f"it, found {source!r}. A path is relative to the current folder."
+            )
         try:
             return model_zoo.get_config(source)
         except RuntimeError:
@@ -124,10 +173,55 @@ def load_detector_config(source: str):
     with open(source) as f:
         lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)
     if lazy:
+        if setup is not None:
+            raise _setup_without_yacs(source)
         return load_lazy_config(source)
     config = get_cfg()
-    config.merge_from_file(source)
+    if setup is not None:
+        _find_setup(setup)(config)
+    try:
+        config.merge_from_file(source)
+    except KeyError as e:
+        if "Non-existent config key" not in str(e):
+            raise
+        raise _unknown_to_detectron2(source, str(e.args[0])) from None
     return config
+
+
+def _find_setup(setup: Callable[[Any], Any] | str) -> Callable[[Any], Any]:
+    from detectron2.utils.registry import locate
+
+    found: Any = setup
+    if isinstance(setup, str):
+        try:
+            found = locate(setup)
+        except ImportError as e:
+            raise ValueError(
+                f"setup: expected the dotted name of a function that adds a project's keys to a "
+                f"yacs config, found {setup!r}, which cannot be imported ({e}). Add the folder of "
+                f"the project to PYTHONPATH."
+            ) from e
+    if not callable(found):
+        raise ValueError(
+            f"setup: expected a function that adds a project's keys to a yacs config, or its "
+            f"dotted name, found {setup!r}."
+        )
+    return found
+
+
+def _unknown_to_detectron2(source: str, problem: str) -> ValueError:
+    return ValueError(
+        f"{source}: expected a config of Detectron2 or of a project with its setup, found: "
+        f"{problem.rstrip('!.')}. If the config belongs to a project, give the function that adds "
+        f"the project's keys, such as setup='point_rend.add_pointrend_config'."
+    )
+
+
+def _setup_without_yacs(found: str) -> ValueError:
+    return ValueError(
+        f"setup: expected the path of a yacs (.yaml) config beside it, because it adds keys to "
+        f"that config, found {found}. Leave setup out."
+    )
 
 
 class FrozenDetector:
@@ -145,6 +239,7 @@ class FrozenDetector:
             the order of the images that its config loads; else the detector's own `input_format`,
             where it has one; else "BGR", as in Detectron2.
         dtype: autocast precision of its forward pass, "bfloat16" or "float16"; None for fp32.
+        setup: for the yacs config of a project; see `load_detector_config`.
 
     Attributes:
         model: the detector, in evaluation mode and without gradients.
@@ -152,7 +247,8 @@ class FrozenDetector:
 
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
-        ValueError: the weights do not fit, or an argument has an impossible value.
+        ValueError: the weights do not fit, an argument has an impossible value, or the detector
+            finds rotated boxes.
     """
 
     def __init__(
@@ -162,6 +258,7 @@ class FrozenDetector:
         *,
         input_format: str | None = None,
         dtype: str | None = None,
+        setup: Callable[[Any], Any] | str | None = None,
     ):
         kind = type(self).__name__
         if dtype not in (None, "bfloat16", "float16"):
@@ -170,7 +267,8 @@ class FrozenDetector:
         self.source = model if isinstance(model, str) else type(model).__name__
         # The student's initial weights and batches must not depend on how its teacher was built.
         with torch.random.fork_rng(devices=[]):
-            built = build_detector(model, pretrained=weights is None)
+            built = build_detector(model, pretrained=weights is None, setup=setup)
+        check_upright(built.model, kind)
         # Typed as Any because nn.Module declares no attribute of Detectron2's detectors.
         self.model: Any = built.model
         self.test_size = built.test_size
@@ -197,6 +295,11 @@ class FrozenDetector:
         constraints = getattr(self.backbone, "padding_constraints", {})  # none in release 0.6
         own = getattr(self.backbone, "size_divisibility", 0)
         return max(constraints.get("size_divisibility", own), 1)
+
+    @property
+    def square_size(self) -> int:
+        """Side of the square to which images are padded, in pixels; see `square_size`."""
+        return square_size(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -226,6 +329,28 @@ def check_input_format(given: str | None, model: nn.Module) -> str:
             f"{input_format!r}"
         )
     return input_format
+
+
+def check_upright(model: nn.Module, role: str) -> None:
+    """Refuse a detector of rotated boxes. Methods and label fusion compare upright boxes.
+
+    Args:
+        role: what the detector is for, for the message.
+
+    Raises:
+        ValueError: a part of the detector codes boxes by five numbers.
+    """
+    for name, module in model.named_modules():
+        rotated = isinstance(module, RotatedAnchorGenerator) or any(
+            isinstance(value, Box2BoxTransformRotated) for value in vars(module).values()
+        )
+        if rotated:
+            raise ValueError(
+                f"{role} {type(model).__name__}: expected a detector of upright boxes "
+                f"(x1, y1, x2, y2), found rotated boxes in {name or 'the detector'} "
+                f"({type(module).__name__}). Give a detector of upright boxes; d2kd does not "
+                f"support rotated ones."
+            )
 
 
 def zoo_weights(source: Any) -> str:

@@ -101,7 +101,18 @@ class Targets:
 
         They are padded on the device where they are, usually the CPU, and then copied once, so that
         a training step on a GPU does not wait for many small copies.
+
+        Raises:
+            ValueError: a box does not have four numbers, as rotated boxes do not.
         """
+        for x in instances:
+            if x.gt_boxes.tensor.shape[-1] != 4:
+                raise ValueError(
+                    f"gt_boxes: expected upright boxes (x1, y1, x2, y2), found "
+                    f"{type(x.gt_boxes).__name__} of {x.gt_boxes.tensor.shape[-1]} numbers. Use a "
+                    f"mapper that makes upright boxes, such as Detectron2's DatasetMapper; d2kd "
+                    f"does not support rotated boxes."
+                )
         source = instances[0].gt_boxes.device
         counts = tuple(len(x) for x in instances)
         shape = (len(instances), max(counts))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from detectron2.structures import RotatedBoxes
 
 from d2kd import Knowledge, Targets
 from tests import toys
@@ -30,6 +31,13 @@ def test_missing_ground_truth_is_named():
     inputs = toys.batch()
     del inputs[1]["instances"]
     with pytest.raises(ValueError, match="image 1 of the batch has no 'instances'"):
+        Targets.from_inputs(inputs, "cpu")
+
+
+def test_rotated_ground_truth_is_refused():
+    inputs = toys.batch()
+    inputs[1]["instances"].gt_boxes = RotatedBoxes(torch.tensor([[32.0, 32, 8, 8, 45]]))
+    with pytest.raises(ValueError, match=r"gt_boxes: .* found RotatedBoxes of 5 numbers"):
         Targets.from_inputs(inputs, "cpu")
 
 

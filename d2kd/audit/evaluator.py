@@ -49,10 +49,13 @@ def check_evaluator(
         evaluated = ("student", "teacher") if checked else ("student",)
     models = []
     for role in evaluated:
-        teacher = OmegaConf.select(cfg, "model.teacher.model")
-        models.append(
-            student_classes(cfg) if role == "student" else num_classes(teacher, "model.teacher")
-        )
+        if role == "student":
+            models.append(student_classes(cfg))
+        else:
+            teacher, setup = (
+                OmegaConf.select(cfg, f"model.teacher.{field}") for field in ("model", "setup")
+            )
+            models.append(num_classes(teacher, "model.teacher", setup))
     for node in nodes:
         name = node.get("dataset_name")
         name = name if isinstance(name, str) and name in DatasetCatalog.list() else None

@@ -12,19 +12,20 @@ from ..loading import load_detector_config
 __all__ = ["num_classes", "student_classes"]
 
 
-def num_classes(node: Any, path: str) -> tuple[str, int | None]:
+def num_classes(node: Any, path: str, setup: Any = None) -> tuple[str, int | None]:
     """The field of a config that says how many classes a detector has, and the number.
 
     Args:
         node: a LazyConfig node, the path of a config, or a name in Detectron2's model zoo.
         path: of the node.
+        setup: for the config of a project; see `load_detector_config`.
 
     Returns:
         the field, and the number; None where the config does not say it.
     """
     if isinstance(node, str):
         with contextlib.suppress(Exception):  # building the model reports what is wrong with it
-            config = load_detector_config(node)
+            config = load_detector_config(node, setup)
             if "MODEL" in config:  # yacs
                 kind = config.MODEL.META_ARCHITECTURE
                 section = "RETINANET" if kind == "RetinaNet" else "ROI_HEADS"
@@ -43,5 +44,5 @@ def num_classes(node: Any, path: str) -> tuple[str, int | None]:
 def student_classes(cfg: DictConfig) -> tuple[str, int | None]:
     """`num_classes` of the detector that a config trains."""
     if "student" in cfg.model:
-        return num_classes(cfg.model.student, "model.student")
+        return num_classes(cfg.model.student, "model.student", cfg.model.get("setup"))
     return num_classes(cfg.model, "model")

@@ -15,6 +15,7 @@ from .kinds import check_kinds
 from .mappers import check_mappers
 from .names import check_names, check_nodes, field_names, nearest, nodes
 from .schedule import check_schedule
+from .sizes import check_sizes
 from .train import check_device, check_train
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "check_names",
     "check_nodes",
     "check_schedule",
+    "check_sizes",
     "check_train",
     "field_names",
     "nearest",

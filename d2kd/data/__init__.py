@@ -7,6 +7,7 @@
     crowdhuman.py   CrowdHuman
     demo.py         the built-in demo set (demo_images.py draws it)
     partial.py      images with pseudo labels, with labels of some classes only, or without labels
+    two_sizes.py    one view of an image at the sizes of student and teacher
     augment.py      strong augmentations that Detectron2 does not have
 
 Names are imported when they are first used: some of these modules import PyTorch, which takes
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
         random_subset,
         register_class_subset,
     )
+    from .two_sizes import TwoSizeMapper
 
 __all__ = [
     "PartialMapper",
     "RandomBlur",
     "RandomErase",
+    "TwoSizeMapper",
     "exclude_images",
     "load_class_subset",
     "load_unlabeled",
@@ -64,6 +67,7 @@ _MODULES = {
         "random_subset",
         "register_class_subset",
     ),
+    "two_sizes": ("TwoSizeMapper",),
 }
 
 

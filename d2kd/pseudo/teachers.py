@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from ..data.manifest import Image
 from ..files import sha256_of_file
 from ..loading import FrozenDetector, predictions_in_fp32
 from ..matching import Detections
+from ..resolution import fit_into_square
 from ..values import check_number
 from .fingerprint import fingerprint
 from .thresholds import ThresholdRule
@@ -34,8 +35,8 @@ class LabelTeacher(FrozenDetector):
     """A frozen detector with its class names and its test size, which labels by its own inference.
 
     Args:
-        model, weights, input_format, dtype: see `d2kd.loading.FrozenDetector`. Every detector that
-            returns Detectron2's outputs is supported.
+        model, weights, input_format, dtype, setup: see `d2kd.loading.FrozenDetector`. Every
+            detector that returns Detectron2's outputs with upright boxes is supported.
         classes: names of the teacher's classes, in the order of its outputs, or a registered
             dataset that has these classes.
         categories: teacher class -> student class, or None to drop a class; see `CategoryMap`.
@@ -46,7 +47,8 @@ class LabelTeacher(FrozenDetector):
             detector's config. That is INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST of a yacs config, and
             the ResizeShortestEdge in `dataloader.test.mapper.augmentations` of a LazyConfig (an
             empty list means no resizing). Where the config does not say a size, for example
-            because `model` is a node of `L(...)`, it is Detectron2's default, 800 and 1333.
+            because `model` is a node of `L(...)`, it is Detectron2's default, 800 and 1333. Images
+            of a detector that pads to a square (ViTDet) are resized to fit into this square.
         score_floor: boxes that do not score more are not kept, in [0, 1). Thresholds below the
             floor have no effect, because raw predictions are kept above it only.
         max_detections: number of boxes with the highest scores to keep in each image.
@@ -75,6 +77,7 @@ class LabelTeacher(FrozenDetector):
         max_detections: int = 300,
         batch_size: int = 8,
         dtype: str | None = None,
+        setup: Callable[[Any], Any] | str | None = None,
         thresholds: ThresholdRule | None = None,
     ):
         check_number("score_floor", score_floor, below=1)
@@ -89,7 +92,7 @@ class LabelTeacher(FrozenDetector):
         self.max_detections = max_detections
         self.batch_size = batch_size
         self.thresholds = thresholds
-        super().__init__(model, weights, input_format=input_format, dtype=dtype)
+        super().__init__(model, weights, input_format=input_format, dtype=dtype, setup=setup)
         shortest, longest = self.test_size or _TEST_SIZE
         if self.test_size is None and min_size_test is None:
             # A teacher at another size than its own finds little, and says so with high scores.
@@ -106,6 +109,13 @@ class LabelTeacher(FrozenDetector):
             ("max_size_test", self.max_size_test, max(self.min_size_test, 1)),
         ):
             check_number(name, value, least=least, whole=True)
+        if self.square_size and self.max_size_test > self.square_size:
+            logger.info(
+                "%s pads images to a square of %d pixels: images are resized to fit into it.",
+                *(self.source, self.square_size),
+            )
+            self.max_size_test = self.square_size
+            self.min_size_test = min(self.min_size_test, self.square_size)
         self._sha256: str | None = None
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
@@ -155,10 +165,16 @@ class LabelTeacher(FrozenDetector):
 
         Raises:
             ValueError: the detector found a class index that is not in `classes`, or boxes that are
-                not finite.
+                not finite or not upright.
         """
         inputs = [
-            {"image": p, "height": i.height, "width": i.width}
+            # Images may still exceed the square of a ViTDet if they are not resized
+            # (min_size_test=0). The detector maps its boxes back to height and width.
+            {
+                "image": fit_into_square(p, self.square_size),
+                "height": i.height,
+                "width": i.width,
+            }
             for i, p in zip(images, pixels, strict=True)
         ]
         with self.autocast():
@@ -177,6 +193,12 @@ class LabelTeacher(FrozenDetector):
 
     def _convert(self, image: Image, instances: Instances) -> Detections:
         boxes = instances.pred_boxes.tensor.float().cpu().numpy()
+        if boxes.shape[1] != 4:
+            raise ValueError(
+                f"{self!r}: expected upright boxes (x1, y1, x2, y2), found boxes of "
+                f"{boxes.shape[1]} numbers in {image.file_name}. d2kd does not support rotated "
+                f"boxes."
+            )
         scores = instances.scores.float().cpu().numpy()
         classes = instances.pred_classes.cpu().numpy().astype(np.int64)
         if len(classes) and not 0 <= classes.min() <= classes.max() < len(self.classes):

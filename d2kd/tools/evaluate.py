@@ -33,7 +33,7 @@ from d2kd.data import register_all
 from d2kd.engine import launch
 from d2kd.evaluation import evaluate, teacher_of
 from d2kd.evaluation.errors import KINDS, ErrorEvaluator
-from d2kd.loading import build_detector
+from d2kd.loading import build_student
 from d2kd.ranks import on_main_process
 
 __all__ = ["main"]
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         distiller = instantiate(cfg.model).to(cfg.train.device)
         evaluate(cfg, teacher_of(distiller), more)
         return
-    model: nn.Module = build_detector(cfg.model.get("student", cfg.model), pretrained=False).model
+    model: nn.Module = build_student(cfg.model, pretrained=False).model
     counts = load_strictly(model, args.weights)
     logger.info("%s: %s from %s", type(model).__name__, counts, args.weights)
     evaluate(cfg, model.to(cfg.train.device), more)

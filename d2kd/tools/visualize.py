@@ -40,7 +40,7 @@ from d2kd.checks import nearest
 from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.loading import build_detector
+from d2kd.loading import build_student
 from d2kd.matching import Detections, GroundTruth
 from d2kd.methods import MCDropout
 from d2kd.readers import get_reader
@@ -168,7 +168,7 @@ def load_detectors(args: argparse.Namespace, cfg: DictConfig, image_format: str)
     weights = args.weights or cfg.train.get("init_checkpoint")
     has_teacher = cfg.model.get("teacher") is not None
     if args.weights or (weights and not has_teacher):
-        model = build_detector(cfg.model.get("student", cfg.model), pretrained=False).model
+        model = build_student(cfg.model, pretrained=False).model
         print(f"{type(model).__name__}: {load_strictly(model, weights)} from {weights}")
         role = "student" if "student" in cfg.model else "detector"
         detectors.append(Detector(role, model, image_format))

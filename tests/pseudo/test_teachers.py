@@ -4,13 +4,14 @@ import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Instances, RotatedBoxes
 
 from d2kd.checkpoint import Checkpointer
 from d2kd.data.manifest import Image
 from d2kd.pseudo.fingerprint import fingerprint
 from d2kd.pseudo.label import _load
 from d2kd.pseudo.teachers import LabelTeacher, class_names
-from tests import toys
+from tests import toys, vitdet
 from tests.pseudo import pictures
 
 NAMES = ["ant", "bee", "cat"]
@@ -158,7 +159,7 @@ LAZY = """
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from tests import toys
+from tests import toys, vitdet
 
 model = L(toys.retinanet)()
 {dataloader}
@@ -262,3 +263,38 @@ def test_boxes_that_are_not_finite_raise():
 def test_divisibility_is_from_the_backbone():
     model = pictures.detector()
     assert teacher(model).divisibility == model.backbone.size_divisibility > 1
+
+
+def test_the_test_size_fits_into_the_square_of_the_detector(tmp_path):
+    made = teacher(vitdet.rcnn())
+    assert (made.min_size_test, made.max_size_test) == (64, 64)
+    folder = pictures.folder(tmp_path / "images", 1, sizes=[(96, 128)])
+    ((_, _, pixels),) = _load(iter([(0, Image(1, str(folder / "00.png"), 0, 0))]), made, 0)
+    assert tuple(pixels.shape) == (3, 48, 64)
+    smaller = teacher(vitdet.rcnn(), min_size_test=32, max_size_test=48)
+    assert (smaller.min_size_test, smaller.max_size_test) == (32, 48)
+
+
+def test_an_image_larger_than_the_square_is_seen_as_a_whole():
+    torch.manual_seed(0)
+    model = vitdet.rcnn().eval()
+    pixels = PIXELS.repeat(1, 2, 2)  # (3, 128, 192)
+    smaller = torch.nn.functional.interpolate(
+        pixels[None].float(), size=(43, 64), mode="bilinear", antialias=True
+    )
+    made = teacher(model, min_size_test=0, score_floor=0.1)
+    (found,) = made([IMAGE], [pixels])
+    with torch.no_grad():
+        (output,) = model([{"image": smaller[0], "height": 128, "width": 192}])
+    assert len(found.scores) > 0
+    np.testing.assert_allclose(found.boxes, output["instances"].pred_boxes.tensor, atol=1e-4)
+    assert found.boxes[:, 2].max() > 64
+
+
+def test_rotated_boxes_of_a_detector_are_refused():
+    found = Instances((64, 96), scores=torch.ones(1), pred_classes=torch.zeros(1))
+    found.pred_boxes = RotatedBoxes(torch.tensor([[32.0, 32, 8, 8, 45]]))
+    made = teacher()
+    made.model.forward = lambda _inputs: [{"instances": found}]
+    with pytest.raises(ValueError, match=r"upright boxes .* found boxes of 5 numbers in a\.png"):
+        made([IMAGE], [PIXELS])

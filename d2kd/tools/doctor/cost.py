@@ -22,7 +22,7 @@ from torch import nn
 from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.engine import Trainer, TrainLoader
-from d2kd.loading import build_detector
+from d2kd.loading import build_student
 from d2kd.tools.benchmark.setting import ALONE, DISTILLED, build_trainers, clear_schedules, settle
 
 from .machine import total_memory
@@ -60,7 +60,7 @@ def check_cost(report: Report, cfg: DictConfig, *, distill: bool, loaded: bool, 
         text = f"{len(batch)} images of up to {size[0]} x {size[1]} pixels with {boxes} boxes"
         report.ok("batch", f"{text}, loaded in {seconds:.2f} s by one process")
         with report.check(ALONE), EventStorage():
-            student = build_detector(cfg.model.get("student", cfg.model)).model
+            student = build_student(cfg.model).model
             costs[ALONE] = _measure(report, cfg, student, ALONE, batch, loaded)
             del student
         gc.collect()

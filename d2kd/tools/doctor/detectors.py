@@ -12,7 +12,7 @@ from torch import nn
 
 from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.inherit import inherit_weights
-from d2kd.loading import build_detector, zoo_weights
+from d2kd.loading import build_detector, build_student, zoo_weights
 from d2kd.methods import Method
 from d2kd.methods.base import LevelPair
 from d2kd.readers import Reader, get_reader
@@ -51,7 +51,9 @@ def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
                 + (f"weights from {weights}" if weights else "weights=None, so they are random"),
             )
             return reader, True
-        model = build_detector(node.model, pretrained=weights is None).model
+        model = build_detector(
+            node.model, pretrained=weights is None, setup=node.get("setup")
+        ).model
         reader = get_reader(model)
         if weights is None:
             fits = True
@@ -73,7 +75,7 @@ def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     """
     reader, loaded = None, False
     with report.check("student"):
-        model = build_detector(cfg.model.get("student", cfg.model)).model
+        model = build_student(cfg.model).model
         try:
             reader = get_reader(model)
         except TypeError:
