@@ -422,8 +422,9 @@ def test_configs_that_come_with_d2kd_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(pseudo_label, "launch", lambda run, args: given.append(args.config_file))
     monkeypatch.chdir(tmp_path)
     pseudo_label.main(["--config-file", "experiments/pseudo/labels_fog.py"])
-    assert Path(given[0]).read_text() == (
-        ROOT / "configs/experiments/pseudo/labels_fog.py"
-    ).read_text()
+    assert (
+        Path(given[0]).read_text()
+        == (ROOT / "configs/experiments/pseudo/labels_fog.py").read_text()
+    )
     with pytest.raises(FileNotFoundError, match="labels_fog"):
         pseudo_label.main(["experiments/pseudo/label_fog.py"])
