@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
@@ -84,6 +85,34 @@ def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
     lines = (tmp_path / "killed" / "metrics.json").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     assert {"loss_distill_fgd", "distill/fgd/ratio", "distill/fgd/relation"} <= set(steps[0])
+
+
+def test_average_is_evaluated_saved_and_resumed_exactly(config, tmp_path, monkeypatch):
+    opts = ["train.ema.decay=0.9", "train.best_metric=bbox/AP", "train.eval_period=2"]
+    opts.append(f"train.init_checkpoint={config.parent / 'teacher.pth'}")
+    run(config, tmp_path / "whole", *opts)
+    step = Trainer.run_step
+
+    def killed(self):
+        if self.iter == 4:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "run_step", killed)
+        run(config, tmp_path / "killed", *opts)
+    run(config, tmp_path / "killed", *opts, resume=True)
+
+    def weights(folder: str, name: str) -> dict[str, torch.Tensor]:
+        return torch.load(tmp_path / folder / f"{name}.pth", weights_only=True)["model"]
+
+    student = LazyConfig.load("configs/demo/student.py").model
+    for name in ("final", "best", "ema_final", "ema_best"):
+        whole, resumed = (weights(folder, f"student_{name}") for folder in ("whole", "killed"))
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole), name
+        train_net.instantiate(student).load_state_dict(whole)  # a plain student: strictly
+    last = json.loads((tmp_path / "whole" / "metrics.json").read_text().splitlines()[-1])
+    assert {"bbox/AP", "ema/bbox/AP"} <= set(last)
 
 
 def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):
