@@ -32,6 +32,7 @@ from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, lau
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
 from d2kd.ranks import on_main_process
+from d2kd.readers import get_reader
 from d2kd.resume import RunRecord, first_step, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 from d2kd.student_files import BestStudent, FinalStudent
@@ -73,15 +74,18 @@ def do_train(args, cfg, dataset=None):
         folder=cfg.train.output_dir,
     )
     ema = EMA(student, cfg.train.ema.decay) if cfg.train.ema.decay else None
+    mean_teacher = build_mean_teacher(cfg, distiller, ema)
+    batches = loader if mean_teacher is None else mean_teacher.label_batches(loader)
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             RunRecord(cfg.train.max_iter, training_classes(cfg)),
-            ExactResume(loader, period, cfg.train.seed),
+            ExactResume(batches, period, cfg.train.seed),
             ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
             ema,
+            mean_teacher,
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
             if comm.is_main_process()
             else None,
@@ -103,6 +107,20 @@ def do_train(args, cfg, dataset=None):
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
     trainer.train(start, cfg.train.max_iter)
+
+
+def build_mean_teacher(cfg, distiller, ema):
+    """The hook of `train.mean_teacher`, or None."""
+    if not cfg.train.mean_teacher:
+        return None
+    if distiller is None:
+        raise ValueError(
+            "model: expected a Distiller, which masks the losses where the labels of "
+            "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
+        )
+    mean_teacher = instantiate(cfg.train.mean_teacher)
+    mean_teacher.connect(distiller.student, ema, get_reader(distiller.student).num_classes)
+    return mean_teacher
 
 
 def evaluate_students(cfg, model, ema):

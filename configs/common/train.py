@@ -25,6 +25,9 @@ train = dict(
     # in the log) and saved in the checkpoints. The end of the run also writes `student_final.pth`
     # and `student_ema_final.pth`, which hold the weights of one detector alone.
     ema=dict(decay=0.0),
+    # [d2kd] L(d2kd.pseudo.MeanTeacher)(burn_in=...) labels images by this average while the student
+    # trains; None for no such teacher. docs/pseudo.md explains it.
+    mean_teacher=None,
     # [d2kd] Metric of the evaluator, such as "bbox/AP". Whenever an evaluation gives its largest
     # value so far, the student is saved as `student_best.pth`, and its average as
     # `student_ema_best.pth` by its own metric. "": neither is saved.

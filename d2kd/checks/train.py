@@ -51,6 +51,14 @@ def _metric(field: str, value: Any) -> None:
         raise ValueError(f"{field}: expected a metric such as 'bbox/AP' or '', found {value!r}.")
 
 
+def _node(field: str, value: Any) -> None:
+    if value is not None and (isinstance(value, str) or "_target_" not in value):
+        raise ValueError(
+            f"{field}: expected L(MeanTeacher)(burn_in=...) or None, found {value!r}. A command "
+            f"line can change its fields, such as {field}.burn_in=1000."
+        )
+
+
 def _device(field: str, value: Any) -> None:
     try:
         kind = torch.device(value).type if isinstance(value, str) else "none"
@@ -74,6 +82,7 @@ _TRAIN: dict[str, Callable[[str, Any], Any]] = {
     "amp.enabled": check_flag,
     "amp.dtype": lambda field, value: check_choice(field, value, ("float16", "bfloat16")),
     "ema.decay": _number(below=1),
+    "mean_teacher": _node,
     "best_metric": _metric,
     "teacher_check.images": _whole(0),
     "teacher_check.min_ap": _number(most=100),

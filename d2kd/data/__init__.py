@@ -6,6 +6,7 @@
     images.py       which files are images, and their sizes
     crowdhuman.py   CrowdHuman
     demo.py         the built-in demo set (demo_images.py draws it)
+    views.py        a weak and a strong view of each image
     partial.py      images with pseudo labels, with labels of some classes only, or without labels
     augment.py      strong augmentations that Detectron2 does not have
 
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
         random_subset,
         register_class_subset,
     )
+    from .views import TwoViewMapper, relabel
 
 __all__ = [
     "PartialMapper",
     "RandomBlur",
     "RandomErase",
+    "TwoViewMapper",
     "exclude_images",
     "load_class_subset",
     "load_unlabeled",
@@ -48,6 +51,7 @@ __all__ = [
     "register_demo",
     "register_folder",
     "register_folders",
+    "relabel",
 ]
 
 _MODULES = {
@@ -64,6 +68,7 @@ _MODULES = {
         "random_subset",
         "register_class_subset",
     ),
+    "views": ("TwoViewMapper", "relabel"),
 }
 
 

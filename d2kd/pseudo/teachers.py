@@ -23,7 +23,7 @@ from ..values import check_number
 from .fingerprint import fingerprint
 from .thresholds import ThresholdRule
 
-__all__ = ["LabelTeacher", "class_names"]
+__all__ = ["LabelTeacher", "class_names", "set_output_limits"]
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class LabelTeacher(FrozenDetector):
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
         _check_classes(self.model, self.classes)
-        _set_output_limits(self.model, score_floor, max_detections)
+        set_output_limits(self.model, score_floor, max_detections)
         if dtype and isinstance(self.model, DenseDetector):
             self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)
@@ -232,7 +232,7 @@ def _check_classes(model: nn.Module, classes: Sequence[str]) -> None:
             return
 
 
-def _set_output_limits(model: nn.Module, score_floor: float, max_detections: int) -> None:
+def set_output_limits(model: nn.Module, score_floor: float, max_detections: int) -> None:
     """Make a detector return all boxes above the floor. Architectures keep this setting in
     different modules."""
     known = False
