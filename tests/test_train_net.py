@@ -40,6 +40,30 @@ dataloader.train.dataset.names = dataloader.test.dataset.names = "toy_boxes"
 dataloader.train.total_batch_size = dataloader.test.batch_size = 2
 """
 
+ONLINE = """
+from d2kd.data import TwoViewMapper, random_subset
+from d2kd.pseudo import DistributionThresholds, MeanTeacher
+
+dataloader.train.dataset = L(random_subset)(
+    dataset=dataloader.train.dataset, share=0.5, rest="unlabeled"
+)
+dataloader.train.mapper = L(TwoViewMapper)(
+    is_train=True,
+    augmentations=[],
+    strong=dataloader.train.mapper.augmentations,
+    image_format="RGB",
+)
+train.init_checkpoint = model.teacher.weights
+train.ema = dict(decay=0.9)
+train.mean_teacher = L(MeanTeacher)(
+    burn_in=1,
+    thresholds=L(DistributionThresholds)(objects_per_image=1),
+    refit_period=1,
+    window=2,
+    log_period=1,
+)
+"""
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
@@ -113,6 +137,41 @@ def test_average_is_evaluated_saved_and_resumed_exactly(config, tmp_path, monkey
         train_net.instantiate(student).load_state_dict(whole)  # a plain student: strictly
     last = json.loads((tmp_path / "whole" / "metrics.json").read_text().splitlines()[-1])
     assert {"bbox/AP", "ema/bbox/AP"} <= set(last)
+
+
+@pytest.mark.slow
+def test_mean_teacher_resumes_exactly_beside_a_method(config, tmp_path, monkeypatch):
+    online = tmp_path / "online.py"
+    online.write_text(config.read_text() + ONLINE)
+    whole = run(online, tmp_path / "whole")
+    step = Trainer.run_step
+
+    def killed(self):
+        if self.iter == 4:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "run_step", killed)
+        run(online, tmp_path / "killed")
+    resumed = run(online, tmp_path / "killed", resume=True)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    averages = [
+        torch.load(tmp_path / folder / "student_ema_final.pth", weights_only=True)["model"]
+        for folder in ("whole", "killed")
+    ]
+    assert all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
+    lines = (tmp_path / "whole" / "metrics.json").read_text().splitlines()
+    resumed = [json.loads(line) for line in lines[3:]]
+    assert max(x.get("mean_teacher/boxes_per_image", 0) for x in resumed) > 0
+    assert any({"loss_distill_fgd", "mean_teacher/divergence"} <= set(x) for x in resumed)
+
+
+def test_mean_teacher_without_a_distiller_is_refused(config, tmp_path):
+    online = tmp_path / "online.py"
+    online.write_text(config.read_text() + ONLINE + "model = student.model\n")
+    with pytest.raises(ValueError, match="model: expected a Distiller, which masks the losses"):
+        run(online, tmp_path / "run")
 
 
 def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):

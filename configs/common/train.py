@@ -20,10 +20,10 @@ train = dict(
         enabled=False,
         dtype="float16",  # [d2kd] "float16", which scales the loss, or "bfloat16"
     ),
-    # [d2kd] Exponential moving average of the student's weights. `decay` is the largest share that it
-    # keeps in a step, such as 0.999; 0: no average. It is evaluated beside the student (`ema/bbox/AP`
-    # in the log) and saved in the checkpoints. The end of the run also writes `student_final.pth`
-    # and `student_ema_final.pth`, which hold the weights of one detector alone.
+    # [d2kd] Exponential moving average of the student's weights. `decay` is the largest share that
+    # it keeps in a step, such as 0.999; 0: no average. It is evaluated beside the student
+    # (`ema/bbox/AP` in the log) and saved in the checkpoints. The end of the run also writes
+    # `student_final.pth` and `student_ema_final.pth`, each with the weights of one detector alone.
     ema=dict(decay=0.0),
     # [d2kd] L(d2kd.pseudo.MeanTeacher)(burn_in=...) labels images by this average while the student
     # trains; None for no such teacher. docs/pseudo.md explains it.

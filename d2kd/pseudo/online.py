@@ -301,7 +301,7 @@ def _share_weights(model: nn.Module) -> Any:
     Its settings, such as the score threshold of its inference, are its own.
     """
     tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, tensors).eval()  # type: ignore[arg-type]
+    return copy.deepcopy(model, tensors).eval()
 
 
 def _nothing_known(num_classes: int) -> Targets:

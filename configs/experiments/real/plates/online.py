@@ -1,7 +1,7 @@
 """A mean teacher labels the images of the dash-cam while the student trains.
 
-Half of the images are of the source, the other half of the dash-cam without labels. For a start from
-labels made once, compare with adapted.py and set
+Half of the images are of the source, the other half of the dash-cam without labels. To start from
+labels made once, as in adapted.py, set
 
     dataloader.train.dataset.target = L(relabel)(images=L(load_pseudo_labels)(path=...))
 """
