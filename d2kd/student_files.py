@@ -57,7 +57,9 @@ class BestStudent(hooks.BestCheckpointer):
         super().__init__(eval_period, self, metric, file_prefix=name)
 
     def before_train(self) -> None:
-        if not self.trainer.start_iter or not self._path.is_file():
+        if not self.trainer.start_iter:  # of an earlier run in this folder
+            self._path.unlink(missing_ok=True)
+        if not self._path.is_file():
             return
         saved = read_checkpoint(str(self._path))
         # A file of a later step is replaced: the run was killed after it, and repeats that step.

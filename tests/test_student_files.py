@@ -62,6 +62,8 @@ def test_best_of_a_step_that_is_repeated_is_not_counted(tmp_path):
 
 
 def test_new_run_replaces_the_best_of_an_earlier_one(tmp_path):
-    run(tmp_path, [9.0])
+    run(tmp_path, [9.0, 9.0])
+    run(tmp_path, [float("nan")])  # without a best
+    assert not (tmp_path / "best.pth").exists()
     run(tmp_path, [1.0, 2.0])
     assert weight(tmp_path, "best") == 2

@@ -52,7 +52,7 @@ def _metric(field: str, value: Any) -> None:
 
 
 def _node(field: str, value: Any) -> None:
-    if value is not None and (isinstance(value, str) or "_target_" not in value):
+    if value is not None and not (isinstance(value, DictConfig) and "_target_" in value):
         raise ValueError(
             f"{field}: expected L(MeanTeacher)(burn_in=...) or None, found {value!r}. A command "
             f"line can change its fields, such as {field}.burn_in=1000."

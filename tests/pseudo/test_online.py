@@ -7,6 +7,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from d2kd import Distiller
 from d2kd.data.manifest import Image
 from d2kd.ema import EMA
 from d2kd.matching import Detections, GroundTruth
@@ -156,6 +157,37 @@ def test_labels_equal_those_that_are_made_once():
     )
     assert x["instances"].gt_classes.tolist() == labels.classes[~labels.ignore].tolist()
     torch.testing.assert_close(x["ignore_boxes"], torch.tensor(labels.boxes[labels.ignore]))
+
+
+DETECTORS = {
+    "RetinaNet": toys.retinanet,
+    "FCOS": toys.fcos,
+    "Faster R-CNN": toys.rcnn,
+    "Mask R-CNN": lambda: toys.rcnn(mask=True),
+    "Cascade R-CNN": toys.cascade,
+    **{name: lambda name=name: toys.point(name) for name in ("ATSS", "GFL", "AutoAssign")},
+    "DDOD": lambda: toys.point("DDOD", assigner="atss"),
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_labels_and_learns_from_its_labels(name):
+    torch.manual_seed(0)
+    distiller = Distiller(student=DETECTORS[name]())
+    student, classes = distiller.student, distiller._reader.num_classes
+    hook = MeanTeacher(0, thresholds=FixedThresholds(0.001, 0.0005), score_floor=0.0)
+    hook.connect(student, EMA(student, 0.9), classes)
+    hook.trainer = SimpleNamespace(iter=0, amp_dtype=None)
+    batch = toys.batch()
+    batch[1].update(annotated_classes=[], instances=batch[1]["instances"][:0])
+    for x in batch:
+        x.update(weak_image=x["image"], ignore_boxes=torch.zeros(0, 4))
+    labeled = next(iter(hook.label_batches(lambda step, seed: [batch])(0, 0)))
+    assert "annotated_classes" not in labeled[1] and len(labeled[1]["instances"])
+    with EventStorage():
+        losses = distiller.train()(labeled)
+    assert all(torch.isfinite(x) for x in losses.values())
+    sum(losses.values()).backward()
 
 
 def test_adaptive_thresholds_are_fitted_on_the_latest_images():
