@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .values import check_number
@@ -85,6 +86,16 @@ class EMA(HookBase):
     def _copy_others(self) -> None:
         for own, current in self._copied:
             own.copy_(current)
+
+    def synchronize(self) -> None:
+        """Give all processes the buffers of the first one: of the detector and of its average.
+
+        Each process has its own statistics of batch norms, and a checkpoint holds those of the
+        first process only. Where the average labels images, a resumed run needs equal ones.
+        """
+        if comm.get_world_size() > 1:
+            for buffer in (*self._detector.buffers(), *self.model.buffers()):
+                torch.distributed.broadcast(buffer, 0)
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {n: own for n, (own, _) in zip(self._averaged, self._pairs, strict=True)}

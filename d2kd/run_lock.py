@@ -59,8 +59,8 @@ def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     """Give what a finished run left a second place, so that a new run replaces nothing.
 
     `model_final.pth`, `student*.pth` and `config.yaml` also become files of `previous_1`,
-    `previous_2`, ... in the folder. They stay where they are until the new run replaces them, because it may start from
-    them.
+    `previous_2`, ... in the folder. They stay where they are until the new run replaces them,
+    because it may start from them.
 
     Args:
         folder: `train.output_dir` of a training that does not resume. URLs are not looked at.

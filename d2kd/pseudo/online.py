@@ -138,6 +138,7 @@ class MeanTeacher(HookBase):
         """A loader like the given one, in whose batches the teacher has labeled the images."""
 
         def labeled(step: int, seed: int) -> Iterator[list[dict]]:
+            self._ema.synchronize()  # here, because a resumed run does so at the same step
             return map(self._label, loader(step, seed))
 
         return labeled
