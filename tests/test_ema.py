@@ -64,6 +64,27 @@ def test_average_of_another_detector_is_refused():
         ema.load_state_dict({"updates": 1, "tensors": {"other": torch.zeros(1)}})
 
 
+def synchronized(rank: int, folder: str) -> None:
+    """One of two processes, whose buffers differ."""
+    file = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=file, rank=rank, world_size=2)
+    model = Line()
+    ema = EMA(model, 0.9)
+    model.count.fill_(rank + 5)
+    ema.model.count.fill_(rank + 7)
+    ema.synchronize()
+    torch.save([model.count, ema.model.count], f"{folder}/{rank}.pth")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_processes_get_the_buffers_of_the_first(tmp_path):
+    torch.multiprocessing.spawn(synchronized, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        counts = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        assert [int(x) for x in counts] == [5, 7]
+
+
 @pytest.mark.parametrize("decay", [0, 1, -0.1])
 def test_decay_outside_its_range_is_refused(decay):
     with pytest.raises(ValueError, match=r"train.ema.decay: expected a number > 0 and < 1"):
