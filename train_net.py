@@ -27,13 +27,16 @@ from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.commands import call, parse_arguments
 from d2kd.config import check_config, config_path, load_config
 from d2kd.data import register_all
+from d2kd.ema import EMA
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
+from d2kd.readers import get_reader
 from d2kd.resume import RunRecord, first_step, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
+from d2kd.student_files import BestStudent, FinalStudent
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
@@ -58,6 +61,7 @@ def do_train(args, cfg, dataset=None):
     cfg.optimizer.params.model = model
     optimizer = build_optimizer(cfg.optimizer)
     distiller = model if isinstance(model, Distiller) else None
+    student = model if distiller is None else distiller.student
     cpu = {} if cfg.train.device.startswith("cuda") else {"device_ids": None}
     model = create_ddp_model(model, **cfg.train.ddp, **cpu)
 
@@ -71,18 +75,24 @@ def do_train(args, cfg, dataset=None):
         gather_period=cfg.train.log_period,
         folder=cfg.train.output_dir,
     )
+    ema = EMA(student, cfg.train.ema.decay) if cfg.train.ema.decay else None
+    mean_teacher = build_mean_teacher(cfg, distiller, ema)
+    batches = loader if mean_teacher is None else mean_teacher.label_batches(loader)
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             RunRecord(cfg.train.max_iter, training_classes(cfg)),
-            ExactResume(loader, period, cfg.train.seed),
+            ExactResume(batches, period, cfg.train.seed),
             ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            ema,
+            mean_teacher,
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer)
             if comm.is_main_process()
             else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_students(cfg, model, ema)),
+            *(student_files(cfg, student, ema) if comm.is_main_process() else []),
             hooks.PeriodicWriter(
                 default_writers(cfg.train.output_dir, cfg.train.max_iter),
                 period=cfg.train.log_period,
@@ -99,6 +109,45 @@ def do_train(args, cfg, dataset=None):
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
     trainer.train(start, cfg.train.max_iter)
+
+
+def build_mean_teacher(cfg, distiller, ema):
+    """The hook of `train.mean_teacher`, or None."""
+    if not cfg.train.mean_teacher:
+        return None
+    if distiller is None:
+        raise ValueError(
+            "model: expected a Distiller, which masks the losses where the labels of "
+            "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
+        )
+    mean_teacher = instantiate(cfg.train.mean_teacher)
+    mean_teacher.connect(distiller.student, ema, get_reader(distiller.student).num_classes)
+    return mean_teacher
+
+
+def evaluate_students(cfg, model, ema):
+    """The student's results and, under "ema", the results of its average."""
+    if ema is None:
+        return evaluate(cfg, model)
+    logger.info("Evaluate the average of the student's weights (ema)")
+    averaged = evaluate(cfg, ema.model)
+    logger.info("Evaluate the student")
+    return {**evaluate(cfg, model), "ema": averaged}
+
+
+def student_files(cfg, student, ema):
+    """Hooks that save the student and its average alone, without methods and optimizer."""
+    students = {"student": ("", student)}
+    if ema is not None:
+        students["student_ema"] = ("ema/", ema.model)
+    folder, metric = cfg.train.output_dir, cfg.train.best_metric
+    for name, (prefix, detector) in students.items():
+        if ema is not None or metric:
+            yield FinalStudent(detector, folder, f"{name}_final")
+        if metric:
+            yield BestStudent(
+                detector, folder, f"{name}_best", prefix + metric, cfg.train.eval_period
+            )
 
 
 def build_optimizer(node):

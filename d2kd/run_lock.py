@@ -58,9 +58,9 @@ def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool 
 def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     """Give what a finished run left a second place, so that a new run replaces nothing.
 
-    `model_final.pth` and `config.yaml` also become files of `previous_1`, `previous_2`, ... in the
-    folder. They stay where they are until the new run replaces them, because it may start from
-    them.
+    `model_final.pth`, `student*.pth` and `config.yaml` also become files of `previous_1`,
+    `previous_2`, ... in the folder. They stay where they are until the new run replaces them,
+    because it may start from them.
 
     Args:
         folder: `train.output_dir` of a training that does not resume. URLs are not looked at.
@@ -74,18 +74,19 @@ def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     kept = next(p for i in itertools.count(1) if not (p := path / f"previous_{i}").exists())
     half = Path(tempfile.mkdtemp(prefix=".previous_", dir=path))
     half.chmod(path.stat().st_mode)
-    final, config = path / "model_final.pth", path / "config.yaml"
-    try:
-        # A second name of the same file. Checkpoints are replaced, never written over.
-        os.link(final.resolve(), half / final.name)
-    except OSError:  # a file system without hard links
-        shutil.copy2(final, half / final.name)
+    config = path / "config.yaml"
+    for weights in (path / "model_final.pth", *sorted(path.glob("student*.pth"))):
+        try:
+            # A second name of the same file. Checkpoints are replaced, never written over.
+            os.link(weights.resolve(), half / weights.name)
+        except OSError:  # a file system without hard links
+            shutil.copy2(weights, half / weights.name)
     if config.exists():
         shutil.copy2(config, half / config.name)  # Detectron2 writes over it
     os.rename(half, kept)
     logger.warning(
         "train.output_dir %s has a finished run, and this is a new one. The earlier "
-        "model_final.pth and config.yaml are kept in %s. Delete that folder if you do not need it.",
+        "weights and config.yaml are kept in %s. Delete that folder if you do not need it.",
         folder,
         kept.name,
     )

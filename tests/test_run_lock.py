@@ -100,12 +100,15 @@ def test_what_a_finished_run_left_is_kept(tmp_path, monkeypatch, links):
         (tmp_path / "new").write_text(f"weights {i}")
         (tmp_path / "new").rename(tmp_path / "model_final.pth")  # as checkpoints are written
         (tmp_path / "config.yaml").write_text(f"config {i}")
+        (tmp_path / "new").write_text(f"average {i}")
+        (tmp_path / "new").rename(tmp_path / "student_ema_final.pth")
         assert keep_finished_run(tmp_path) == tmp_path / f"previous_{i}"
         assert (tmp_path / "model_final.pth").exists()  # the new run may start from it
     for i in (1, 2):
         kept = tmp_path / f"previous_{i}"
         assert (kept / "model_final.pth").read_text() == f"weights {i}"
         assert (kept / "config.yaml").read_text() == f"config {i}"
+        assert (kept / "student_ema_final.pth").read_text() == f"average {i}"
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == set()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import LazyConfig
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
@@ -37,6 +38,30 @@ train.log_period = 1
 train.checkpointer.period = 3
 dataloader.train.dataset.names = dataloader.test.dataset.names = "toy_boxes"
 dataloader.train.total_batch_size = dataloader.test.batch_size = 2
+"""
+
+ONLINE = """
+from d2kd.data import TwoViewMapper, random_subset
+from d2kd.pseudo import DistributionThresholds, MeanTeacher
+
+dataloader.train.dataset = L(random_subset)(
+    dataset=dataloader.train.dataset, share=0.5, rest="unlabeled"
+)
+dataloader.train.mapper = L(TwoViewMapper)(
+    is_train=True,
+    augmentations=[],
+    strong=dataloader.train.mapper.augmentations,
+    image_format="RGB",
+)
+train.init_checkpoint = model.teacher.weights
+train.ema = dict(decay=0.9)
+train.mean_teacher = L(MeanTeacher)(
+    burn_in=1,
+    thresholds=L(DistributionThresholds)(objects_per_image=1),
+    refit_period=1,
+    window=2,
+    log_period=1,
+)
 """
 
 
@@ -84,6 +109,69 @@ def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
     lines = (tmp_path / "killed" / "metrics.json").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     assert {"loss_distill_fgd", "distill/fgd/ratio", "distill/fgd/relation"} <= set(steps[0])
+
+
+def test_average_is_evaluated_saved_and_resumed_exactly(config, tmp_path, monkeypatch):
+    opts = ["train.ema.decay=0.9", "train.best_metric=bbox/AP", "train.eval_period=2"]
+    opts.append(f"train.init_checkpoint={config.parent / 'teacher.pth'}")
+    run(config, tmp_path / "whole", *opts)
+    step = Trainer.run_step
+
+    def killed(self):
+        if self.iter == 4:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "run_step", killed)
+        run(config, tmp_path / "killed", *opts)
+    run(config, tmp_path / "killed", *opts, resume=True)
+
+    def weights(folder: str, name: str) -> dict[str, torch.Tensor]:
+        return torch.load(tmp_path / folder / f"{name}.pth", weights_only=True)["model"]
+
+    student = LazyConfig.load("configs/demo/student.py").model
+    for name in ("final", "best", "ema_final", "ema_best"):
+        whole, resumed = (weights(folder, f"student_{name}") for folder in ("whole", "killed"))
+        assert all(torch.equal(whole[k], resumed[k]) for k in whole), name
+        train_net.instantiate(student).load_state_dict(whole)  # a plain student: strictly
+    last = json.loads((tmp_path / "whole" / "metrics.json").read_text().splitlines()[-1])
+    assert {"bbox/AP", "ema/bbox/AP"} <= set(last)
+
+
+@pytest.mark.slow
+def test_mean_teacher_resumes_exactly_beside_a_method(config, tmp_path, monkeypatch):
+    online = tmp_path / "online.py"
+    online.write_text(config.read_text() + ONLINE)
+    whole = run(online, tmp_path / "whole")
+    step = Trainer.run_step
+
+    def killed(self):
+        if self.iter == 4:
+            raise KeyboardInterrupt
+        step(self)
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Trainer, "run_step", killed)
+        run(online, tmp_path / "killed")
+    resumed = run(online, tmp_path / "killed", resume=True)
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+    averages = [
+        torch.load(tmp_path / folder / "student_ema_final.pth", weights_only=True)["model"]
+        for folder in ("whole", "killed")
+    ]
+    assert all(torch.equal(averages[0][k], averages[1][k]) for k in averages[0])
+    lines = (tmp_path / "whole" / "metrics.json").read_text().splitlines()
+    resumed = [json.loads(line) for line in lines[3:]]
+    assert max(x.get("mean_teacher/boxes_per_image", 0) for x in resumed) > 0
+    assert any({"loss_distill_fgd", "mean_teacher/divergence"} <= set(x) for x in resumed)
+
+
+def test_mean_teacher_without_a_distiller_is_refused(config, tmp_path):
+    online = tmp_path / "online.py"
+    online.write_text(config.read_text() + ONLINE + "model = student.model\n")
+    with pytest.raises(ValueError, match="model: expected a Distiller, which masks the losses"):
+        run(online, tmp_path / "run")
 
 
 def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):

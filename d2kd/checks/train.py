@@ -46,6 +46,19 @@ def _text_or_none(field: str, value: Any) -> None:
         raise ValueError(f"{field}: expected a path, a URL or '' for none, found {value!r}.")
 
 
+def _metric(field: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{field}: expected a metric such as 'bbox/AP' or '', found {value!r}.")
+
+
+def _node(field: str, value: Any) -> None:
+    if value is not None and not (isinstance(value, DictConfig) and "_target_" in value):
+        raise ValueError(
+            f"{field}: expected L(MeanTeacher)(burn_in=...) or None, found {value!r}. A command "
+            f"line can change its fields, such as {field}.burn_in=1000."
+        )
+
+
 def _device(field: str, value: Any) -> None:
     try:
         kind = torch.device(value).type if isinstance(value, str) else "none"
@@ -68,6 +81,9 @@ _TRAIN: dict[str, Callable[[str, Any], Any]] = {
     "clip_grad_norm": _number(),
     "amp.enabled": check_flag,
     "amp.dtype": lambda field, value: check_choice(field, value, ("float16", "bfloat16")),
+    "ema.decay": _number(below=1),
+    "mean_teacher": _node,
+    "best_metric": _metric,
     "teacher_check.images": _whole(0),
     "teacher_check.min_ap": _number(most=100),
     "checkpointer.period": _whole(1),

@@ -6,6 +6,7 @@
     images.py       which files are images, and their sizes
     crowdhuman.py   CrowdHuman
     demo.py         the built-in demo set (demo_images.py draws it)
+    views.py        a weak and a strong view of each image
     partial.py      images with pseudo labels, with labels of some classes only, or without labels
     two_sizes.py    one view of an image at the sizes of student and teacher
     augment.py      strong augmentations that Detectron2 does not have
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
         register_class_subset,
     )
     from .two_sizes import TwoSizeMapper
+    from .views import TwoViewMapper, relabel
 
 __all__ = [
     "PartialMapper",
     "RandomBlur",
     "RandomErase",
     "TwoSizeMapper",
+    "TwoViewMapper",
     "exclude_images",
     "load_class_subset",
     "load_unlabeled",
@@ -51,6 +54,7 @@ __all__ = [
     "register_demo",
     "register_folder",
     "register_folders",
+    "relabel",
 ]
 
 _MODULES = {
@@ -68,6 +72,7 @@ _MODULES = {
         "register_class_subset",
     ),
     "two_sizes": ("TwoSizeMapper",),
+    "views": ("TwoViewMapper", "relabel"),
 }
 
 

@@ -1,6 +1,6 @@
 """Pseudo labels: teachers label images, and a student trains on the labels.
 
-The steps, in the order in which `d2kd.pseudo.pipeline` runs them:
+The steps, in the order in which `d2kd.pseudo.pipeline` runs them, and the mean teacher:
 
     data/manifest.py   list the images
     job.py             the `labels` of a config: images, teachers and how to label; checked
@@ -13,6 +13,8 @@ The steps, in the order in which `d2kd.pseudo.pipeline` runs them:
     fuse.py            fuse the boxes of several teachers
     coco.py            write the labels, and load them for training
     provenance.py      record what the labels were made from, and verify it
+    online.py          a mean teacher, which labels while the student trains
+    collapse.py        notice when it leads its student astray
     quality/           report how good the labels are
 
 docs/pseudo.md is the guide. Configs need only the names that are exported here.
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 from .coco import load_pseudo_labels
 from .fuse import Fusion
+from .online import MeanTeacher
 from .teachers import LabelTeacher
 from .thresholds import (
     DistributionThresholds,
@@ -36,6 +39,7 @@ __all__ = [
     "FixedThresholds",
     "Fusion",
     "LabelTeacher",
+    "MeanTeacher",
     "MixtureThresholds",
     "load_pseudo_labels",
 ]

@@ -24,7 +24,7 @@ from ..values import check_number
 from .fingerprint import fingerprint
 from .thresholds import ThresholdRule
 
-__all__ = ["LabelTeacher", "class_names"]
+__all__ = ["LabelTeacher", "class_names", "set_output_limits"]
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +120,7 @@ class LabelTeacher(FrozenDetector):
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
         _check_classes(self.model, self.classes)
-        # Detectors with queries fail if they are asked for more than they have.
-        queries = getattr(self.model, "num_queries", max_detections)
-        limit = min(max_detections, queries * len(self.classes))
-        _set_output_limits(self.model, score_floor, limit)
+        set_output_limits(self.model, score_floor, max_detections)
         if dtype and isinstance(self.model, DenseDetector):
             self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)
@@ -257,10 +254,14 @@ def _check_classes(model: nn.Module, classes: Sequence[str]) -> None:
             return
 
 
-def _set_output_limits(model: nn.Module, score_floor: float, max_detections: int) -> None:
+def set_output_limits(model: nn.Module, score_floor: float, max_detections: int) -> None:
     """Make a detector return all boxes above the floor. Architectures keep this setting in
     different modules."""
     known = False
+    if hasattr(model, "num_queries"):
+        # Detectors with queries fail if they are asked for more boxes than they have.
+        classes = getattr(model, "num_classes", 1)
+        max_detections = min(max_detections, model.num_queries * classes)
     for module in model.modules():
         if hasattr(module, "test_score_thresh"):
             setattr(module, "test_score_thresh", score_floor)  # noqa: B010, not a tensor or module

@@ -1,0 +1,43 @@
+"""A mean teacher labels the images of the dash-cam while the student trains.
+
+Half of the images are of the source, the other half of the dash-cam without labels. To start from
+labels made once, as in adapted.py, set
+
+    dataloader.train.dataset.target = L(relabel)(images=L(load_pseudo_labels)(path=...))
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+
+from d2kd import Distiller
+from d2kd.data import RandomBlur, RandomErase, TwoViewMapper, load_unlabeled, mix
+from d2kd.pseudo import FixedThresholds, Fusion, MeanTeacher
+
+from .common import SOURCE, images
+from .source import dataloader, lr_multiplier, optimizer, train
+from .source import model as student
+
+model = L(Distiller)(student=student, input_format="RGB")
+
+dataloader.train.dataset = L(mix)(
+    source=images(SOURCE), target=L(load_unlabeled)(name="plates_ro_train"), shares=[1, 1]
+)
+# The last two augmentations of the source change the brightness and the contrast.
+*geometry, brightness, contrast = dataloader.train.mapper.augmentations
+dataloader.train.mapper = L(TwoViewMapper)(
+    is_train=True,
+    augmentations=geometry,
+    strong=[
+        brightness,
+        contrast,
+        L(T.RandomApply)(tfm_or_aug=L(RandomBlur)(sigma_min=0.1, sigma_max=1.5), prob=0.3),
+        L(T.RandomApply)(tfm_or_aug=L(RandomErase)(count=2, area_max=0.05), prob=0.5),
+    ],
+    image_format="RGB",
+)
+
+train.ema = dict(decay=0.999)
+train.mean_teacher = L(MeanTeacher)(
+    burn_in=600, thresholds=L(FixedThresholds)(high=0.5, low=0.3), fusion=L(Fusion)()
+)
+train.output_dir = "output/real/plates/online"

@@ -1,0 +1,381 @@
+"""A mean teacher: the average of the student labels images while the student trains.
+
+The steps of Mean Teacher (arXiv 1703.01780) for detectors, as in Unbiased Teacher (2102.09480):
+
+1. For `burn_in` steps, the student trains on the labels that there are.
+2. From then on, in each batch, its average finds the objects in the weak view of each image that
+   lacks labels. Thresholds and fusion turn them into labels as `d2kd label` does.
+3. The student trains on the strong views. `train.ema` averages its weights after each step.
+
+Ours: the low threshold and its regions to ignore; images that lack the labels of some classes only;
+thresholds that are fitted again while the student trains; the warnings of `d2kd.pseudo.collapse`.
+
+Shapes: K classes of the student, M labels of one image.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.engine import HookBase
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ..ema import EMA
+from ..matching import Detections, GroundTruth
+from ..partial_labels import mask_partial_labels
+from ..targets import Targets
+from ..values import check_number
+from .coco import MIN_SIDE, is_kept
+from .collapse import CollapseWatch, agreement, divergence
+from .fuse import Fusion, Labels
+from .teachers import set_output_limits
+from .thresholds import FBetaThresholds, FixedThresholds, ThresholdRule, Thresholds
+
+__all__ = ["MeanTeacher"]
+
+logger = logging.getLogger(__name__)
+
+Loader = Callable[[int, int], Iterable[list[dict]]]
+
+
+class MeanTeacher(HookBase):
+    """Labels images by the average of the student, while the student trains. See the module.
+
+    An image lacks labels if its "annotated_classes" are not all classes, as in images of
+    `load_unlabeled` and `random_subset(rest="unlabeled")`. The teacher labels the classes that are
+    missing. Of an image that `d2kd.data.relabel` has marked, it replaces all labels. Images in
+    which all boxes lie between the two thresholds keep the labels that they had.
+
+    Set it as `train.mean_teacher`. It needs `train.ema.decay`, a `Distiller`, with or without
+    methods, and `d2kd.data.TwoViewMapper` in `dataloader.train`.
+
+    Args:
+        burn_in: steps before the teacher begins to label. 0 suits a student that starts from a
+            checkpoint of a trained one (`train.init_checkpoint`).
+        thresholds: see `d2kd.pseudo.thresholds`. Default: fixed ones of 0.7 and 0.3. Others are
+            fitted again every `refit_period` steps. Those that need labeled images take the ones of
+            the batches. The student trains on these, so that thresholds fitted on them are low.
+        fusion: conflicts between classes, and the weight of a label, see `Fusion`.
+        refit_period: steps between two fits.
+        window: fits use the detections in this many of the latest images.
+        score_floor, max_detections: see `LabelTeacher`.
+        log_period: steps between two records of the measurements, which also cost one more
+            inference of the student.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        burn_in: int,
+        *,
+        thresholds: ThresholdRule | None = None,
+        fusion: Fusion | None = None,
+        refit_period: int = 100,
+        window: int = 500,
+        score_floor: float = 0.05,
+        max_detections: int = 300,
+        log_period: int = 20,
+    ):
+        check_number("train.mean_teacher.burn_in", burn_in, whole=True)
+        check_number("train.mean_teacher.score_floor", score_floor, below=1)
+        for name, value in dict(
+            refit_period=refit_period,
+            window=window,
+            max_detections=max_detections,
+            log_period=log_period,
+        ).items():
+            check_number(f"train.mean_teacher.{name}", value, least=1, whole=True)
+        self.burn_in = burn_in
+        self.rule: Any = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
+        self.fusion = Fusion() if fusion is None else fusion
+        self.refit_period, self.log_period = refit_period, log_period
+        self.score_floor, self.max_detections = score_floor, max_detections
+        self.thresholds: Thresholds | None = None
+        self._found: deque[Detections] = deque(maxlen=window)
+        self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
+        self._objects, self._labeled_images = 0, 0
+        self._boxes, self._ignored, self._images = 0, 0, 0
+        self._last: tuple[list[Tensor], list[Detections]] = ([], [])
+        self._watch = CollapseWatch()
+
+    def connect(self, student: nn.Module, ema: EMA | None, num_classes: int) -> None:
+        """Give it the detector that is trained, and its average.
+
+        Args:
+            student: the student of a distiller, on its device.
+            num_classes: K.
+
+        Raises:
+            TypeError: the losses of this kind of detector cannot be masked.
+            ValueError: there is no average.
+        """
+        if ema is None:
+            raise ValueError(
+                "train.ema.decay: expected a decay, because train.mean_teacher labels by the "
+                "average of the student, found 0. Set train.ema=dict(decay=0.999)."
+            )
+        with mask_partial_labels(student, _nothing_known(num_classes)):
+            pass  # refuses a detector whose losses cannot be masked
+        self.num_classes = num_classes
+        self._ema = ema
+        self._student = student
+        self._inference = _share_weights(student)
+        self._teacher = _share_weights(ema.model)
+        for model in (self._inference, self._teacher):
+            set_output_limits(model, self.score_floor, self.max_detections)
+
+    def label_batches(self, loader: Loader) -> Loader:
+        """A loader like the given one, in whose batches the teacher has labeled the images."""
+
+        def labeled(step: int, seed: int) -> Iterator[list[dict]]:
+            self._ema.synchronize()  # here, because a resumed run does so at the same step
+            return map(self._label, loader(step, seed))
+
+        return labeled
+
+    # One batch
+
+    def _label(self, batch: list[dict]) -> list[dict]:
+        batch = [dict(x) for x in batch]
+        weak = [_take_weak_view(x) for x in batch]
+        missing = np.stack([self._missing(x) for x in batch])  # (N, K)
+        for x, lacks in zip(batch, missing, strict=True):
+            if not lacks.any():
+                self._objects += len(x["instances"])
+                self._labeled_images += 1
+        if self.trainer.iter < self.burn_in:
+            return batch
+        unlabeled = [i for i, lacks in enumerate(missing) if lacks.any()]
+        labeled = [i for i, lacks in enumerate(missing) if not lacks.any()]
+        searched = unlabeled + (labeled if getattr(self.rule, "needs_truths", False) else [])
+        found = dict(
+            zip(searched, self._detect(self._teacher, [weak[i] for i in searched]), strict=True)
+        )
+        self._fit(
+            [found[i] for i in unlabeled],
+            [(found[i], _truth(batch[i])) for i in labeled if i in found],
+        )
+        if self.thresholds is None:
+            return batch
+        self._last = [weak[i] for i in unlabeled], [found[i] for i in unlabeled]
+        for i in unlabeled:
+            own = found[i][missing[i][found[i].classes]]
+            size = weak[i].shape[-2:]
+            labels = self.fusion([own], missing[i][None], [self.thresholds], size)
+            labels = _without_slivers(labels)
+            self._images += 1
+            self._boxes += int((~labels.ignore).sum())
+            self._ignored += int(labels.ignore.sum())
+            if is_kept(labels):
+                batch[i] = _with_labels(batch[i], labels)
+        return batch
+
+    def _missing(self, x: dict) -> np.ndarray:
+        """(K,) bool, the classes that an image lacks labels of."""
+        missing = np.zeros(self.num_classes, dtype=bool)
+        if x.get("relabel"):
+            missing[:] = True
+        elif x.get("annotated_classes") is not None:
+            missing[:] = True
+            missing[list(x["annotated_classes"])] = False
+        return missing
+
+    @torch.no_grad()
+    def _detect(self, model: Any, images: Sequence[Tensor]) -> list[Detections]:
+        if not images:
+            return []
+        inputs = [{"image": x, "height": x.shape[1], "width": x.shape[2]} for x in images]
+        device = next(model.parameters()).device.type
+        dtype = getattr(self.trainer, "amp_dtype", None)
+        try:
+            with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+                outputs = model(inputs)
+        except AssertionError as e:  # raised by Boxes.clip
+            if "NaN" not in str(e):
+                raise
+            raise FloatingPointError(
+                f"iteration {self.trainer.iter}: expected finite boxes of the mean teacher, found "
+                f"NaN or infinite ones. The training diverged. Lower optimizer.lr, or lengthen the "
+                f"warm-up."
+            ) from e
+        return [_detections(y["instances"]) for y in outputs]
+
+    def _fit(self, found: list[Detections], known: list[tuple[Detections, GroundTruth]]) -> None:
+        """Keep the detections, and fit the thresholds if it is time to."""
+        if isinstance(self.rule, FixedThresholds):
+            if self.thresholds is None:
+                self.thresholds = self._fitted([], None)
+            return
+        # All processes fit on the same images, so that they use the same thresholds.
+        for more_found, more_known in comm.all_gather((found, known)):
+            self._found.extend(more_found)
+            self._known.extend(more_known)
+        if self.thresholds is not None and self.trainer.iter % self.refit_period:
+            return
+        detections, truths = list(self._found), [truth for _, truth in self._known]
+        if isinstance(self.rule, FBetaThresholds):
+            detections = [own for own, _ in self._known]
+        if not detections or (self.rule.needs_truths and not truths):
+            return
+        try:
+            self.thresholds = self._fitted(detections, truths or None)
+        except ValueError as e:  # for example, no box is correct yet
+            logger.warning("mean teacher: step %d: no new thresholds. %s", self.trainer.iter, e)
+
+    def _fitted(
+        self, detections: Sequence[Detections], truths: Sequence[GroundTruth] | None
+    ) -> Thresholds:
+        return self.rule.fit(detections, truths, np.ones(self.num_classes, dtype=bool))
+
+    # What it logs
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.log_period or not self._images:
+            return
+        if comm.is_main_process():
+            self._record()
+        self._boxes = self._ignored = self._images = 0
+
+    def _record(self) -> None:
+        assert self.thresholds is not None
+        boxes = self._boxes / self._images
+        objects = self._objects / self._labeled_images if self._labeled_images else None
+        weak, found = self._last
+        agrees = agreement(found, self._detect(self._inference, weak), self.thresholds)
+        apart = divergence(self._ema.model.parameters(), self._student.parameters())
+        scalars = {
+            "boxes_per_image": boxes,
+            "ignored_per_image": self._ignored / self._images,
+            "high_threshold": float(self.thresholds.high.mean()),
+            "divergence": apart,
+        }
+        if agrees is not None:
+            scalars["agreement"] = agrees
+        self.trainer.storage.put_scalars(
+            **{f"mean_teacher/{name}": value for name, value in scalars.items()}
+        )
+        self._watch.check(
+            self.trainer.iter, boxes=boxes, objects=objects, agreement=agrees, divergence=apart
+        )
+
+    # Exact resume
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "objects": self._objects,
+            "labeled_images": self._labeled_images,
+            "found": [_arrays(d) for d in self._found],
+            "known": [
+                {**_arrays(d), "true_boxes": _tensor(t.boxes), "true_classes": _tensor(t.classes)}
+                for d, t in self._known
+            ],
+        }
+        if self.thresholds is not None:
+            state["thresholds"] = {n: _tensor(getattr(self.thresholds, n)) for n in ("high", "low")}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._objects, self._labeled_images = state_dict["objects"], state_dict["labeled_images"]
+        self._found.extend(_from_arrays(row) for row in state_dict["found"])
+        self._known.extend(
+            (_from_arrays(x), GroundTruth(x["true_boxes"].numpy(), x["true_classes"].numpy()))
+            for x in state_dict["known"]
+        )
+        if "thresholds" in state_dict and not isinstance(self.rule, FixedThresholds):
+            saved = state_dict["thresholds"]
+            self.thresholds = Thresholds(saved["high"].numpy(), saved["low"].numpy())
+
+
+def _share_weights(model: nn.Module) -> Any:
+    """A copy in evaluation mode that has the same tensors, so that it changes with the model.
+
+    Its settings, such as the score threshold of its inference, are its own.
+    """
+    tensors = {id(x): x for x in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, tensors).eval()
+
+
+def _nothing_known(num_classes: int) -> Targets:
+    """Targets of an image without labels."""
+    none = torch.zeros(1, 0)
+    return Targets(
+        boxes=torch.zeros(1, 0, 4),
+        classes=none.long(),
+        valid=none.bool(),
+        sizes=torch.ones(1, 2),
+        counts=(0,),
+        annotated=torch.zeros(1, num_classes, dtype=torch.bool),
+    )
+
+
+def _take_weak_view(x: dict) -> Tensor:
+    if "weak_image" not in x:
+        raise ValueError(
+            f"dataloader.train.mapper: expected d2kd.data.TwoViewMapper, whose weak view "
+            f"train.mean_teacher labels, found inputs with {', '.join(sorted(x))}."
+        )
+    return x.pop("weak_image")
+
+
+def _truth(x: dict) -> GroundTruth:
+    instances = x["instances"]
+    return GroundTruth(instances.gt_boxes.tensor.double().numpy(), instances.gt_classes.numpy())
+
+
+def _detections(instances: Instances) -> Detections:
+    found = Detections(
+        boxes=instances.pred_boxes.tensor.float().cpu().numpy(),
+        scores=instances.scores.float().cpu().numpy(),
+        classes=instances.pred_classes.cpu().numpy().astype(np.int64),
+    )
+    return found[np.argsort(-found.scores, kind="stable")]
+
+
+def _without_slivers(labels: Labels) -> Labels:
+    """Without boxes that have a side below `MIN_SIDE`, as in labels that are made once."""
+    kept = (labels.boxes[:, 2:] - labels.boxes[:, :2] >= MIN_SIDE).all(1)
+    return Labels(**{name: value[kept] for name, value in vars(labels).items()})
+
+
+def _with_labels(x: dict, labels: Labels) -> dict:
+    """An input of the student with the teacher's labels of the classes that were missing.
+
+    Masks and keypoints are left out, because the teacher's labels are boxes.
+    """
+    old = x["instances"][:0] if x.get("relabel") else x["instances"]
+    regions = torch.as_tensor(labels.boxes[labels.ignore])
+    if not x.get("relabel") and "ignore_boxes" in x:
+        regions = torch.cat([x["ignore_boxes"], regions])
+    objects = ~labels.ignore
+    boxes = torch.as_tensor(labels.boxes[objects])
+    instances = Instances(old.image_size)
+    instances.gt_boxes = Boxes(torch.cat([old.gt_boxes.tensor, boxes]))
+    instances.gt_classes = torch.cat([old.gt_classes, torch.as_tensor(labels.classes[objects])])
+    weights = torch.as_tensor(labels.weights[objects])
+    if old.has("gt_weights") or (weights != 1).any():
+        own = old.gt_weights if old.has("gt_weights") else torch.ones(len(old))
+        instances.gt_weights = torch.cat([own, weights])
+    rest = {k: v for k, v in x.items() if k != "annotated_classes"}
+    return {**rest, "instances": instances, "ignore_boxes": regions}
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.tensor(array)
+
+
+def _arrays(found: Detections) -> dict[str, Tensor]:
+    return {name: _tensor(getattr(found, name)) for name in ("boxes", "scores", "classes")}
+
+
+def _from_arrays(row: dict[str, Tensor]) -> Detections:
+    return Detections(**{n: row[n].numpy() for n in ("boxes", "scores", "classes")})

@@ -1,0 +1,72 @@
+"""Files that hold the student alone: after the last step, and where it was best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from detectron2.engine import HookBase, hooks
+from torch import nn
+
+from .checkpoint import Checkpointer
+from .checkpoint.reading import read_checkpoint
+
+__all__ = ["BestStudent", "FinalStudent"]
+
+
+class _StudentFile(Checkpointer):
+    """A `Checkpointer` of weights alone. `--resume` never starts from its files."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+class FinalStudent(HookBase):
+    """Saves a student as <folder>/<name>.pth after the last step.
+
+    Args:
+        student: the detector, without methods.
+        folder: where to save it.
+        name: of the file, without its suffix.
+    """
+
+    def __init__(self, student: nn.Module, folder: str, name: str):
+        self._file = _StudentFile(student, folder)
+        self._name = name
+
+    def after_train(self) -> None:
+        if self.trainer.iter == self.trainer.max_iter:  # false after an error
+            self._file.save(self._name)
+
+
+class BestStudent(hooks.BestCheckpointer):
+    """Saves a student as <folder>/<name>.pth whenever an evaluation gives its best metric so far.
+
+    Detectron2's hook forgets the best metric when a run resumes. Here, the file keeps it.
+
+    Args:
+        student: the detector, without methods.
+        folder: where to save it.
+        name: of the file, without its suffix.
+        metric: its name in the log, such as "bbox/AP". Larger is better.
+        eval_period: steps between evaluations; 0: at the end only.
+    """
+
+    def __init__(self, student: nn.Module, folder: str, name: str, metric: str, eval_period: int):
+        self._file, self._path = _StudentFile(student, folder), Path(folder, f"{name}.pth")
+        super().__init__(eval_period, self, metric, file_prefix=name)
+
+    def before_train(self) -> None:
+        if not self.trainer.start_iter:  # of an earlier run in this folder
+            self._path.unlink(missing_ok=True)
+        if not self._path.is_file():
+            return
+        saved = read_checkpoint(str(self._path))
+        # A file of a later step is replaced: the run was killed after it, and repeats that step.
+        if saved.get("iteration", self.trainer.start_iter) < self.trainer.start_iter:
+            self.best_metric, self.best_iter = saved["metric"], saved["iteration"]
+
+    def save(self, name: str, **state: Any) -> None:
+        """Detectron2's hook calls this as a method of its checkpointer."""
+        metric, _ = self.trainer.storage.latest()[self._val_metric]
+        self._file.save(name, metric=float(metric), **state)
