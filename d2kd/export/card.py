@@ -45,7 +45,8 @@ def metrics_of_run(folder: Path) -> dict[str, float]:
     Args:
         folder: of the run, where the checkpoint is.
     """
-    path, last = folder / "metrics.json", {}
+    path = folder / "metrics.json"
+    last: dict[str, Any] = {}
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             line = json.loads(text)

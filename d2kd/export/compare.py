@@ -11,7 +11,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["BOX_TOLERANCE", "SCORE_TOLERANCE", "Agreement", "check_agreement", "compare", "sizes_of"]
+__all__ = [
+    "BOX_TOLERANCE",
+    "SCORE_TOLERANCE",
+    "Agreement",
+    "check_agreement",
+    "compare",
+    "sizes_of",
+]
 
 BOX_TOLERANCE = 0.1  # pixels, of each coordinate
 SCORE_TOLERANCE = 0.001

@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog
 from omegaconf import DictConfig, OmegaConf
@@ -34,17 +35,15 @@ def write_int8(path: Path, images: Iterable[Tensor], output: Path) -> None:
         images: calibration images, uint8 (3, H, W), of any sizes.
         output: the new file.
     """
-    quantization = require("onnxruntime.quantization")
+    quantization: Any = require("onnxruntime.quantization")
     shapes = require("onnxruntime.quantization.shape_inference")
     onnx = require("onnx")
 
     class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self.images: Iterator[Tensor] = iter(images)
+        inputs = ({"image": image.numpy()} for image in images)
 
         def get_next(self) -> dict | None:
-            image = next(self.images, None)
-            return None if image is None else {"image": image.numpy()}
+            return next(self.inputs, None)
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = str(Path(folder, "prepared.onnx"))

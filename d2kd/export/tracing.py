@@ -144,9 +144,10 @@ def _register_deformable_convolution() -> None:
     from torch.onnx import register_custom_op_symbolic, symbolic_helper
 
     @symbolic_helper.parse_args(*"vvvvviiiiiiiib")
-    def deform_conv2d(g, x, weight, offset, mask, bias, *numbers):
-        *strides_to_dilations, groups, offset_groups, use_mask = numbers
-        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = strides_to_dilations
+    def deform_conv2d(
+        g, x, weight, offset, mask, bias,
+        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, offset_groups, use_mask,
+    ):  # fmt: skip
         return g.op(
             "DeformConv",
             *(x, weight, offset, bias),

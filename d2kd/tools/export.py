@@ -51,12 +51,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, required=True, help="the new folder")
     add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
     add("--images", nargs="+", metavar="PATH",
-        help="files or folders for the comparison; default: from the config's test set")  # fmt: skip
+        help="files or folders to compare on; default: from the config's test set")  # fmt: skip
     add("--count", type=int, default=3, help="number of these images; default: 3")
     add("--classes", nargs="+", help="default: the zoo's, or those of the config's test set")
     add("--ap", type=float, help="box AP in percent for the card; default: from metrics.json")
     add("--int8", action="store_true",
-        help="also write an int8 ONNX file, and measure the AP of both on the test set")  # fmt: skip
+        help="also write an int8 ONNX file, and measure both on the test set")  # fmt: skip
     add("--calibration", nargs="+", metavar="PATH",
         help="files or folders for --int8; default: from the config's training set")  # fmt: skip
     add("--calibration-count", type=int, default=100, help="number of these images; default: 100")
