@@ -49,6 +49,8 @@ setup(
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
         # backbones that Detectron2 and torchvision do not have; `d2kd weights` writes safetensors
         "timm": ["timm>=1.0", "safetensors>=0.3"],
+        # `d2kd export` to ONNX: onnx writes the file, onnxruntime checks it and makes it int8
+        "export": ["onnx>=1.15", "onnxruntime>=1.17"],
         "dev": [
             "pytest>=7",
             "hypothesis>=6.100",
@@ -62,6 +64,8 @@ setup(
             "nbformat>=5",
             "nbclient>=0.8",
             "ipykernel>=6",
+            "onnx>=1.15",
+            "onnxruntime>=1.17",
         ],
     },
     classifiers=[

@@ -34,6 +34,8 @@ COMMANDS = {
     "compare": Command("compare", "train several configs with several seeds, and compare them"),
     "benchmark": Command("benchmark", "measure the time and the memory that distillation costs"),
     "visualize": Command("visualize", "draw detections, attention, key regions and uncertainty"),
+    "predict": Command("predict", "detect on images: pictures with boxes, and a COCO file"),
+    "export": Command("export", "write a student as Detectron2, TorchScript and ONNX files"),
     "doctor": Command("doctor", "check whether this machine and a config will work"),
 }
 

@@ -46,6 +46,8 @@ def test_help_lists_each_command_with_its_line(capsys):
         "compare",
         "benchmark",
         "visualize",
+        "predict",
+        "export",
         "doctor",
     ]:
         (line,) = [line for line in lines if line.split()[:1] == [name]]

@@ -294,9 +294,14 @@ class PointDetector(DenseDetector):
         # Keep the best locations of each level. The score threshold comes later.
         chosen, start = [], 0
         for level in rank.split(locations.counts, 1):
-            k = min(self.test_topk_candidates, level.shape[1])
+            count = level.shape[1]
+            # In tracing, the count is a tensor, and min() would make a constant of it.
+            if isinstance(count, Tensor):
+                k = count.clamp(max=self.test_topk_candidates)
+            else:
+                k = min(self.test_topk_candidates, count)
             chosen.append(level.topk(k)[1] + start)
-            start += level.shape[1]
+            start += count
         results = []
         for i, (best, size) in enumerate(
             zip(torch.cat(chosen, 1), images.image_sizes, strict=True)

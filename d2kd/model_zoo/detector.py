@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..loading import FrozenDetector, load_detector_config
 from .recipes import get_config_file
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "student_node"]
 
 
 class Detector(FrozenDetector):
@@ -71,7 +71,7 @@ class Detector(FrozenDetector):
             )
         # The order is the test mapper's. FrozenDetector on its own would not know it of a node.
         super().__init__(
-            _student_node(cfg), os.fspath(weights), input_format=mapper.get("image_format")
+            student_node(cfg), os.fspath(weights), input_format=mapper.get("image_format")
         )
         self.augmentations = T.AugmentationList(
             [instantiate(node) for node in mapper.augmentations]
@@ -131,7 +131,7 @@ class Detector(FrozenDetector):
         return output["instances"].to("cpu")
 
 
-def _student_node(cfg: DictConfig) -> DictConfig:
+def student_node(cfg: DictConfig) -> DictConfig:
     """The node of the detector, or of a distiller's student."""
     node = cfg.model.get("student", cfg.model)
-    return _student_node(load_detector_config(node)) if isinstance(node, str) else node
+    return student_node(load_detector_config(node)) if isinstance(node, str) else node

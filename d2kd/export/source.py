@@ -1,0 +1,111 @@
+"""The detector to export or to run: by its name in the model zoo, or by config and checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig, OmegaConf
+
+from ..data import register_all
+from ..loading import load_detector_config
+from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
+from ..readers import get_reader
+
+__all__ = ["Source", "find_images", "open_source"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+class Source(NamedTuple):
+    """A trained detector and where it comes from.
+
+    Attributes:
+        name: of the student in the zoo, or the path of the config.
+        detector: the student, with the names of its classes.
+        cfg: its LazyConfig; it can be a distiller's.
+        weights: file of its weights.
+        entry: row of the model zoo's table; None for a config and checkpoint of your own.
+    """
+
+    name: str
+    detector: Detector
+    cfg: DictConfig
+    weights: str
+    entry: Entry | None
+
+
+def open_source(
+    name: str,
+    weights: str | os.PathLike | None = None,
+    *,
+    classes: Sequence[str] = (),
+    device: str | None = None,
+) -> Source:
+    """Load a student.
+
+    Args:
+        name: of a student in the zoo, or a config: a path, or the name of one of d2kd's.
+        weights: a checkpoint for a config, see `Detector`.
+        classes: names of the classes. Default: the zoo's; else those of the config's test set,
+            where it is registered; else their numbers.
+        device: default: the GPU if there is one, else the CPU.
+
+    Raises:
+        FileNotFoundError: the config or the checkpoint does not exist.
+        ValueError: the weights are missing or do not fit, or the number of classes is another one.
+    """
+    entry = None
+    if name in list_detectors() and weights is None:
+        entry = find_entry(name)
+        detector = get_detector(name, device=device)
+        config, weights = get_config_file(entry.config), entry.path
+    elif weights is None:
+        raise ValueError(
+            f"expected the name of a student in the model zoo ({', '.join(list_detectors())}), or "
+            f"a config with --weights, found {name!r} without --weights."
+        )
+    else:
+        detector = Detector(name, weights, device=device)
+        config = name if os.path.isfile(name) else get_config_file(name.removeprefix("configs/"))
+    cfg = load_detector_config(config)
+    count = get_reader(detector.model).num_classes
+    names = tuple(classes) or (entry.classes if entry else _classes_of_test_set(cfg, count))
+    if len(names) != count:
+        raise ValueError(
+            f"--classes: expected the names of the {count} classes of {name}, found "
+            f"{len(names)}: {', '.join(names)}."
+        )
+    detector.classes = names
+    return Source(name, detector, cfg, os.fspath(weights), entry)
+
+
+def _classes_of_test_set(cfg: DictConfig, count: int) -> tuple[str, ...]:
+    register_all()
+    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
+    name = names if isinstance(names, str) or not names else names[0]
+    found = MetadataCatalog.get(name).get("thing_classes", None) if name else None
+    return tuple(found) if found and len(found) == count else tuple(map(str, range(count)))
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """Files of images: the given ones, and those in given folders, by name.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += [x for x in sorted(path.iterdir()) if x.suffix.lower() in SUFFIXES]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"expected an image or a folder of images, found no '{path}'.")
+    if not found:
+        raise ValueError(f"expected images, found none in {', '.join(map(str, paths))}.")
+    return found

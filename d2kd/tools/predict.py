@@ -1,0 +1,131 @@
+"""Detect objects on images: pictures with boxes, and one file in COCO's format with scores.
+
+The output folder gets predictions.json and a picture for each image. The file has images,
+categories (class index + 1) and annotations. Each annotation also has its score.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
+    import sys
+
+    from d2kd.commands import run_tool
+
+    sys.exit(run_tool("predict", "d2kd predict", sys.argv[1:]))
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata
+from detectron2.data.detection_utils import read_image
+from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.visualizer import Visualizer
+
+from d2kd.commands import add_debug
+from d2kd.export import open_source
+from d2kd.export.source import find_images
+from d2kd.files import write_file, write_json
+from d2kd.progress import track
+
+__all__ = ["main"]
+
+EXAMPLES = """\
+examples:
+  d2kd predict deep_pcb_small --images photos/ --output output/found
+  d2kd predict my_student.py --weights my_student.pth --images a.jpg b.jpg --output output/found
+"""
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="d2kd predict",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("config", help="a name in d2kd's model zoo, or a LazyConfig of a detector or a distiller")
+    add("--weights", help="checkpoint of the student or of the distiller, for a config")
+    add("--images", nargs="+", metavar="PATH", required=True, help="files or folders")
+    add("--output", type=Path, required=True, help="folder for the pictures and predictions.json")
+    add("--threshold", type=float, default=0.3, help="least score of a detection; default: 0.3")
+    add("--classes", nargs="+", help="default: the zoo's, or those of the config's test set")
+    add("--device", help="default: the GPU if there is one, else the CPU")
+    add("--no-pictures", action="store_true", help="write predictions.json only")
+    add_debug(parser)
+    return parser.parse_args(argv)
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """(h, w, 3) uint8, RGB, turned as the file's EXIF says.
+
+    Raises:
+        ValueError: the file is no image.
+    """
+    try:
+        return read_image(str(path), format="RGB")
+    except Exception as error:  # whatever the image library raises
+        raise ValueError(
+            f"expected an image that can be read at '{path}', found {type(error).__name__}: {error}"
+        ) from error
+
+
+def draw(pixels: np.ndarray, found: Instances, metadata: Metadata, output: Path) -> None:
+    """Write a copy of a picture with its detections, as Detectron2's own demo draws them."""
+    drawn = Visualizer(pixels, metadata).draw_instance_predictions(found).get_image()
+    written, content = cv2.imencode(output.suffix, drawn[..., ::-1])
+    if not written:
+        raise OSError(f"{output}: expected to write a picture, found that OpenCV cannot.")
+    write_file(output, content.tobytes())
+
+
+def to_annotations(found: Instances, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """Detections of an image as COCO's annotations with "score"; boxes in pixels of the picture."""
+    boxes: Boxes = found.pred_boxes
+    xywh = BoxMode.convert(boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    return [
+        {
+            "id": first_id + i,
+            "image_id": image_id,
+            "category_id": label + 1,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+            "score": score,
+        }
+        for i, (box, label, score) in enumerate(
+            zip(xywh, found.pred_classes.tolist(), found.scores.tolist(), strict=True)
+        )
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    paths = find_images(args.images)
+    detector = open_source(
+        args.config, args.weights, classes=args.classes or (), device=args.device
+    ).detector
+    args.output.mkdir(parents=True, exist_ok=True)
+    # Not in Detectron2's catalog: names there must be unique.
+    metadata = Metadata(name="predictions", thing_classes=list(detector.classes))
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, path in enumerate(track(paths, len(paths), "images")):
+        pixels = read_pixels(path)
+        found = detector(pixels, image_format="RGB")
+        found = found[found.scores >= args.threshold]
+        height, width = found.image_size
+        images.append(dict(id=image_id, file_name=str(path), height=height, width=width))
+        annotations += to_annotations(found, image_id, len(annotations) + 1)
+        if not args.no_pictures:
+            # Numbers keep pictures of the same name in two folders apart.
+            draw(pixels, found, metadata, args.output / f"{image_id:05d}_{path.stem}.jpg")
+    categories = [dict(id=i + 1, name=name) for i, name in enumerate(detector.classes)]
+    content = dict(images=images, annotations=annotations, categories=categories)
+    write_json(args.output / "predictions.json", content)
+    print(f"{len(annotations)} detections on {len(images)} images, written to {args.output}")
+    return 0

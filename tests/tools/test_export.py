@@ -1,0 +1,203 @@
+"""`d2kd export`: the folder that it writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from d2kd.export import OnnxDetector, run
+from d2kd.export.card import metrics_of_run
+from d2kd.model_zoo import Detector
+from d2kd.tools import export
+from tests import toys
+from tests.export.conftest import onnx
+from tests.model_zoo.test_detector import DISTILLED
+
+__all__ = ["onnx"]  # a fixture
+
+EVALUATION = """
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator
+
+test = dataloader["test"]
+dataloader["test"] = L(build_detection_test_loader)(num_workers=0, **test)
+dataloader["evaluator"] = L(COCOEvaluator)(dataset_name="never_registered", max_dets_per_image=100)
+"""
+
+PLAIN = ["--formats", "detectron2", "safetensors"]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "picture.png"), pixels)
+    return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def arguments(zoo, picture, tmp_path):
+    argv = ["toy/student.py", "--weights", str(zoo / "toy/student.pth")]
+    return [*argv, "--images", str(picture), "--output", str(tmp_path / "out")]
+
+
+def test_all_files_with_their_checks(arguments, onnx, trained, picture, tmp_path, capsys):
+    assert export.main([*arguments, "--classes", "cat", "dog", "cow", "--ap", "31.25"]) == 0
+    folder = tmp_path / "out"
+    names = {"config.yaml", "model.pth", "model.safetensors", "model.ts", "model.onnx"}
+    assert {x.name for x in folder.iterdir()} == names | {"README.md", "model_card.json"}
+    card = json.loads((folder / "model_card.json").read_text())
+    assert card["files"].keys() == names
+    for name in names:
+        content = (folder / name).read_bytes()
+        assert card["files"][name]["sha256"] == hashlib.sha256(content).hexdigest()
+        assert card["files"][name]["bytes"] == len(content)
+    for name in ("model.ts", "model.onnx"):
+        check = card["files"][name]["check"]
+        assert check["images"] == 3 and check["detections"] > 3 and check["unmatched"] == 0
+    assert card["metrics"]["AP"] == 31.25 and card["classes"] == ["cat", "dog", "cow"]
+    assert card["input"]["channels"] == "RGB"
+    (resize,) = card["input"]["resized_for_evaluation"]
+    assert resize == {"class": resize["class"], "short_edge_length": 96, "max_size": 128}
+    text = (folder / "README.md").read_text()
+    assert "31.2 (given)" in text or "31.2 on never_registered (given)" in text
+    assert "model.onnx: " in capsys.readouterr().out
+
+
+def test_the_lines_of_the_card_run(arguments, onnx, tmp_path, monkeypatch):
+    import onnxruntime
+
+    import d2kd
+
+    assert export.main(arguments) == 0
+    monkeypatch.chdir(tmp_path / "out")
+    pixels = cv2.imread(str(tmp_path / "picture.png"))
+    cv2.imwrite("image.jpg", cv2.resize(pixels, (128, 80)))  # the size of the config
+    results = []
+    for snippet in (tmp_path / "out/README.md").read_text().split("```python\n")[1:]:
+        names = {"cv2": cv2, "onnxruntime": onnxruntime, "torch": torch, "d2kd": d2kd}
+        exec(snippet.split("```")[0], names)
+        scores = torch.as_tensor(names["scores"])
+        assert len(scores) == len(names["boxes"]) == len(names["classes"]) > 0
+        results.append(scores)
+    assert len(results) == 3
+    for scores in results[1:]:
+        torch.testing.assert_close(scores, results[0], atol=1e-4, rtol=0)
+
+
+def test_detectron2_loads_config_and_checkpoint(arguments, trained, picture, tmp_path):
+    assert export.main([*arguments, *PLAIN]) == 0
+    folder = tmp_path / "out"
+    assert not (folder / "model.onnx").exists()
+    cfg = LazyConfig.load(str(folder / "config.yaml"))
+    assert cfg.train.init_checkpoint == "model.pth" and "train" not in cfg.dataloader
+    model = instantiate(cfg.model)
+    DetectionCheckpointer(model).load(str(folder / "model.pth"))
+    for key, value in trained.state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+    again = Detector(folder / "config.yaml", folder / "model.safetensors", device="cpu")
+    before = Detector(arguments[0], arguments[2], device="cpu")
+    assert torch.equal(again(picture).scores, before(picture).scores)
+
+
+def test_of_a_distiller_the_student_and_what_taught_it(arguments, zoo, trained, tmp_path):
+    from tests.model_zoo.conftest import CONFIG
+
+    (zoo / "toy/distill.py").write_text(CONFIG + DISTILLED)
+    extra = {"distillation.mimic.adapters.p3.weight": torch.zeros(8, 8, 1, 1)}
+    torch.save({"model": {**trained.state_dict(), **extra}}, zoo / "toy/model_final.pth")
+    lines = [
+        {"bbox/AP": 1.0, "iteration": 9},
+        {"total_loss": 2.0},
+        {"bbox/AP": 28.5, "bbox/APl": None},
+    ]
+    (zoo / "toy/metrics.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"bbox/AP": 9')
+    arguments[:3] = ["toy/distill.py", "--weights", str(zoo / "toy/model_final.pth")]
+    assert export.main([*arguments, *PLAIN]) == 0
+    card = json.loads((tmp_path / "out/model_card.json").read_text())
+    assert card["detector"] == "RetinaNet"
+    assert card["metrics"] == {
+        "AP": 28.5,
+        "from": "metrics.json of the run",
+        "data": ["never_registered"],
+    }
+    assert card["teacher"]["weights"] == "gone.pth" and "retinanet" in card["teacher"]["model"]
+    assert card["methods"]["mimic"]["class"].endswith("Mimic")
+    weights = torch.load(tmp_path / "out/model.pth", weights_only=True)["model"]
+    assert weights.keys() == trained.state_dict().keys()
+    cfg = LazyConfig.load(str(tmp_path / "out/config.yaml"))
+    assert "teacher" not in cfg.model and "methods" not in cfg.model
+
+
+def test_a_run_without_metrics(tmp_path):
+    assert metrics_of_run(tmp_path) == {}
+
+
+def test_int8_with_the_ap_of_both(arguments, onnx, zoo, tmp_path):
+    files = toys.coco_dataset(tmp_path / "images", n=3, classes=3)
+    register_coco_instances("never_registered", {}, *map(str, files))
+    with (zoo / "toy/student.py").open("a") as config:
+        config.write(EVALUATION)
+    try:
+        assert export.main([*arguments, "--formats", "onnx", "--int8"]) == 0
+    finally:
+        DatasetCatalog.remove("never_registered")
+        MetadataCatalog.remove("never_registered")
+    card = json.loads((tmp_path / "out/model_card.json").read_text())
+    accuracies = [card["files"][name]["AP"] for name in ("model.onnx", "model_int8.onnx")]
+    assert all(0 <= x <= 100 for x in accuracies)
+    written = onnx.load(str(tmp_path / "out/model_int8.onnx"))
+    int8 = [x for x in written.graph.initializer if x.data_type == onnx.TensorProto.INT8]
+    assert len(int8) > 10
+    detector = OnnxDetector(tmp_path / "out/model_int8.onnx")
+    assert detector.classes == ("0", "1", "2") and detector.input_format == "RGB"
+
+
+def test_a_file_that_differs_is_an_error_and_leaves_nothing(arguments, onnx, monkeypatch, tmp_path):
+    before = sorted(x.name for x in tmp_path.iterdir())
+    write = run.write_torchscript
+
+    def write_wrong(model, image, path):
+        model.test_score_thresh = 0.7
+        write(model, image, path)
+        model.test_score_thresh = 0.05
+
+    monkeypatch.setattr(run, "write_torchscript", write_wrong)
+    with pytest.raises(ValueError, match=r"model\.ts: expected the detections of the Detectron2"):
+        export.main(arguments)
+    assert sorted(x.name for x in tmp_path.iterdir()) == before
+
+
+def test_mistakes_are_named(arguments, zoo, tmp_path, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"--int8: expected the config's test set to be registered"
+    ):
+        export.main([*arguments, "--int8"])
+    given = arguments.index("--images")
+    bare = arguments[:given] + arguments[given + 2 :]
+    with pytest.raises(ValueError, match=r"--images: expected images, .* Add --images PATH"):
+        export.main(bare)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    with pytest.raises(
+        FileExistsError, match=r"--output: expected a new or an empty folder, found"
+    ):
+        export.main([*arguments, *PLAIN])
+
+
+def test_a_detector_that_finds_nothing_is_an_error(arguments, zoo, tmp_path):
+    model = toys.retinanet(input_format="RGB")  # random weights: all scores are low
+    torch.save({"model": model.state_dict()}, zoo / "toy/student.pth")
+    with pytest.raises(
+        ValueError, match=r"--images: expected a picture .* found no detection on 1"
+    ):
+        export.main([*arguments, "--formats", "torchscript"])
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,93 @@
+"""`d2kd predict`: pictures and a COCO file."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+
+from d2kd import model_zoo
+from d2kd.tools import predict
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two pictures of other sizes, and a text file between them."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, size in enumerate([(50, 80, 3), (64, 40, 3)]):
+        pixels = np.random.default_rng(i).integers(0, 256, size, dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), pixels)
+    (folder / "0.txt").write_text("no image")
+    return folder
+
+
+def run(images, output, *more: str) -> dict:
+    argv = ["toy_tiny", "--images", str(images), "--output", str(output), "--device", "cpu"]
+    assert predict.main([*argv, *more]) == 0
+    return json.loads((output / "predictions.json").read_text())
+
+
+def test_the_file_has_what_the_detector_finds(zoo, published, images, tmp_path, capsys):
+    found = run(images, tmp_path / "found", "--threshold", "0.4")
+    assert [(x["id"], x["height"], x["width"]) for x in found["images"]] == [
+        (0, 50, 80),
+        (1, 64, 40),
+    ]
+    assert found["categories"] == [
+        dict(id=i + 1, name=name) for i, name in enumerate(["cat", "dog", "cow"])
+    ]
+    detector = model_zoo.get_detector("toy_tiny", device="cpu")
+    for image in found["images"]:
+        expected = detector(image["file_name"])
+        expected = expected[expected.scores >= 0.4]
+        rows = [x for x in found["annotations"] if x["image_id"] == image["id"]]
+        assert len(rows) == len(expected) > 0
+        x, y, w, h = torch.tensor([row["bbox"] for row in rows]).unbind(1)
+        boxes = torch.stack([x, y, x + w, y + h], 1)
+        torch.testing.assert_close(boxes, expected.pred_boxes.tensor)
+        assert [x["category_id"] - 1 for x in rows] == expected.pred_classes.tolist()
+        assert [x["score"] for x in rows] == pytest.approx(expected.scores.tolist())
+    coco = COCO(str(tmp_path / "found/predictions.json"))
+    assert len(coco.getAnnIds()) == len(found["annotations"]) == len({*coco.getAnnIds()})
+
+
+def test_a_picture_for_each_image(zoo, published, images, tmp_path):
+    run(images, tmp_path / "found")
+    for name, original, size in [
+        ("00000_0.jpg", "0.png", (50, 80, 3)),
+        ("00001_1.jpg", "1.png", (64, 40, 3)),
+    ]:
+        drawn = cv2.imread(str(tmp_path / "found" / name))
+        assert drawn.shape == size
+        assert (drawn != cv2.imread(str(images / original))).any()
+    run(images, tmp_path / "bare", "--no-pictures")
+    assert [x.name for x in (tmp_path / "bare").iterdir()] == ["predictions.json"]
+
+
+def test_a_config_with_weights(zoo, images, tmp_path):
+    argv = ["toy/student.py", "--weights", str(zoo / "toy/student.pth"), "--images", str(images)]
+    argv += ["--output", str(tmp_path / "found"), "--no-pictures", "--device", "cpu"]
+    assert predict.main(argv) == 0
+    found = json.loads((tmp_path / "found/predictions.json").read_text())
+    assert [x["name"] for x in found["categories"]] == ["0", "1", "2"]  # no data set knows them
+
+
+def test_mistakes_are_named(zoo, published, images, tmp_path):
+    output = tmp_path / "found"
+    with pytest.raises(FileNotFoundError, match=r"expected an image or a folder .* no 'gone'"):
+        run("gone", output)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"expected images, found none in .*empty"):
+        run(tmp_path / "empty", output)
+    with pytest.raises(ValueError, match=r"expected an image that can be read at '.*0\.txt'"):
+        run(images / "0.txt", output)
+    with pytest.raises(ValueError, match=r"the names of the 3 classes of toy_tiny, found 1: cat"):
+        run(images, output, "--classes", "cat")
+    argv = ["toy/student.py", "--images", str(images), "--output", str(output)]
+    with pytest.raises(ValueError, match=r"zoo \(toy_tiny\), or a config .* without --weights"):
+        predict.main(argv)
