@@ -1,6 +1,7 @@
 """The mean teacher of online.py, which begins with the labels that labels.py made.
 
-Until the end of the burn-in, the student trains on these labels. Then its average labels the images.
+Until the end of the burn-in, the student trains on these labels. Then its average labels the
+images.
 """
 
 from detectron2.config import LazyCall as L
