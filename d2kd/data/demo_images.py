@@ -52,8 +52,9 @@ def load_material() -> tuple[np.ndarray, np.ndarray, dict[str, list[np.ndarray]]
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "The demo set needs scikit-learn and scikit-image: pip install d2kd[demo]"
-        ) from error
+            f"demo set: expected the packages scikit-learn and scikit-image, found no {error.name}. "
+            f"Run `pip install scikit-learn scikit-image`."
+        ) from None
     photos: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     for name in PHOTOS:
         photo = getattr(data, name)()

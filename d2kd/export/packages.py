@@ -19,6 +19,6 @@ def require(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         package = name.split(".")[0]
         raise ImportError(
-            f"export: expected the package {package}, found none. Run `pip install "
-            f"'d2kd[export]'`, or `pip install onnx onnxruntime`. (Missing: {error.name}.)"
+            f"export: expected the package {package}, found none. Run `pip install onnx "
+            f"onnxruntime`. (Missing: {error.name}.)"
         ) from None

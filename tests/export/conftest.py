@@ -38,6 +38,6 @@ def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def onnx():
-    """Skips the test where the packages of `pip install d2kd[export]` are absent."""
+    """Skips the test where onnx or onnxruntime is absent."""
     pytest.importorskip("onnxruntime", reason="needs pip install onnxruntime")
     return pytest.importorskip("onnx", reason="needs pip install onnx")
