@@ -52,8 +52,8 @@ def load_material() -> tuple[np.ndarray, np.ndarray, dict[str, list[np.ndarray]]
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            f"demo set: expected the packages scikit-learn and scikit-image, found no {error.name}. "
-            f"Run `pip install scikit-learn scikit-image`."
+            f"demo set: expected the packages scikit-learn and scikit-image, found no "
+            f"{error.name}. Run `pip install scikit-learn scikit-image`."
         ) from None
     photos: dict[str, list[np.ndarray]] = {"train": [], "val": []}
     for name in PHOTOS:
