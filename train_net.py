@@ -33,7 +33,7 @@ from d2kd.evaluation import check_teacher, evaluate, teacher_of
 from d2kd.logs import setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
-from d2kd.readers import get_reader
+from d2kd.readers import num_classes
 from d2kd.resume import RunRecord, first_step, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 from d2kd.student_files import BestStudent, FinalStudent
@@ -121,7 +121,7 @@ def build_mean_teacher(cfg, distiller, ema):
             "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
         )
     mean_teacher = instantiate(cfg.train.mean_teacher)
-    mean_teacher.connect(distiller.student, ema, get_reader(distiller.student).num_classes)
+    mean_teacher.connect(distiller.student, ema, num_classes(distiller.student))
     return mean_teacher
 
 

@@ -20,6 +20,7 @@ from d2kd.pseudo import (
     MeanTeacher,
 )
 from d2kd.pseudo.online import _share_weights
+from d2kd.readers import num_classes
 from tests import toys
 
 CLASSES = 3
@@ -174,9 +175,9 @@ DETECTORS = {
 def test_every_detector_labels_and_learns_from_its_labels(name):
     torch.manual_seed(0)
     distiller = Distiller(student=DETECTORS[name]())
-    student, classes = distiller.student, distiller._reader.num_classes
+    student = distiller.student
     hook = MeanTeacher(0, thresholds=FixedThresholds(0.001, 0.0005), score_floor=0.0)
-    hook.connect(student, EMA(student, 0.9), classes)
+    hook.connect(student, EMA(student, 0.9), num_classes(student))
     hook.trainer = SimpleNamespace(iter=0, amp_dtype=None)
     batch = toys.batch()
     batch[1].update(annotated_classes=[], instances=batch[1]["instances"][:0])
