@@ -33,7 +33,13 @@ def test_defaults_of_the_fields_that_d2kd_adds(dataset):
 def test_train_has_detectron2s_fields_with_its_defaults_and_ours():
     ours = model_zoo.get_config("common/train.py").train
     added = dict(
-        seed=-1, accumulate=1, clip_grad_norm=0.0, teacher_check=dict(images=0, min_ap=0.0)
+        seed=-1,
+        accumulate=1,
+        clip_grad_norm=0.0,
+        ema=dict(decay=0.0),
+        mean_teacher=None,
+        best_metric="",
+        teacher_check=dict(images=0, min_ap=0.0),
     )
     expected = detectron2_zoo.get_config("common/train.py").train
     expected.update(added)

@@ -20,18 +20,11 @@ train = dict(
         enabled=False,
         dtype="float16",  # [d2kd] "float16", which scales the loss, or "bfloat16"
     ),
-    # [d2kd] Exponential moving average of the student's weights. `decay` is the largest share that
-    # it keeps in a step, such as 0.999; 0: no average. It is evaluated beside the student
-    # (`ema/bbox/AP` in the log) and saved in the checkpoints. The end of the run also writes
-    # `student_final.pth` and `student_ema_final.pth`, each with the weights of one detector alone.
+    # [d2kd] Average of the student's weights, which keeps the share `decay`, such as 0.999, in each
+    # step; 0: none. It is evaluated (`ema/bbox/AP`) and saved beside the student.
     ema=dict(decay=0.0),
-    # [d2kd] L(d2kd.pseudo.MeanTeacher)(burn_in=...) labels images by this average while the student
-    # trains; None for no such teacher. docs/pseudo.md explains it.
-    mean_teacher=None,
-    # [d2kd] Metric of the evaluator, such as "bbox/AP". Whenever an evaluation gives its largest
-    # value so far, the student is saved as `student_best.pth`, and its average as
-    # `student_ema_best.pth` by its own metric. "": neither is saved.
-    best_metric="",
+    mean_teacher=None,  # [d2kd] L(MeanTeacher)(...) labels images by this average; docs/pseudo.md
+    best_metric="",  # [d2kd] such as "bbox/AP": the best student is kept as student_best.pth
     # [d2kd] Before training, evaluate the teacher on the first `images` validation images, and stop
     # if its box AP (0 to 100) is below `min_ap`. 0 images: no check. It finds a teacher with wrong
     # weights or channel order before a whole training is lost, for example with

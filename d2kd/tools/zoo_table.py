@@ -178,7 +178,9 @@ def replace_table(page: str, table: str) -> str:
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"--write: expected a page with the lines {BEGIN!r} and {END!r}.")
+        raise ValueError(
+            f"--write: expected a page with the lines {BEGIN!r} and {END!r}, found one without."
+        )
     return f"{head}{BEGIN}\n\n{table}\n\n{END}{tail}"
 
 

@@ -15,4 +15,4 @@ dataloader.train.dataset.target = L(relabel)(
     images=L(load_pseudo_labels)(path="output/real/plates/labels/labels.json")
 )
 train.mean_teacher.burn_in = 1000
-train.output_dir = "output/real/plates/online_from_labels"
+train.output_dir = "output/real/plates/online_warm"
