@@ -19,6 +19,7 @@ from ..data.manifest import Image
 from ..files import sha256_of_file
 from ..loading import FrozenDetector, predictions_in_fp32
 from ..matching import Detections
+from ..readers import num_classes
 from ..resolution import fit_into_square
 from ..values import check_number
 from .fingerprint import fingerprint
@@ -258,10 +259,10 @@ def set_output_limits(model: nn.Module, score_floor: float, max_detections: int)
     """Make a detector return all boxes above the floor. Architectures keep this setting in
     different modules."""
     known = False
-    if hasattr(model, "num_queries"):
+    queries: Any = getattr(model, "num_queries", None)
+    if queries is not None:
         # Detectors with queries fail if they are asked for more boxes than they have.
-        classes = getattr(model, "num_classes", 1)
-        max_detections = min(max_detections, model.num_queries * classes)
+        max_detections = min(max_detections, queries * max(num_classes(model), 1))
     for module in model.modules():
         if hasattr(module, "test_score_thresh"):
             setattr(module, "test_score_thresh", score_floor)  # noqa: B010, not a tensor or module
