@@ -1,4 +1,4 @@
-"""Licence plates. Photographs from the US and Europe have labels; the target is a dash-cam.
+"""License plates. Photographs from the US and Europe have labels; the target is a dash-cam.
 
 The longer side of an image has 480 pixels. The networks train on crops of 256 x 256.
 """
