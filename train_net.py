@@ -121,6 +121,11 @@ def build_mean_teacher(cfg, distiller, ema):
             "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
         )
     mean_teacher = instantiate(cfg.train.mean_teacher)
+    if mean_teacher.burn_in >= cfg.train.max_iter:
+        raise ValueError(
+            f"train.mean_teacher.burn_in: expected fewer steps than train.max_iter, "
+            f"{cfg.train.max_iter}, found {mean_teacher.burn_in}. The teacher would never label."
+        )
     mean_teacher.connect(distiller.student, ema, num_classes(distiller.student))
     return mean_teacher
 

@@ -68,7 +68,7 @@ class FeatureTeacher(Teacher):
         options: Mapping[str, Any] | None = None,
         dtype: str | None = None,
     ):
-        if not (weights is None or weights is True or isinstance(weights, str)):
+        if not (weights is None or weights is True or (isinstance(weights, str) and weights)):
             raise ValueError(
                 f"FeatureTeacher.weights: expected the path of a file, True or None, found "
                 f"{weights!r}."

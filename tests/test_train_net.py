@@ -174,6 +174,13 @@ def test_mean_teacher_without_a_distiller_is_refused(config, tmp_path):
         run(online, tmp_path / "run")
 
 
+def test_mean_teacher_that_would_never_label_is_refused(config, tmp_path):
+    online = tmp_path / "online.py"
+    online.write_text(config.read_text() + ONLINE)
+    with pytest.raises(ValueError, match=r"burn_in: expected fewer steps than .* found 2"):
+        run(online, tmp_path / "run", "train.max_iter=2", "train.mean_teacher.burn_in=2")
+
+
 def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):
     run(config, tmp_path, eval_teacher=True)
     run(config, tmp_path, f"train.init_checkpoint={config.parent / 'teacher.pth'}", eval_only=True)
