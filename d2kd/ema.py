@@ -99,7 +99,7 @@ class EMA(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         tensors = {n: own for n, (own, _) in zip(self._averaged, self._pairs, strict=True)}
-        return {"updates": self.updates, "tensors": tensors}
+        return {"updates": self.updates, "decay": self.decay, "tensors": tensors}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -116,6 +116,13 @@ class EMA(HookBase):
                 f"train.ema: expected an average of this config's detector in the checkpoint, "
                 f"found another one ({', '.join(differing[:3])} differ). Give the config that the "
                 f"run began with, or another train.output_dir for a new run."
+            )
+        if state_dict.get("decay", self.decay) != self.decay:
+            logger.warning(
+                "--resume: the run began with train.ema.decay=%g, the config has %g. The average "
+                "follows the new value from here.",
+                state_dict["decay"],
+                self.decay,
             )
         for name, average in own.items():
             average.copy_(saved[name])

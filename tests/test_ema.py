@@ -58,6 +58,14 @@ def test_saved_average_continues_exactly():
     assert torch.equal(ema.model.w, expected.model.w)
 
 
+def test_another_decay_of_a_resumed_run_is_told(caplog):
+    state = EMA(Line(), 0.9).state_dict()
+    EMA(Line(), 0.9).load_state_dict(state)
+    assert not caplog.records
+    EMA(Line(), 0.5).load_state_dict(state)
+    assert "train.ema.decay=0.9, the config has 0.5" in caplog.text
+
+
 def test_average_of_another_detector_is_refused():
     ema = EMA(Line(), 0.9)
     with pytest.raises(ValueError, match=r"train.ema: expected an average of this config's"):
