@@ -132,7 +132,7 @@ class MeanTeacher(HookBase):
         self._inference = _share_weights(student)
         self._teacher = _share_weights(ema.model)
         for model in (self._inference, self._teacher):
-            set_output_limits(model, self.score_floor, self.max_detections)
+            set_output_limits(model, self.score_floor, self.max_detections, num_classes)
 
     def label_batches(self, loader: Loader) -> Loader:
         """A loader like the given one, in whose batches the teacher has labeled the images."""

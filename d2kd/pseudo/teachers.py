@@ -19,7 +19,6 @@ from ..data.manifest import Image
 from ..files import sha256_of_file
 from ..loading import FrozenDetector, predictions_in_fp32
 from ..matching import Detections
-from ..readers import num_classes
 from ..resolution import fit_into_square
 from ..values import check_number
 from .fingerprint import fingerprint
@@ -121,7 +120,7 @@ class LabelTeacher(FrozenDetector):
         if self.weights is not None:
             self._sha256 = sha256_of_file(PathManager.get_local_path(self.weights))
         _check_classes(self.model, self.classes)
-        set_output_limits(self.model, score_floor, max_detections)
+        set_output_limits(self.model, score_floor, max_detections, len(self.classes))
         if dtype and isinstance(self.model, DenseDetector):
             self.model.head.register_forward_hook(predictions_in_fp32)
         self._fingerprint = fingerprint(self.model)
@@ -255,14 +254,16 @@ def _check_classes(model: nn.Module, classes: Sequence[str]) -> None:
             return
 
 
-def set_output_limits(model: nn.Module, score_floor: float, max_detections: int) -> None:
+def set_output_limits(
+    model: nn.Module, score_floor: float, max_detections: int, num_classes: int
+) -> None:
     """Make a detector return all boxes above the floor. Architectures keep this setting in
     different modules."""
     known = False
     queries: Any = getattr(model, "num_queries", None)
     if queries is not None:
         # Detectors with queries fail if they are asked for more boxes than they have.
-        max_detections = min(max_detections, queries * max(num_classes(model), 1))
+        max_detections = min(max_detections, queries * max(num_classes, 1))
     for module in model.modules():
         if hasattr(module, "test_score_thresh"):
             setattr(module, "test_score_thresh", score_floor)  # noqa: B010, not a tensor or module
