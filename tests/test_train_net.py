@@ -88,10 +88,8 @@ def run(config: Path, output: Path, *opts: str, **flags) -> dict[str, torch.Tens
     return torch.load(final, weights_only=True)["model"] if final.exists() else {}
 
 
-def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
-    whole = run(config, tmp_path / "whole")
-    assert any(k.startswith("distillation.") for k in whole)
-
+def run_and_kill(monkeypatch, config: Path, folder: Path, *opts: str) -> None:
+    """Begin a run that dies before its step 4."""
     step = Trainer.run_step
 
     def killed(self):
@@ -101,7 +99,13 @@ def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(Trainer, "run_step", killed)
-        run(config, tmp_path / "killed")
+        run(config, folder, *opts)
+
+
+def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
+    whole = run(config, tmp_path / "whole")
+    assert any(k.startswith("distillation.") for k in whole)
+    run_and_kill(monkeypatch, config, tmp_path / "killed")
     resumed = run(config, tmp_path / "killed", resume=True)
     different = {k: (whole[k] - resumed[k]).abs().max() for k in whole}
     assert not any(different.values()), different
@@ -115,16 +119,7 @@ def test_average_is_evaluated_saved_and_resumed_exactly(config, tmp_path, monkey
     opts = ["train.ema.decay=0.9", "train.best_metric=bbox/AP", "train.eval_period=2"]
     opts.append(f"train.init_checkpoint={config.parent / 'teacher.pth'}")
     run(config, tmp_path / "whole", *opts)
-    step = Trainer.run_step
-
-    def killed(self):
-        if self.iter == 4:
-            raise KeyboardInterrupt
-        step(self)
-
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(Trainer, "run_step", killed)
-        run(config, tmp_path / "killed", *opts)
+    run_and_kill(monkeypatch, config, tmp_path / "killed", *opts)
     run(config, tmp_path / "killed", *opts, resume=True)
 
     def weights(folder: str, name: str) -> dict[str, torch.Tensor]:
@@ -144,16 +139,7 @@ def test_mean_teacher_resumes_exactly_beside_a_method(config, tmp_path, monkeypa
     online = tmp_path / "online.py"
     online.write_text(config.read_text() + ONLINE)
     whole = run(online, tmp_path / "whole")
-    step = Trainer.run_step
-
-    def killed(self):
-        if self.iter == 4:
-            raise KeyboardInterrupt
-        step(self)
-
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(Trainer, "run_step", killed)
-        run(online, tmp_path / "killed")
+    run_and_kill(monkeypatch, online, tmp_path / "killed")
     resumed = run(online, tmp_path / "killed", resume=True)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     averages = [

@@ -11,13 +11,12 @@ from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import register_all
+from ..data.images import SUFFIXES
 from ..loading import load_detector_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
 
 __all__ = ["Source", "find_images", "open_source"]
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class Source(NamedTuple):
