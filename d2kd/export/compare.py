@@ -53,7 +53,8 @@ class Agreement(NamedTuple):
 def compare(expected: Instances, found: Instances) -> Agreement:
     """Pair the detections of one image: same class, score and box within the tolerances.
 
-    Each detection has at most one partner. Their order is free, because that of equal scores is.
+    Each detection has at most one partner. Boxes of equal scores may change
+    places, so the order does not count.
     """
     boxes = _distance(expected.pred_boxes.tensor, found.pred_boxes.tensor)
     scores = _distance(expected.scores[:, None], found.scores[:, None])
