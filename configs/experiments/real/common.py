@@ -22,7 +22,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 from d2kd import Distiller, Teacher
 from d2kd.backbones import LibraryBackbone
-from d2kd.data import PartialMapper
+from d2kd.data import PartialMapper, RandomBlur, RandomErase, TwoViewMapper
 from d2kd.detectors import GFL, PointHead
 from d2kd.methods import Methods
 from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
@@ -181,4 +181,23 @@ def with_partial_labels(mapper):
     """The training mapper, changed so that it passes on which labels are missing."""
     return L(PartialMapper)(
         is_train=True, augmentations=mapper.augmentations, image_format=mapper.image_format
+    )
+
+
+def with_two_views(mapper):
+    """The training mapper, changed so that a mean teacher sees its image without strong changes.
+
+    The last two augmentations of `dataloader` change the brightness and the contrast.
+    """
+    *geometry, brightness, contrast = mapper.augmentations
+    return L(TwoViewMapper)(
+        is_train=True,
+        augmentations=geometry,
+        strong=[
+            brightness,
+            contrast,
+            L(T.RandomApply)(tfm_or_aug=L(RandomBlur)(sigma_min=0.1, sigma_max=1.5), prob=0.3),
+            L(T.RandomApply)(tfm_or_aug=L(RandomErase)(count=2, area_max=0.05), prob=0.5),
+        ],
+        image_format=mapper.image_format,
     )

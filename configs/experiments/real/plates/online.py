@@ -6,13 +6,13 @@ labels made once, as in adapted.py, set
     dataloader.train.dataset.target = L(relabel)(images=L(load_pseudo_labels)(path=...))
 """
 
-import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 
 from d2kd import Distiller
-from d2kd.data import RandomBlur, RandomErase, TwoViewMapper, load_unlabeled, mix
+from d2kd.data import load_unlabeled, mix
 from d2kd.pseudo import FixedThresholds, Fusion, MeanTeacher
 
+from ..common import with_two_views
 from .common import SOURCE, images
 from .source import dataloader, lr_multiplier, optimizer, train
 from .source import model as student
@@ -22,19 +22,7 @@ model = L(Distiller)(student=student, input_format="RGB")
 dataloader.train.dataset = L(mix)(
     source=images(SOURCE), target=L(load_unlabeled)(name="plates_ro_train"), shares=[1, 1]
 )
-# The last two augmentations of the source change the brightness and the contrast.
-*geometry, brightness, contrast = dataloader.train.mapper.augmentations
-dataloader.train.mapper = L(TwoViewMapper)(
-    is_train=True,
-    augmentations=geometry,
-    strong=[
-        brightness,
-        contrast,
-        L(T.RandomApply)(tfm_or_aug=L(RandomBlur)(sigma_min=0.1, sigma_max=1.5), prob=0.3),
-        L(T.RandomApply)(tfm_or_aug=L(RandomErase)(count=2, area_max=0.05), prob=0.5),
-    ],
-    image_format="RGB",
-)
+dataloader.train.mapper = with_two_views(dataloader.train.mapper)
 
 train.ema = dict(decay=0.999)
 train.mean_teacher = L(MeanTeacher)(

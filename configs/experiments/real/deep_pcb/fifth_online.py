@@ -1,0 +1,24 @@
+"""A mean teacher labels the other images while the student trains on a fifth of the labels."""
+
+from detectron2.config import LazyCall as L
+
+from d2kd.data import exclude_images, load_unlabeled, mix
+from d2kd.pseudo import DistributionThresholds, Fusion, MeanTeacher
+
+from ..common import with_two_views
+from .fifth import dataloader
+from .fifth_pseudo import lr_multiplier, model, optimizer, train
+
+_labeled = dataloader.train.dataset
+dataloader.train.dataset = L(mix)(
+    labeled=_labeled,
+    rest=L(exclude_images)(dataset=L(load_unlabeled)(name="deep_pcb_train"), images=_labeled),
+    shares=[1, 1],
+)
+dataloader.train.mapper = with_two_views(dataloader.train.mapper)
+
+train.ema = dict(decay=0.999)
+train.mean_teacher = L(MeanTeacher)(
+    burn_in=1500, thresholds=L(DistributionThresholds)(share=0.6), fusion=L(Fusion)()
+)
+train.output_dir = "output/real/deep_pcb/fifth_online"
