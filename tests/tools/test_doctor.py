@@ -345,15 +345,23 @@ def test_pairs_are_described():
     assert text == "p3 from p4 (strides 8 from 16), 8 channels, no adapter"
 
 
-def test_seconds_of_a_step_are_those_of_the_fastest_after_the_first(monkeypatch):
-    # Begin and end of each step, with a look at the clock after each.
-    clock = iter([0.0, 0.0, 5.0, 5.0, 5.0, 6.0, 6.0, 6.0, 8.0, 8.0, 8.0, 9.5, 9.5])
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+@pytest.mark.parametrize(
+    ("clock", "seconds"),
+    [
+        ([0, 5, 5, 6, 6, 8, 8, 9.5], 1.0),
+        ([0, 40, 40, 43], 3.0),  # the warm-up compiled the teacher; one more step is measured
+        ([0, 5, 5, 11], 6.0),  # more than ten seconds have passed
+    ],
+)
+def test_seconds_of_a_step_are_those_of_the_fastest_after_the_first(monkeypatch, clock, seconds):
+    times = iter(clock)  # begin and end of each step
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(cost.Trainer, "run_step", lambda self: None)
     model = toys.retinanet()
     trainer = cost.Trainer(model, torch.optim.SGD(model.parameters(), lr=0.0))
     found = cost.measure_step(trainer, [], torch.device("cpu"))
-    assert found.seconds == 1.0 and found.memory > 2**20
+    assert found.seconds == seconds and found.memory > 2**20
+    assert next(times, None) is None  # no further step
 
 
 def test_durations():
