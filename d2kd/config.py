@@ -25,8 +25,7 @@ from .checks import (
     nodes,
 )
 from .data.partial import load_class_subset
-from .lazy import apply_overrides, load_lazy_config
-from .loading import resolve_target
+from .lazy import apply_overrides, load_lazy_config, resolve_target
 from .pseudo.coco import load_pseudo_labels
 
 __all__ = [

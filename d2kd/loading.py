@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper
 from detectron2.layers import FrozenBatchNorm2d
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -30,10 +29,8 @@ __all__ = [
     "build_student",
     "check_input_format",
     "fuse_norms",
-    "is_standard_mapper",
     "load_detector_config",
     "predictions_in_fp32",
-    "resolve_target",
     "without_weights",
     "zoo_weights",
 ]
@@ -313,16 +310,6 @@ def without_weights(node: DictConfig | ListConfig) -> None:
             node[key] = False
 
 
-def resolve_target(node) -> Any:
-    """The function or class that a LazyConfig node names in `_target_`."""
-    target = node["_target_"]
-    if isinstance(target, str):
-        from detectron2.utils.registry import locate
-
-        return locate(target)
-    return target
-
-
 def predictions_in_fp32(_head: nn.Module, _args: tuple, output: tuple) -> tuple:
     """A forward hook for the head of a dense detector under autocast.
 
@@ -364,12 +351,3 @@ def fuse_norms(model: nn.Module) -> int:
         conv.norm = None
         conv.requires_grad_(False)
     return len(convolutions)
-
-
-def is_standard_mapper(node: Any) -> bool:
-    """Whether a node is Detectron2's mapper, or a subclass of it that reads images as it does."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return False
-    target = resolve_target(node)
-    own = isinstance(target, type) and issubclass(target, DatasetMapper)
-    return own and target.__call__ is DatasetMapper.__call__

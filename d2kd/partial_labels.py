@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from .data import PartialMapper
 from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
-from .loading import resolve_target
+from .lazy import resolve_target
 from .loss_masks import BACKGROUND_LOGIT, covered, mask_scores, scale_gradient, weight_of_matched
 from .set_losses import masked_set_loss
 from .targets import Targets, equal_boxes

@@ -14,7 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from ..values import check_flag, check_number, is_number
 
 __all__ = ["check_kinds", "check_value", "read_value"]

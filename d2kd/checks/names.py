@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from .kinds import check_kinds
 
 __all__ = ["check_names", "check_nodes", "field_names", "nearest", "nodes"]
