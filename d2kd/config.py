@@ -13,6 +13,7 @@ from PIL.Image import MODES
 
 from . import model_zoo
 from .checks import (
+    check_complete,
     check_device,
     check_heads,
     check_mappers,
@@ -113,6 +114,9 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     """
     check_train(cfg.train)
     check_nodes(cfg)
+    for section in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+        # The model becomes a field of optimizer.params.
+        check_complete(cfg.get(section), section, later=["optimizer.params"])
     check_heads(cfg.model)
     check_mappers(cfg)
     check_sizes(cfg)

@@ -13,12 +13,13 @@
 from .heads import check_heads
 from .kinds import check_kinds
 from .mappers import check_mappers
-from .names import check_names, check_nodes, field_names, nearest, nodes
+from .names import check_complete, check_names, check_nodes, field_names, nearest, nodes
 from .schedule import check_schedule
 from .sizes import check_sizes
 from .train import check_device, check_train
 
 __all__ = [
+    "check_complete",
     "check_device",
     "check_heads",
     "check_kinds",
