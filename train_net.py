@@ -115,17 +115,7 @@ def build_mean_teacher(cfg, distiller, ema):
     """The hook of `train.mean_teacher`, or None."""
     if not cfg.train.mean_teacher:
         return None
-    if distiller is None:
-        raise ValueError(
-            "model: expected a Distiller, which masks the losses where the labels of "
-            "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
-        )
     mean_teacher = instantiate(cfg.train.mean_teacher)
-    if mean_teacher.burn_in >= cfg.train.max_iter:
-        raise ValueError(
-            f"train.mean_teacher.burn_in: expected fewer steps than train.max_iter, "
-            f"{cfg.train.max_iter}, found {mean_teacher.burn_in}. The teacher would never label."
-        )
     mean_teacher.connect(distiller.student, ema, num_classes(distiller.student))
     return mean_teacher
 

@@ -17,6 +17,7 @@ from .checks import (
     check_device,
     check_heads,
     check_mappers,
+    check_mean_teacher,
     check_nodes,
     check_schedule,
     check_sizes,
@@ -119,6 +120,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
         check_complete(cfg.get(section), section, later=["optimizer.params"])
     check_heads(cfg.model)
     check_mappers(cfg)
+    check_mean_teacher(cfg)
     check_sizes(cfg)
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))

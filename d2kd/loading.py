@@ -188,6 +188,7 @@ class FrozenDetector:
     Attributes:
         model: the detector, in evaluation mode and without gradients.
         test_size: see `BuiltDetector`.
+        loaded: what was loaded, in words; "" for a detector whose weights are used as given.
 
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
@@ -218,6 +219,7 @@ class FrozenDetector:
         self.test_size = built.test_size
         self.input_format = check_input_format(input_format or built.input_format, self.model)
         self.weights = zoo_weights(model) if weights == "zoo" else weights
+        self.loaded = ""
         self._load_weights()
         self.model.eval().requires_grad_(False)
 
@@ -226,8 +228,8 @@ class FrozenDetector:
         if self.weights is None:
             logger.warning("%s %s: weights=None, its weights are used as given.", kind, name)
         else:
-            counts = load_strictly(self.model, self.weights)
-            logger.info("%s %s: %s from %s", kind, name, counts, self.weights)
+            self.loaded = f"{load_strictly(self.model, self.weights)} from {self.weights}"
+            logger.info("%s %s: %s", kind, name, self.loaded)
 
     @property
     def backbone(self) -> nn.Module | None:
