@@ -116,7 +116,8 @@ def build_mean_teacher(cfg, distiller, ema):
     if not cfg.train.mean_teacher:
         return None
     mean_teacher = instantiate(cfg.train.mean_teacher)
-    mean_teacher.connect(distiller.student, ema, num_classes(distiller.student))
+    student = distiller.student
+    mean_teacher.connect(student, ema, num_classes(student), cfg.train.log_period)
     return mean_teacher
 
 
