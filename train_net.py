@@ -34,7 +34,7 @@ from d2kd.logs import setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
-from d2kd.resume import RunRecord, first_step, training_classes
+from d2kd.resume import RunRecord, first_step, run_settings, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 from d2kd.student_files import BestStudent, FinalStudent
 from d2kd.writers import default_writers
@@ -82,7 +82,7 @@ def do_train(args, cfg, dataset=None):
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            RunRecord(cfg.train.max_iter, training_classes(cfg)),
+            RunRecord(cfg.train.max_iter, training_classes(cfg), run_settings(cfg)),
             ExactResume(batches, period, cfg.train.seed),
             ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
