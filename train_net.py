@@ -34,7 +34,7 @@ from d2kd.logs import setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
-from d2kd.resume import RunRecord, first_step, training_classes
+from d2kd.resume import RunRecord, first_step, run_settings, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 from d2kd.student_files import BestStudent, FinalStudent
 from d2kd.writers import default_writers
@@ -82,7 +82,7 @@ def do_train(args, cfg, dataset=None):
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            RunRecord(cfg.train.max_iter, training_classes(cfg)),
+            RunRecord(cfg.train.max_iter, training_classes(cfg), run_settings(cfg)),
             ExactResume(batches, period, cfg.train.seed),
             ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -115,18 +115,9 @@ def build_mean_teacher(cfg, distiller, ema):
     """The hook of `train.mean_teacher`, or None."""
     if not cfg.train.mean_teacher:
         return None
-    if distiller is None:
-        raise ValueError(
-            "model: expected a Distiller, which masks the losses where the labels of "
-            "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
-        )
     mean_teacher = instantiate(cfg.train.mean_teacher)
-    if mean_teacher.burn_in >= cfg.train.max_iter:
-        raise ValueError(
-            f"train.mean_teacher.burn_in: expected fewer steps than train.max_iter, "
-            f"{cfg.train.max_iter}, found {mean_teacher.burn_in}. The teacher would never label."
-        )
-    mean_teacher.connect(distiller.student, ema, num_classes(distiller.student))
+    student = distiller.student
+    mean_teacher.connect(student, ema, num_classes(student), cfg.train.log_period)
     return mean_teacher
 
 

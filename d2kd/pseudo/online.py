@@ -68,7 +68,7 @@ class MeanTeacher(HookBase):
         window: fits use the detections in this many of the latest images.
         score_floor, max_detections: see `LabelTeacher`.
         log_period: steps between two records of the measurements, which also cost one more
-            inference of the student.
+            inference of the student. Default: `train.log_period`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -84,16 +84,14 @@ class MeanTeacher(HookBase):
         window: int = 500,
         score_floor: float = 0.05,
         max_detections: int = 300,
-        log_period: int = 20,
+        log_period: int | None = None,
     ):
         check_number("train.mean_teacher.burn_in", burn_in, whole=True)
         check_number("train.mean_teacher.score_floor", score_floor, below=1)
-        for name, value in dict(
-            refit_period=refit_period,
-            window=window,
-            max_detections=max_detections,
-            log_period=log_period,
-        ).items():
+        counts = dict(refit_period=refit_period, window=window, max_detections=max_detections)
+        if log_period is not None:
+            counts["log_period"] = log_period
+        for name, value in counts.items():
             check_number(f"train.mean_teacher.{name}", value, least=1, whole=True)
         self.burn_in = burn_in
         self.rule: Any = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
@@ -108,12 +106,15 @@ class MeanTeacher(HookBase):
         self._last: tuple[list[Tensor], list[Detections]] = ([], [])
         self._watch = CollapseWatch()
 
-    def connect(self, student: nn.Module, ema: EMA | None, num_classes: int) -> None:
+    def connect(
+        self, student: nn.Module, ema: EMA | None, num_classes: int, log_period: int = 20
+    ) -> None:
         """Give it the detector that is trained, and its average.
 
         Args:
             student: the student of a distiller, on its device.
             num_classes: K.
+            log_period: `train.log_period`, used where the hook has none of its own.
 
         Raises:
             TypeError: the losses of this kind of detector cannot be masked.
@@ -127,6 +128,7 @@ class MeanTeacher(HookBase):
         with mask_partial_labels(student, _nothing_known(num_classes)):
             pass  # refuses a detector whose losses cannot be masked
         self.num_classes = num_classes
+        self._log_period = self.log_period or log_period
         self._ema = ema
         self._student = student
         self._inference = _share_weights(student)
@@ -240,7 +242,7 @@ class MeanTeacher(HookBase):
     # What it logs
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.log_period or not self._images:
+        if (self.trainer.iter + 1) % self._log_period or not self._images:
             return
         if comm.is_main_process():
             self._record()

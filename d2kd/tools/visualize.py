@@ -46,6 +46,7 @@ from d2kd.methods import MCDropout
 from d2kd.readers import get_reader
 from d2kd.tools.demo.choose import suppress_across_classes
 from d2kd.tools.demo.pictures import Column, compose_sheet
+from d2kd.values import check_number
 from d2kd.visualize import (
     draw_detections,
     draw_heat,
@@ -288,6 +289,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.overrides += swallowed
     if args.count < 1:
         parser.error(f"--count: expected at least 1, found {args.count}")
+    check_number("--threshold", args.threshold, most=1)
     return args
 
 

@@ -264,6 +264,18 @@ def test_measurements_are_recorded_once_a_period():
     assert scalars["mean_teacher/agreement"] == 1 and scalars["mean_teacher/divergence"] == 0
 
 
+@pytest.mark.parametrize("own, of_training, period", [(None, 3, 3), (2, 3, 2)])
+def test_the_period_of_the_log_is_the_trainings(own, of_training, period):
+    hook, student = MeanTeacher(0, log_period=own), toys.retinanet(num_classes=CLASSES)
+    hook.connect(student, EMA(student, 0.9), CLASSES, log_period=of_training)
+    recorded = []
+    hook._record = lambda: recorded.append(hook.trainer.iter)
+    for step in range(6):
+        hook.trainer, hook._images = SimpleNamespace(iter=step), 1
+        hook.after_step()
+    assert recorded == list(range(period - 1, 6, period))
+
+
 def test_shared_weights_follow_the_model_and_settings_do_not():
     model = toys.retinanet()
     shared = _share_weights(model)

@@ -125,9 +125,25 @@ def test_a_teacher_without_a_detector(folder, capsys):
     status, lines = examine(capsys, config="features.py")
     assert status == 0 and not problems(lines)
     found = {line.subject: line.text for line in lines}
-    assert found["teacher"] == "torchvision/resnet18: weights=None, so they are random"
+    assert found["teacher"].startswith("torchvision/resnet18: weights=None, so no trained")
     assert found["classes"] == "student 3, toy_doctor 3"
     assert "p3 from res3, p4 from res4, p5 from res5 (strides 8, 16, 32)" in found["fgd"]
+
+
+ONLINE = """
+from d2kd.pseudo import MeanTeacher
+train.ema = dict(decay=0.9)
+train.mean_teacher = L(MeanTeacher)(burn_in=1)
+"""
+
+
+def test_a_mean_teacher_without_a_weak_view(folder, capsys):
+    (folder / "online.py").write_text((folder / "config.py").read_text() + ONLINE)
+    status, lines = examine(capsys, "--no-step", config="online.py")
+    (problem,) = problems(lines)
+    assert status == 1 and problem.subject == "config"
+    assert "mapper: expected d2kd.data.TwoViewMapper" in problem.text
+    assert "found DatasetMapper" in problem.text
 
 
 def test_a_student_that_cannot_be_read_trains_alone():

@@ -178,6 +178,7 @@ def test_uncertainty_is_the_configs(folder):
         (["config.py", "--images", "empty"], ValueError, "expected images, found none"),
         (["config.py", "--weights", "teacher.pth"], ValueError, "expected all tensors to match"),
         (["config.py", "train.device=cuda"], ValueError, "but no GPU"),
+        (["config.py", "--threshold", "7"], ValueError, "--threshold: expected a number >= 0 and"),
     ],
 )
 def test_mistakes_are_named(folder, argv, error, message, monkeypatch):
