@@ -25,9 +25,9 @@ from omegaconf import OmegaConf
 
 from d2kd.commands import add_debug
 from d2kd.data import register_all
+from d2kd.data.images import find_images
 from d2kd.export import FORMATS, Source, export, open_source
 from d2kd.export.quantize import check_test_set
-from d2kd.export.source import find_images
 
 __all__ = ["main"]
 
