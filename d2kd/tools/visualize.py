@@ -235,5 +235,5 @@ def _caption(args: argparse.Namespace, networks: Networks, has_truth: bool) -> s
         if not has_truth:
             caption += "There is no ground truth: all detections have the color of correct ones. "
         level = args.level or next(iter(networks.reader(roles[-1]).shapes))
-        caption += f"Attention, key regions and uncertainty: level {level} of the pyramid."
+        caption += f"Attention, FGD's key regions and UET: level {level} of the pyramid."
     return caption

@@ -297,8 +297,8 @@ def draw_ranks(ax: Any, ranks: Mapping[str, np.ndarray], reference: str, *, most
     ax.axis("off")
     ax.set(xlim=(-0.55, len(ranks) - 0.45), ylim=(last + 0.15 * last, 1 - 0.15 * last))
     table, colors = np.stack(list(ranks.values())), _rank_colors(own)
-    for i in np.flatnonzero(own <= most):
-        ax.plot(table[:, i], color=colors[i], linewidth=1.3, marker="o", markersize=3.5)
+    for line, color in zip(table.T[own <= most], colors[own <= most], strict=True):
+        ax.plot(line, color=color, linewidth=1.3, marker="o", markersize=3.5)
     style: dict[str, Any] = dict(fontsize=8, color=_INK)
     for rank in (1, last):
         ax.text(-0.15, rank, str(rank), ha="right", va="center", **style)
