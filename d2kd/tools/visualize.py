@@ -175,6 +175,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.overrides += swallowed
     if args.count < 1:
         parser.error(f"--count: expected at least 1, found {args.count}")
+    if not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold: expected a score from 0 to 1, found {args.threshold:g}")
     if args.alone and not args.weights:
         parser.error("--alone: expected --weights of the distilled student, too, found none")
     return args

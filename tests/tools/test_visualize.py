@@ -223,13 +223,15 @@ def test_mistakes_are_named(folder, argv, error, message, monkeypatch):
     assert not Path("o").exists()
 
 
-def test_the_student_alone_needs_the_other_student(capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--alone", "student.pth"], "--alone: expected --weights of the distilled student"),
+        (["--count", "0"], "--count: expected at least 1, found 0"),
+        (["--threshold", "7"], "--threshold: expected a score from 0 to 1, found 7"),
+    ],
+)
+def test_options_out_of_their_range_are_named(options, message, capsys):
     with pytest.raises(SystemExit):
-        visualize.main(["config.py", "--alone", "student.pth", "--output", "o"])
-    assert "--alone: expected --weights of the distilled student" in capsys.readouterr().err
-
-
-def test_count_must_be_positive(capsys):
-    with pytest.raises(SystemExit):
-        visualize.main(["config.py", "--count", "0", "--output", "o"])
-    assert "--count: expected at least 1, found 0" in capsys.readouterr().err
+        visualize.main(["config.py", *options, "--output", "o"])
+    assert message in capsys.readouterr().err

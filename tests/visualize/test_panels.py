@@ -1,11 +1,13 @@
 """Panels show what the losses compute: compared with values from the networks' own outputs."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from detectron2.layers import cat
 
-from d2kd import Distiller, Teacher
+from d2kd import Distiller, FeatureTeacher, Teacher
 from d2kd.matching import GroundTruth
 from d2kd.methods import FGD, PFI, PGD, PKD, MCDropout, Methods, RankMimic
 from d2kd.visualize import Networks, Picture, columns, draw
@@ -26,10 +28,10 @@ def drawn(monkeypatch):
     return calls
 
 
-def networks(**methods) -> Networks:
+def networks(build=toys.retinanet, teacher=None, **methods) -> Networks:
     torch.manual_seed(3)
-    teacher = Teacher(toys.retinanet(8), None)
-    model = Distiller(student=toys.retinanet(4), teacher=teacher, methods=Methods(**methods))
+    teacher = teacher or Teacher(build(width=8), None)
+    model = Distiller(student=build(width=4), teacher=teacher, methods=Methods(**methods))
     return Networks.of(model.eval(), "BGR")
 
 
@@ -123,6 +125,32 @@ def test_pgd_draws_the_locations_that_its_masks_weigh(drawn):
     offsets = points - mean
     density = np.exp(-np.einsum("ni,ij,nj->n", offsets, np.linalg.inv(covariance), offsets) / 2)
     np.testing.assert_allclose(weights, density, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["FCOS", "ATSS", "GFL", "DDOD", "AutoAssign"])
+def test_every_dense_detector_has_all_panels(drawn, name):
+    build = toys.fcos if name == "FCOS" else functools.partial(toys.point, name)
+    sheet = draw_all([picture(BOX)], networks(build, pgd=PGD(), pfi=PFI(), rm=RankMimic()))
+    assert {"Teacher", "PGD: boxes", "PFI: student", "RM: ranks"} < set(sheet)
+    *_, points, weights, gaussians = drawn["draw_gaussians"]
+    assert len(points) == len(weights) > 0 and len(gaussians) == 1
+    assert ((points > 8) & (points < 40)).all()
+    _, _, heats, highest = drawn["draw_levels"]
+    assert all(heats[level].max() == pytest.approx(highest[level]) for level in heats)
+
+
+def test_a_teacher_without_a_detector_has_attention_only(drawn):
+    teacher = FeatureTeacher("torchvision/mobilenet_v3_small", None, out_features=["res3"])
+    sheet = draw_all([picture(BOX)], networks(teacher=teacher, pkd=PKD()))
+    assert list(sheet) == ["Student", "Attention: teacher", "Attention: student"]
+
+
+def test_a_two_stage_detector_has_the_panels_of_methods_on_features(drawn):
+    def build(width: int):
+        return toys.rcnn()
+
+    sheet = draw_all([picture(BOX)], networks(build, fgd=FGD(), pgd=PGD(on="neck")))
+    assert list(sheet)[-2:] == ["Key regions", "PGD: neck"] and "Teacher" in sheet
 
 
 @pytest.mark.parametrize("weighting", ["quality", "box"])
