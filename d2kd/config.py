@@ -29,6 +29,7 @@ from .checks import (
 from .data.partial import load_class_subset
 from .lazy import apply_overrides, load_lazy_config, resolve_target
 from .pseudo.coco import load_pseudo_labels
+from .writers.libraries import check_writers
 
 __all__ = [
     "check_config",
@@ -110,6 +111,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
         initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
 
     Raises:
+        ImportError: `train.writers` names a library that is not installed; in training only.
         ValueError: the message names the field, what was expected, what was found, and the nearest
             names.
     """
@@ -125,6 +127,7 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))
+        check_writers(cfg.train.writers)
     if "lr_multiplier" in cfg:
         check_schedule(cfg, list(nodes(cfg.lr_multiplier, "lr_multiplier")))
     if initial_weights:
