@@ -61,8 +61,9 @@ class MeanTeacher(HookBase):
         burn_in: steps before the teacher begins to label. 0 suits a student that starts from a
             checkpoint of a trained one (`train.init_checkpoint`).
         thresholds: see `d2kd.pseudo.thresholds`. Default: fixed ones of 0.7 and 0.3. Others are
-            fitted again every `refit_period` steps. Those that need labeled images take the ones of
-            the batches. The student trains on these, so that thresholds fitted on them are low.
+            fitted again every `refit_period` steps, and until the window is full, whenever the
+            number of its images has doubled. Those that need labeled images take the ones of the
+            batches. The student trains on these, so that thresholds fitted on them are low.
         fusion: conflicts between classes, and the weight of a label, see `Fusion`.
         refit_period: steps between two fits.
         window: fits use the detections in this many of the latest images.
@@ -101,6 +102,7 @@ class MeanTeacher(HookBase):
         self.thresholds: Thresholds | None = None
         self._found: deque[Detections] = deque(maxlen=window)
         self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
+        self._fitted_on = 0  # images in the last fit
         self._objects, self._labeled_images = 0, 0
         self._boxes, self._ignored, self._images = 0, 0, 0
         self._last: tuple[list[Tensor], list[Detections]] = ([], [])
@@ -222,13 +224,16 @@ class MeanTeacher(HookBase):
         for more_found, more_known in comm.all_gather((found, known)):
             self._found.extend(more_found)
             self._known.extend(more_known)
-        if self.thresholds is not None and self.trainer.iter % self.refit_period:
+        fits_on_known = isinstance(self.rule, FBetaThresholds)
+        count = len(self._known if fits_on_known else self._found)
+        # The first fits see few images. Each doubling of their number is worth another fit.
+        if self.trainer.iter % self.refit_period and count < 2 * self._fitted_on:
             return
-        detections, truths = list(self._found), [truth for _, truth in self._known]
-        if isinstance(self.rule, FBetaThresholds):
-            detections = [own for own, _ in self._known]
+        truths = [truth for _, truth in self._known]
+        detections = [own for own, _ in self._known] if fits_on_known else list(self._found)
         if not detections or (self.rule.needs_truths and not truths):
             return
+        self._fitted_on = count
         try:
             self.thresholds = self._fitted(detections, truths or None)
         except ValueError as e:  # for example, no box is correct yet
@@ -276,6 +281,7 @@ class MeanTeacher(HookBase):
         state: dict[str, Any] = {
             "objects": self._objects,
             "labeled_images": self._labeled_images,
+            "fitted_on": self._fitted_on,
             "found": [_arrays(d) for d in self._found],
             "known": [
                 {**_arrays(d), "true_boxes": _tensor(t.boxes), "true_classes": _tensor(t.classes)}
@@ -288,6 +294,7 @@ class MeanTeacher(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._objects, self._labeled_images = state_dict["objects"], state_dict["labeled_images"]
+        self._fitted_on = state_dict.get("fitted_on", 0)  # 0: a checkpoint of an earlier version
         self._found.extend(_from_arrays(row) for row in state_dict["found"])
         self._known.extend(
             (_from_arrays(x), GroundTruth(x["true_boxes"].numpy(), x["true_classes"].numpy()))

@@ -28,11 +28,7 @@ from d2kd.data import register_all
 from d2kd.data.images import find_images
 from d2kd.export import FORMATS, Source, export, open_source
 from d2kd.export.quantize import check_test_set
-<<<<<<< HEAD
-from d2kd.export.source import find_images
 from d2kd.values import check_number
-=======
->>>>>>> pictures
 
 __all__ = ["main"]
 

@@ -30,12 +30,7 @@ from detectron2.utils.visualizer import Visualizer
 from d2kd.commands import add_debug
 from d2kd.data.images import find_images
 from d2kd.export import open_source
-<<<<<<< HEAD
-from d2kd.export.source import find_images
 from d2kd.files import check_new_folder, write_file, write_json
-=======
-from d2kd.files import write_file, write_json
->>>>>>> pictures
 from d2kd.progress import track
 from d2kd.values import check_number
 

@@ -50,12 +50,7 @@ from d2kd.loading import build_student
 from d2kd.methods import Method
 from d2kd.pseudo import load_pseudo_labels
 from d2kd.readers import get_reader
-<<<<<<< HEAD
-from d2kd.tools.demo.choose import suppress_across_classes
-from d2kd.tools.demo.pictures import Column, compose_sheet
 from d2kd.values import check_number
-=======
->>>>>>> pictures
 from d2kd.visualize import (
     Networks,
     class_names,
@@ -181,14 +176,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args.overrides += swallowed
     if args.count < 1:
         parser.error(f"--count: expected at least 1, found {args.count}")
-<<<<<<< HEAD
     check_number("--threshold", args.threshold, most=1)
-=======
-    if not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold: expected a score from 0 to 1, found {args.threshold:g}")
     if args.alone and not args.weights:
         parser.error("--alone: expected --weights of the distilled student, too, found none")
->>>>>>> pictures
     return args
 
 

@@ -200,10 +200,25 @@ def test_adaptive_thresholds_are_fitted_on_the_latest_images():
         teach.hook.trainer.iter = step
         teach(unlabeled())
         highs.append(teach.hook.thresholds.high.tolist())
-    # Fits at the steps 0 and 2 see the images of the steps (0) and (1, 2).
+    # Fits at the steps 0, 1 (the window is full) and 2 (the period) see the latest two images.
     own = np.ones(CLASSES, bool)
-    first, second = (rule.fit(d, None, own).high.tolist() for d in (rounds[:1], rounds[1:3]))
-    assert highs == [first, first, second, second] and first != second
+    seen = (rounds[:1], rounds[:2], rounds[1:3])
+    first, second, third = (rule.fit(d, None, own).high.tolist() for d in seen)
+    assert highs == [first, second, third, third] and third not in (first, second)
+
+
+def test_until_the_window_is_full_each_doubling_of_the_images_is_fitted():
+    rule = DistributionThresholds(objects_per_image=1)
+    rounds = [found((0, 0, s), (20, 1, s), (40, 2, s)) for s in np.linspace(0.9, 0.1, 9)]
+    teach = Teaching(*rounds, thresholds=rule, refit_period=100, window=6, step=1)
+    highs = []
+    for step in range(1, 10):
+        teach.hook.trainer.iter = step
+        teach(unlabeled())
+        highs.append(teach.hook.thresholds.high.tolist())
+    own = np.ones(CLASSES, bool)
+    one, two, four = (rule.fit(rounds[:n], None, own).high.tolist() for n in (1, 2, 4))
+    assert highs == [one, two, two] + [four] * 6
 
 
 def test_thresholds_that_need_truths_take_the_labeled_images_of_the_batches():

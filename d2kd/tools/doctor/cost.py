@@ -144,7 +144,8 @@ def measure_step(trainer: Trainer, batch: Sequence[dict], device: torch.device) 
     trainer.iter, trainer.max_iter = 0, STEPS + 1
     trainer.model.train()
     _reset_peak(device)
-    warm_up, *times = [_timed_step(trainer, device)]
+    warm_up = _timed_step(trainer, device)
+    times: list[float] = []
     while len(times) < STEPS and (not times or warm_up + sum(times) < ENOUGH):
         times.append(_timed_step(trainer, device))
     trainer.optimizer.zero_grad(set_to_none=True)
