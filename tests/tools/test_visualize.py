@@ -229,10 +229,14 @@ def test_mistakes_are_named(folder, argv, error, message, monkeypatch):
     [
         (["--alone", "student.pth"], "--alone: expected --weights of the distilled student"),
         (["--count", "0"], "--count: expected at least 1, found 0"),
-        (["--threshold", "7"], "--threshold: expected a score from 0 to 1, found 7"),
     ],
 )
 def test_options_out_of_their_range_are_named(options, message, capsys):
     with pytest.raises(SystemExit):
         visualize.main(["config.py", *options, "--output", "o"])
     assert message in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_no_score_is_refused():
+    with pytest.raises(ValueError, match="--threshold: expected a number >= 0 and <= 1, found 7"):
+        visualize.main(["config.py", "--threshold", "7", "--output", "o"])
