@@ -75,8 +75,9 @@ class CollapseWatch:
             step: for the message.
             boxes: labels of the teacher per image.
             objects: objects per labeled image; None if that is not known.
-            agreement, divergence: of teacher and student. The mean of the latest `AGREEMENTS` counts,
-                without those that are None.
+            agreement: of teacher and student. The mean of the latest `AGREEMENTS` counts, without
+                those that are None.
+            divergence: of teacher and student.
         """
         if objects:
             self._say(
