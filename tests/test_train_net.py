@@ -227,7 +227,7 @@ def test_a_config_that_is_refused_leaves_the_files_of_an_earlier_run(config, tmp
     (output / "config.yaml").write_text("of an earlier run")
     with pytest.raises(ValueError, match=r"optimizer.lr: expected a number >= 0, found 'abc'"):
         run(config, output, "optimizer.lr=abc")
-    with pytest.raises(FileNotFoundError, match=r"init_checkpoint: expected a file or a URL, found no"):
+    with pytest.raises(FileNotFoundError, match=r"init_checkpoint: expected a file or a URL"):
         run(config, output, "train.init_checkpoint=gone.pth")
     assert (output / "config.yaml").read_text() == "of an earlier run"
 
