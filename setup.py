@@ -1,9 +1,13 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="d2kd",
     version="0.1.0",
     description="Knowledge distillation for Detectron2",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["d2kd", "d2kd.*"]),
@@ -49,8 +53,9 @@ setup(
         "demo": ["scikit-learn>=1.3", "scikit-image>=0.22"],  # ship digits and photographs
         # backbones that Detectron2 and torchvision do not have; `d2kd weights` writes safetensors
         "timm": ["timm>=1.0", "safetensors>=0.3"],
-        # `d2kd export` to ONNX: onnx writes the file, onnxruntime checks it and makes it int8
-        "export": ["onnx>=1.15", "onnxruntime>=1.17"],
+        # `d2kd export` to ONNX: onnx writes the file, onnxruntime checks it and makes it int8.
+        # Tested with onnx 1.23.2 and onnxruntime 1.32.0; other versions were not tried.
+        "export": ["onnx", "onnxruntime"],
         # train.writers; mlflow-skinny is enough for a tracking server
         "wandb": ["wandb"],
         "mlflow": ["mlflow"],
@@ -67,8 +72,8 @@ setup(
             "nbformat>=5",
             "nbclient>=0.8",
             "ipykernel>=6",
-            "onnx>=1.15",
-            "onnxruntime>=1.17",
+            "onnx",
+            "onnxruntime",
         ],
     },
     classifiers=[

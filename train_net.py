@@ -180,6 +180,8 @@ def train_or_evaluate(args, cfg):
             cfg,
             training=not evaluated,
             initial_weights=not (args.eval_teacher or args.resume),
+            teacher=True,
+            evaluates_teacher=args.eval_teacher,
         )
     )
     # This also makes the demo's data, if the config uses them.

@@ -18,10 +18,12 @@ from .checks import (
     check_heads,
     check_mappers,
     check_mean_teacher,
+    check_models,
     check_nodes,
     check_schedule,
     check_sizes,
     check_train,
+    check_weights,
     field_names,
     nearest,
     nodes,
@@ -97,7 +99,14 @@ def _fill_in(section: DictConfig, defaults: DictConfig) -> None:
             _fill_in(section[key], value)
 
 
-def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bool = False) -> None:
+def check_config(
+    cfg: DictConfig,
+    *,
+    training: bool = False,
+    initial_weights: bool = False,
+    teacher: bool = False,
+    evaluates_teacher: bool = False,
+) -> None:
     """Check fields, names of datasets, channel order and device of a config.
 
     It finds fields that their target does not have, datasets that are not registered, images in
@@ -109,8 +118,12 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
         cfg: from `load_config`.
         training: whether the sections that only a training needs must be there.
         initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
+        teacher: whether the files of the teacher must be there.
+        evaluates_teacher: whether the teacher will be evaluated. A training does this, too, if
+            `train.teacher_check` asks for it.
 
     Raises:
+        FileNotFoundError: a config or a checkpoint is not there.
         ImportError: `train.writers` names a library that is not installed; in training only.
         ValueError: the message names the field, what was expected, what was found, and the nearest
             names.
@@ -131,20 +144,15 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
     if "lr_multiplier" in cfg:
         check_schedule(cfg, list(nodes(cfg.lr_multiplier, "lr_multiplier")))
     if initial_weights:
-        _check_initial_weights(cfg.train.init_checkpoint)
+        check_weights("train.init_checkpoint", cfg.train.init_checkpoint)
+    if teacher:
+        checks = training and cfg.train.teacher_check.images > 0
+        check_models(cfg.model, evaluates_teacher=evaluates_teacher or checks)
     _check_datasets(cfg)
     _check_channel_order(cfg)
     _check_test_channel_order(cfg)
     _check_formats(cfg)
     check_device(str(cfg.train.get("device", "cuda")))
-
-
-def _check_initial_weights(path: str | None) -> None:
-    if path and "://" not in str(path) and not Path(path).is_file():
-        raise ValueError(
-            f"train.init_checkpoint: expected a file or a URL, found no file at {str(path)!r}. A "
-            f"path is relative to the current folder."
-        )
 
 
 def _check_datasets(cfg: DictConfig) -> None:

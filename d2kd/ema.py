@@ -49,14 +49,14 @@ class EMA(HookBase):
         # Any, because nn.Module declares no attribute of Detectron2's detectors.
         self.model: Any = copy.deepcopy(detector).eval().requires_grad_(False)
         current, own = _tensors(detector), _tensors(self.model)
-        self._averaged = [
-            name
+        self._averages = {
+            name: own[name]
             for name, x in current.items()
             if x.is_floating_point() and bool(torch.isfinite(x).all())
-        ]
-        averaged = set(self._averaged)
-        self._pairs = [(own[name], current[name]) for name in self._averaged]
-        self._copied = [(own[name], x) for name, x in current.items() if name not in averaged]
+        }
+        # Pairs of a tensor of the average and the detector's tensor of the same name.
+        self._averaged = [(x, current[name]) for name, x in self._averages.items()]
+        self._copied = [(own[n], x) for n, x in current.items() if n not in self._averages]
 
     def before_train(self) -> None:
         if not self.updates:  # the detector may have loaded weights since it was copied
@@ -76,7 +76,7 @@ class EMA(HookBase):
 
     @torch.no_grad()
     def _average(self, kept: float) -> None:
-        for average, current in self._pairs:
+        for average, current in self._averaged:
             if kept:
                 average.lerp_(current, 1 - kept)
             else:
@@ -98,8 +98,7 @@ class EMA(HookBase):
                 torch.distributed.broadcast(buffer, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        tensors = {n: own for n, (own, _) in zip(self._averaged, self._pairs, strict=True)}
-        return {"updates": self.updates, "decay": self.decay, "tensors": tensors}
+        return {"updates": self.updates, "decay": self.decay, "tensors": self._averages}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -107,8 +106,7 @@ class EMA(HookBase):
         Raises:
             ValueError: the state is one of another detector.
         """
-        saved = state_dict["tensors"]
-        own = {n: average for n, (average, _) in zip(self._averaged, self._pairs, strict=True)}
+        saved, own = state_dict["tensors"], self._averages
         if differing := sorted(
             {*saved} ^ {*own} or {n for n in own if own[n].shape != saved[n].shape}
         ):

@@ -56,6 +56,8 @@ class FeatureTeacher(Teacher):
             has an impossible value.
     """
 
+    detects = False
+
     def __init__(
         self,
         backbone: str,
@@ -102,8 +104,9 @@ class FeatureTeacher(Teacher):
             ValueError: always, because there are no detections.
         """
         raise ValueError(
-            f"teacher {self.model.name}: expected a detector to evaluate, found a network that has "
-            f"features only. Set train.teacher_check.images=0, and evaluate the student."
+            f"teacher {self.model.name}: expected a detector, found a network of features, which "
+            f"has no detector to evaluate. Evaluate the student, and set "
+            f"train.teacher_check.images=0."
         )
 
 

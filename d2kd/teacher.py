@@ -50,12 +50,17 @@ class Teacher(FrozenDetector):
             step of a run then takes a minute or more, and so does the first step with images of
             another size; later sizes share one program. Its features differ by rounding.
 
+    Attributes:
+        detects: whether it is a detector, which can be evaluated.
+
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
         TypeError: no reader knows this kind of detector.
         ValueError: the weights do not fit, an argument has an impossible value, or the detector
             finds rotated boxes.
     """
+
+    detects = True
 
     def __init__(
         self,

@@ -175,6 +175,13 @@ def test_student_and_teacher_are_evaluated(config, tmp_path, capsys):
     assert len(rows) == 2 and rows[0] == rows[1] and float(rows[0].split(",")[0]) > 0
 
 
+def test_a_missing_teacher_is_named_before_the_data_are_read(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_net, "audit_in_all_processes", lambda *_: pytest.fail("read them"))
+    for flags in ({}, {"eval_teacher": True}):
+        with pytest.raises(FileNotFoundError, match=r"model.teacher.weights: .* 'gone.pth'"):
+            run(config, tmp_path, "model.teacher.weights=gone.pth", **flags)
+
+
 def test_nothing_to_evaluate_is_an_error(config, tmp_path):
     with pytest.raises(ValueError, match=r"train.init_checkpoint: expected a checkpoint"):
         run(config, tmp_path, eval_only=True)
@@ -220,7 +227,7 @@ def test_a_config_that_is_refused_leaves_the_files_of_an_earlier_run(config, tmp
     (output / "config.yaml").write_text("of an earlier run")
     with pytest.raises(ValueError, match=r"optimizer.lr: expected a number >= 0, found 'abc'"):
         run(config, output, "optimizer.lr=abc")
-    with pytest.raises(ValueError, match=r"init_checkpoint: expected a file or a URL, found no"):
+    with pytest.raises(FileNotFoundError, match=r"init_checkpoint: expected a file or a URL"):
         run(config, output, "train.init_checkpoint=gone.pth")
     assert (output / "config.yaml").read_text() == "of an earlier run"
 

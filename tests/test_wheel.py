@@ -1,5 +1,6 @@
 """The wheel in a fresh environment that has Detectron2: the command and the configs are there."""
 
+import email
 import importlib.metadata
 import os
 import shutil
@@ -90,6 +91,15 @@ def test_what_is_in_it(wheel):
     assert {name for name in modules if "__pycache__" not in name} <= names
     strangers = {name.split("/")[0] for name in names} - {"d2kd"}
     assert all(name.endswith(".dist-info") for name in strangers), strangers
+
+
+def test_its_page_is_the_readme(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (x for x in archive.namelist() if x.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert metadata.get_payload(decode=True).decode().strip() == readme.strip()
 
 
 def test_command(environment, tmp_path):

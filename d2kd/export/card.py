@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from importlib import metadata
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
 from ..files import sha256_of_file
+from ..metrics import read_metrics
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
 from .source import Source
 
@@ -45,13 +45,8 @@ def metrics_of_run(folder: Path) -> dict[str, float]:
     Args:
         folder: of the run, where the checkpoint is.
     """
-    path = folder / "metrics.json"
     last: dict[str, Any] = {}
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # a process that was killed left a part of a line
+    for line in read_metrics(folder):
         found = {k.removeprefix("bbox/"): v for k, v in line.items() if k.startswith("bbox/")}
         last = found or last
     return {k: v for k, v in last.items() if isinstance(v, (int, float)) and math.isfinite(v)}

@@ -100,11 +100,16 @@ class MeanTeacher(HookBase):
         self.refit_period, self.log_period = refit_period, log_period
         self.score_floor, self.max_detections = score_floor, max_detections
         self.thresholds: Thresholds | None = None
+        # What thresholds are fitted on: detections in images that lack labels, and, in labeled
+        # images, detections with the true boxes.
         self._found: deque[Detections] = deque(maxlen=window)
         self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
         self._fitted_on = 0  # images in the last fit
+        # True boxes, and the labeled images that have them, since the run began.
         self._objects, self._labeled_images = 0, 0
+        # The teacher's labels and regions to ignore, and their images, since the last record.
         self._boxes, self._ignored, self._images = 0, 0, 0
+        # The weak views that were labeled last, with the teacher's detections in them.
         self._last: tuple[list[Tensor], list[Detections]] = ([], [])
         self._watch = CollapseWatch()
 
@@ -133,9 +138,9 @@ class MeanTeacher(HookBase):
         self._log_period = self.log_period or log_period
         self._ema = ema
         self._student = student
-        self._inference = _share_weights(student)
+        self._evaluated_student = _share_weights(student)
         self._teacher = _share_weights(ema.model)
-        for model in (self._inference, self._teacher):
+        for model in (self._evaluated_student, self._teacher):
             set_output_limits(model, self.score_floor, self.max_detections, num_classes)
 
     def label_batches(self, loader: Loader) -> Loader:
@@ -258,7 +263,7 @@ class MeanTeacher(HookBase):
         boxes = self._boxes / self._images
         objects = self._objects / self._labeled_images if self._labeled_images else None
         weak, found = self._last
-        agrees = agreement(found, self._detect(self._inference, weak), self.thresholds)
+        agrees = agreement(found, self._detect(self._evaluated_student, weak), self.thresholds)
         apart = divergence(self._ema.model.parameters(), self._student.parameters())
         scalars = {
             "boxes_per_image": boxes,

@@ -23,10 +23,12 @@ from collections.abc import Sequence
 from detectron2.config import instantiate
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 from torch import nn
 
 from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import load_strictly
+from d2kd.checks import check_weights
 from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
@@ -53,14 +55,14 @@ def run(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.overrides)
     for name in ("fvcore", "detectron2", "d2kd"):
         setup_logger(distributed_rank=comm.get_rank(), name=name)
-    on_main_process(lambda: check_config(cfg))
+    if args.teacher and args.weights and cfg.model.get("teacher") is not None:
+        cfg.model.teacher.weights = args.weights
+    on_main_process(lambda: _check(args, cfg))
     if "evaluator" not in cfg.dataloader:
         raise ValueError(f"{args.config}: expected dataloader.evaluator, found none")
     audit_in_all_processes(cfg, ["test"], ["teacher" if args.teacher else "student"])
     more = [ErrorEvaluator(cfg.dataloader.test.dataset.names)] if args.errors else []
     if args.teacher:
-        if args.weights:
-            cfg.model.teacher.weights = args.weights
         distiller = instantiate(cfg.model).to(cfg.train.device)
         evaluate(cfg, teacher_of(distiller), more)
         return
@@ -68,6 +70,12 @@ def run(args: argparse.Namespace) -> None:
     counts = load_strictly(model, args.weights)
     logger.info("%s: %s from %s", type(model).__name__, counts, args.weights)
     evaluate(cfg, model.to(cfg.train.device), more)
+
+
+def _check(args: argparse.Namespace, cfg: DictConfig) -> None:
+    check_config(cfg, teacher=args.teacher, evaluates_teacher=args.teacher)
+    if not args.teacher:
+        check_weights("the checkpoint", args.weights)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,7 +55,7 @@ class Run:
         config: path of its config.
         overrides: fields of the config, as train_net.py takes them.
         max_iter: number of its iterations, for the ETA; None if that is unknown.
-        mode: what train_net.py is asked to do: "--resume", "--eval-only" or "--eval-teacher".
+        mode: "--eval-only" or "--eval-teacher" for an evaluation; "" for a training.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Run:
     config: str
     overrides: tuple[str, ...] = ()
     max_iter: int | None = None
-    mode: str = "--resume"
+    mode: str = ""
 
     @property
     def finished(self) -> bool:
@@ -73,7 +73,7 @@ class Run:
     @property
     def trains(self) -> bool:
         """Whether it is a training, and not an evaluation."""
-        return self.mode == "--resume"
+        return not self.mode
 
     @property
     def output(self) -> Path:
@@ -81,7 +81,7 @@ class Run:
         return self.folder / OUTPUT
 
     def command(self, device: str | None = None) -> list[str]:
-        """The command line of the process.
+        """The command line of the process. It says --resume only if there is a checkpoint.
 
         Args:
             device: see `start`.
@@ -90,7 +90,9 @@ class Run:
         # An override of the same field comes later, so that it decides.
         kind = [f"train.device={device.partition(':')[0]}"] if device else []
         options = [*kind, *self.overrides, f'train.output_dir="{quoted}"']
-        return [*TRAIN, self.mode, "--config-file", self.config, *options]
+        resumes = self.trains and (self.folder / "last_checkpoint").exists()
+        mode = ["--resume"] if resumes else [self.mode] if self.mode else []
+        return [*TRAIN, *mode, "--config-file", self.config, *options]
 
     def prepare(self) -> None:
         """Is called before the process starts, when the folder is locked. Subclasses use it."""

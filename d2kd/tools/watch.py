@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from d2kd.metrics import parse_line
 from d2kd.progress import RecentRate, format_time
 
-__all__ = ["Watch", "as_json"]
+__all__ = ["Watch"]
 
 
 class Watch:
@@ -52,7 +52,7 @@ class Watch:
         marks = ("WARNING", "ERROR", "Warning: ")
         self.warnings = [x for x in self._output.read() if any(mark in x for mark in marks)]
         for line in self._metrics.read():
-            values = as_json(line)
+            values = parse_line(line)
             if not math.isnan(values.get("bbox/AP", math.nan)):
                 self.ap = values["bbox/AP"]
             if "total_loss" in values and "iteration" in values:
@@ -92,12 +92,3 @@ class _NewLines:
             text, newline, _ = file.read().rpartition(b"\n")
         self._place += len(text) + len(newline)
         return text.decode(errors="replace").splitlines()
-
-
-def as_json(line: str) -> dict:
-    """The dict in a line of metrics.json. {} if a killed process has left only a part of it."""
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError:
-        return {}
-    return values if isinstance(values, dict) else {}

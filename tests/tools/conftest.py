@@ -18,7 +18,8 @@ TRAIN = """
 import json, os, sys, time
 from pathlib import Path
 
-mode, options = sys.argv[1], dict(o.split("=", 1) for o in sys.argv[4:])
+place = sys.argv.index("--config-file")
+mode, options = "".join(sys.argv[1:place]), dict(o.split("=", 1) for o in sys.argv[place + 2 :])
 folder = Path(options["train.output_dir"].strip('"'))
 with open("calls.txt", "a") as calls:
     options["mode"] = mode
@@ -28,7 +29,7 @@ with open("calls.txt", "a") as calls:
     memory = bytearray(int(options.get("memory", 0)) << 20)
     time.sleep(float(options.get("sleep", 0)))
     calls.write(json.dumps({**options, "end": time.time()}) + "\\n")
-if mode != "--resume":
+if mode not in ("", "--resume"):
     print("[11/26 10:00:00 d2.evaluation.testing]: copypaste: Task: bbox")
     print("[11/26 10:00:00 d2.evaluation.testing]: copypaste: AP,AP50,AP75,APs,APm,APl")
     print("[11/26 10:00:00 d2.evaluation.testing]: copypaste: "

@@ -104,7 +104,7 @@ def test_the_teacher_of_a_distiller_is_evaluated_once_and_is_a_row(root, capsys)
 
 def test_no_teacher_where_none_is_asked_for_or_none_is_there(root):
     run_main(root, "alone: c.py", "FGD: d.py", "--seeds", "1", "--no-teacher")
-    assert {c["mode"] for c in calls(root)} == {"--resume"} and names(root) == ["alone", "FGD"]
+    assert {c["mode"] for c in calls(root)} == {""} and names(root) == ["alone", "FGD"]
     assert "gap closed" not in (root / "out/results.md").read_text()
 
 
@@ -124,7 +124,7 @@ def test_an_entry_may_be_the_teacher(root):
     teacher = "big (teacher): c.py train.init_checkpoint=big.pth ap=30.0"
     run_main(root, teacher, "alone: c.py", "FGD: d.py scale=2", "--seeds", "1")
     modes = [(c["mode"], c.get("train.init_checkpoint")) for c in calls(root)]
-    assert modes == [("--eval-only", "big.pth"), ("--resume", None), ("--resume", None)]
+    assert modes == [("--eval-only", "big.pth"), ("", None), ("", None)]
     text = (root / "out/results.md").read_text()
     # (21 - 11) / (30 - 11); rows are compared with the first one that is no teacher.
     assert cells(text, "FGD")["gap closed, %"] == "52.6"
@@ -133,7 +133,7 @@ def test_an_entry_may_be_the_teacher(root):
 
 def test_a_teacher_without_weights_is_trained_as_the_others_are(root):
     run_main(root, "alone: c.py", "T (teacher): c.py scale=3", "FGD: d.py scale=2", "--seeds", "1")
-    assert [c["mode"] for c in calls(root)] == ["--resume"] * 3
+    assert [c["mode"] for c in calls(root)] == [""] * 3
     # (21 - 11) / (31 - 11)
     text = (root / "out/results.md").read_text()
     assert cells(text, "FGD")["gap closed, %"] == "50.0"

@@ -88,10 +88,10 @@ def train_all(*options: str, data: str = "data 1") -> None:
 def test_the_runs_are_below_the_current_folder_and_are_not_trained_twice(folder, capsys):
     train_all("--seed", "7", "--max-iter", "6")
     (alone, distilled), configs = calls(), train.configs_folder() / "demo"
-    assert alone[:3] == ["--resume", "--config-file", str(configs / "student_continued.py")]
-    assert alone[3:5] == ["train.seed=7", "train.max_iter=6"] == distilled[3:5]
-    assert distilled[2] == str(configs / "distill_continued.py")
-    assert alone[5] == f'train.output_dir="{folder}/output/demo/alone"'
+    assert alone[:2] == ["--config-file", str(configs / "student_continued.py")]
+    assert alone[2:4] == ["train.seed=7", "train.max_iter=6"] == distilled[2:4]
+    assert distilled[1] == str(configs / "distill_continued.py")
+    assert alone[4] == f'train.output_dir="{folder}/output/demo/alone"'
     shipped = (configs / "teacher.pth").read_bytes()
     assert Path("output/demo/teacher/model_final.pth").read_bytes() == shipped
     printed = capsys.readouterr().out

@@ -85,8 +85,33 @@ def test_weights_must_fit(folder):
     torch.save({"model": weights}, "less.pth")
     with pytest.raises(ValueError, match=r"expected all tensors to match, found .* 1 missing"):
         evaluate.main(["config.py", "less.pth"])
-    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at 'gone.pth'"):
-        evaluate.main(["config.py", "gone.pth"])
+
+
+@pytest.mark.parametrize(
+    "argv, error, message",
+    [
+        (["gone.pth"], FileNotFoundError, "the checkpoint: expected a file .* 'gone.pth'"),
+        (["gone.pth", "--teacher"], FileNotFoundError, "model.teacher.weights: .* 'gone.pth'"),
+        (["--teacher", "model.teacher=null"], ValueError, "a teacher to evaluate, found none"),
+        (["teacher.pth", "--teacher", "model.teacher=null"], ValueError, "evaluate, found none"),
+    ],
+)
+def test_what_is_missing_is_named_before_the_data_are_read(
+    folder, monkeypatch, argv, error, message
+):
+    monkeypatch.setattr(evaluate, "audit_in_all_processes", lambda *_: pytest.fail("read the data"))
+    with pytest.raises(error, match=message):
+        evaluate.main(["config.py", *argv])
+
+
+def test_a_teacher_without_a_detector_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(evaluate, "audit_in_all_processes", lambda *_: pytest.fail("read the data"))
+    features = "from d2kd import FeatureTeacher\nmodel.teacher = L(FeatureTeacher)(" + (
+        "backbone='torchvision/resnet18', weights=None)\n"
+    )
+    Path("features.py").write_text(CONFIG + features)
+    with pytest.raises(ValueError, match=r"FeatureTeacher, which has no detector to evaluate"):
+        evaluate.main(["features.py", "--teacher"])
 
 
 def test_something_must_be_evaluated(folder, capsys):

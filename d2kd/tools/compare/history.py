@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from d2kd.tools.watch import as_json
-
-__all__ = ["History", "history_of", "read_lines_of"]
+__all__ = ["History", "history_of"]
 
 
 class History(NamedTuple):
@@ -26,16 +23,6 @@ class History(NamedTuple):
     points: tuple[tuple[int, float], ...] = ()
 
 
-def read_lines_of(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.json; none if there is no such file.
-
-    A process that was killed may have left a part of a line, which is passed over.
-    """
-    path = folder / "metrics.json"
-    text = path.read_text(errors="replace") if path.exists() else ""
-    return [line for line in map(as_json, text.splitlines()) if line]
-
-
 def history_of(lines: Iterable[Mapping]) -> History:
     """Read a history from the lines that Detectron2's `JSONWriter` wrote.
 
@@ -44,7 +31,7 @@ def history_of(lines: Iterable[Mapping]) -> History:
     measures only the step itself: data, student, teacher, methods and optimizer.
 
     Args:
-        lines: see `read_lines_of`.
+        lines: see `d2kd.metrics.read_metrics`.
     """
     times: dict[int, float | None] = {}  # iteration -> "time"; the first iteration is 0
     scores: dict[int, float] = {}  # iteration -> AP

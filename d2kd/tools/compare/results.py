@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from d2kd.files import write_file
+from d2kd.metrics import read_metrics
 
 from .curves import group_rows
 from .entries import RESULTS, Entry
 from .evidence import warnings
-from .history import History, history_of, read_lines_of
+from .history import History, history_of
 from .picture import picture
 from .picture_of_curves import picture_of_curves
 from .run import EntryRun
@@ -169,7 +170,7 @@ class Comparison:
         for line in lines:
             if line.figures and line.seed is not None:
                 folder = self.output / line.entry.folder / f"seed{line.seed}"
-                histories.setdefault(line.entry.name, []).append(history_of(read_lines_of(folder)))
+                histories.setdefault(line.entry.name, []).append(history_of(read_metrics(folder)))
         return histories
 
     def warnings(self, lines: Sequence[Line] | None = None) -> list[str]:

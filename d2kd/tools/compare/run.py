@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from d2kd.files import write_file
+from d2kd.metrics import read_metrics
 from d2kd.tools.paths import find_config
 from d2kd.tools.runs import Run, is_running
 
 from .entries import Entry
-from .history import history_of, read_lines_of
+from .history import history_of
 
 __all__ = ["METRICS", "TASKS", "EntryRun", "digest_sources", "make_runs"]
 
@@ -76,7 +77,7 @@ class EntryRun(Run):
         """
         if not self.trains:
             return self._evaluation()
-        lines = read_lines_of(self.folder)
+        lines = read_metrics(self.folder)
         last = lines[-1] if lines else {}
         if "bbox/AP" not in last or not (self.folder / "model_final.pth").exists():
             return None
@@ -114,7 +115,7 @@ class EntryRun(Run):
     @property
     def has_begun(self) -> bool:
         """Whether a run works in the folder, or has left a checkpoint, metrics or figures in it."""
-        left = any(self.folder.glob("*.pth")) or read_lines_of(self.folder) or self._evaluation()
+        left = any(self.folder.glob("*.pth")) or read_metrics(self.folder) or self._evaluation()
         return bool(left) or is_running(self.folder)
 
     def prepare(self) -> None:
