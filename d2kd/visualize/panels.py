@@ -131,12 +131,15 @@ class _Panels:
             if found is None:
                 continue
             found = suppress_across_classes(found.above(self.threshold))
-            truth = self.picture.truth or GroundTruth(found.boxes, found.classes)
-            yield Panel(role.capitalize(), "detections", self._drawing_of(found, truth))
+            yield Panel(role.capitalize(), "detections", self._detections_of(role, found))
 
-    def _drawing_of(self, found: Detections, truth: GroundTruth) -> Draw:
-        pixels, names = self.picture.pixels, self.names
-        return lambda ax: draw.draw_detections(ax, pixels, found, truth, names)
+    def _detections_of(self, role: str, found: Detections) -> Draw:
+        truth, names = self.picture.truth, self.names
+        count = self.networks.reader(role).num_classes
+        if count != len(names):  # a teacher of other classes, whose boxes cannot be compared
+            truth, names = None, [str(i) for i in range(count)]
+        compared = truth or GroundTruth(found.boxes, found.classes)
+        return lambda ax: draw.draw_detections(ax, self.picture.pixels, found, compared, names)
 
     def attention(self) -> Iterator[Panel]:
         fgd = self.networks.find(FGD)
@@ -232,8 +235,9 @@ class _Panels:
         title, subtitle = "RM: candidates", "dark: the teacher's best"
         counts = torch.bincount(assigned[0][assigned[0] >= 0], minlength=1)
         if counts.max() < 2:
+            message = "no object has two candidates"
             for heading in ((title, subtitle), ("RM: ranks", f"by {term}")):
-                yield Panel(*heading, lambda ax: draw.draw_message(ax, "no object has candidates"))
+                yield Panel(*heading, lambda ax: draw.draw_message(ax, message))
             return
         chosen = int(counts.argmax())
         candidates = (assigned[0] == chosen).cpu()

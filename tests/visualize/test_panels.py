@@ -145,6 +145,25 @@ def test_a_teacher_without_a_detector_has_attention_only(drawn):
     assert list(sheet) == ["Student", "Attention: teacher", "Attention: student"]
 
 
+def test_a_teacher_of_other_classes_is_not_compared_with_the_truth(monkeypatch):
+    shown = []
+    monkeypatch.setattr(draw, "draw_detections", lambda *args: shown.append(args[2:]))
+    teacher = toys.retinanet(8, num_classes=7)
+    torch.nn.init.constant_(teacher.head.cls_score.bias, 1.0)  # so that there are detections
+    model = Distiller(
+        student=toys.retinanet(4),
+        teacher=Teacher(teacher, None),
+        methods=Methods(pkd=PKD()),
+        same_classes=False,
+    )
+    sheet = columns([picture(BOX)], Networks.of(model.eval(), "BGR"), "abc")
+    for column in sheet[:2]:
+        column.drawings[0](None)
+    (_, truth, names), (found, other, numbers) = shown
+    assert truth.boxes.tolist() == [list(BOX)] and names == "abc"
+    assert other.boxes is found.boxes and len(found) and numbers == list("0123456")
+
+
 def test_a_two_stage_detector_has_the_panels_of_methods_on_features(drawn):
     def build(width: int):
         return toys.rcnn()
