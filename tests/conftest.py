@@ -8,6 +8,13 @@ from detectron2.utils.events import EventStorage
 from tests import toys
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def audit_cache(tmp_path_factory):
     """Audits cache nothing in the user's folder, also in processes that tests start."""

@@ -23,8 +23,10 @@ PAGES = sorted(
 
 # An indented block is a shell snippet if a line of it begins with one of these; else it is text,
 # such as the layout of a folder. They are all that a snippet may call.
-PROGRAMS = ("d2kd", "python", "pip", "make", "git")
-_COMMAND = re.compile(rf"(?m)^ *(\$ |(\S+=\S+ )*(\.venv/bin/)?({'|'.join(PROGRAMS)}) |export |for )")
+PROGRAMS = ("d2kd", "python", "pip", "make", "git", "cp", "ls")
+_COMMAND = re.compile(
+    rf"(?m)^ *(\$ |(\S+=\S+ )*(\.venv/bin/)?({'|'.join(PROGRAMS)}) |export |for )"
+)
 MARKER = re.compile(r"<!-- not run: (.+?) -->")
 
 # A program that writes its name and its arguments to the file $CALLS instead of doing something.
@@ -90,7 +92,8 @@ def find_snippets(page: str, text: str | None = None) -> list[Snippet]:
 def list_commands(script: str, folder: Path) -> list[list[str]]:
     """The commands that a shell script calls, with loops and variables resolved.
 
-    bash runs the script, and finds nothing in its PATH but programs that record their arguments.
+    bash runs the script, and finds nothing in its PATH but mkdir and programs that record their
+    arguments.
 
     Args:
         folder: an empty folder, or one that an earlier call used, in which the script runs.
@@ -107,6 +110,8 @@ def list_commands(script: str, folder: Path) -> list[list[str]]:
         for name in PROGRAMS:
             (programs / name).write_text(RECORDER)
             (programs / name).chmod(0o755)
+        (programs / "mkdir").write_text('#!/bin/sh\nexec /bin/mkdir -p "$@"\n')
+        (programs / "mkdir").chmod(0o755)
     calls = folder / "calls"
     calls.write_text("")
     bash = shutil.which("bash") or "bash"
