@@ -69,13 +69,14 @@ def register_coco_folder(folder: str | os.PathLike) -> CocoFolder:
             f"expected a folder with images, train.json and val.json at {os.fspath(folder)!r}, "
             f"found none. Set D2KD_DATA to your folder, or move it there."
         )
-    names, tables = [], {}
+    names, tables = {}, {}
     for split, words in SPLITS.items():
         table, word = _find_table(root, words)
         tables[split] = load_table(str(table))
         images = _find_images(root, word, table, tables[split]["images"])
-        names.append(_register(dataset_name(root.name, split), table, images))
-    return CocoFolder(*names, _classes(tables["train"]), len(tables["train"]["images"]))
+        names[split] = _register(dataset_name(root.name, split), table, images)
+    classes = _classes(tables["train"])
+    return CocoFolder(names["train"], names["val"], classes, len(tables["train"]["images"]))
 
 
 def _find_table(root: Path, words: tuple[str, ...]) -> tuple[Path, str]:

@@ -24,7 +24,7 @@ from tabulate import tabulate
 
 import d2kd
 from d2kd import model_zoo
-from d2kd.checkpoint import read_checkpoint
+from d2kd.checkpoint import find_state_dict, read_checkpoint
 from d2kd.config import load_config
 from d2kd.data.demo import SPLITS, make_demo
 from d2kd.methods import CWD, FGD, PGD, PKD, Methods
@@ -251,17 +251,18 @@ def train_and_resume(setting: Setting) -> Found:
     (resumed / "last_checkpoint").write_text(middle)
     seconds += _train(setting, [*overrides, "--resume"], resumed)
     before, after = (_losses(folder) for folder in (whole, resumed))
+    losses = list(before.values())
     data = dict(
         dtype=dtype,
         seconds=seconds,
-        loss=list(before.values()),
+        loss=losses,
         resumed_at=min(after),
         weight_difference=_difference(whole, resumed),
     )
     text = (
         f"{steps} steps of the demo's distiller in {dtype}, and the last {steps // 2} of them once "
         f"more from the checkpoint in the middle: {seconds:.0f} s. The loss goes from "
-        f"{data['loss'][0]:.2f} to {data['loss'][-1]:.2f}. The final weights of both "
+        f"{losses[0]:.2f} to {losses[-1]:.2f}. The final weights of both "
         f"runs differ by at most {data['weight_difference']:.1e}."
     )
     ok = data["resumed_at"] == steps // 2 and len(before) == steps
@@ -288,7 +289,8 @@ def _losses(folder: Path) -> Mapping[int, float]:
 
 def _difference(*folders: Path) -> float:
     """The largest difference between the tensors of two finished runs."""
-    one, two = (read_checkpoint(str(folder / "model_final.pth"))["model"] for folder in folders)
+    files = [str(folder / "model_final.pth") for folder in folders]
+    one, two = (find_state_dict(read_checkpoint(file), file)[0] for file in files)
     return max(float((one[k].double() - two[k].double()).abs().max()) for k in one)
 
 
