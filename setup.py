@@ -51,6 +51,9 @@ setup(
         "timm": ["timm>=1.0", "safetensors>=0.3"],
         # `d2kd export` to ONNX: onnx writes the file, onnxruntime checks it and makes it int8
         "export": ["onnx>=1.15", "onnxruntime>=1.17"],
+        # train.writers; mlflow-skinny is enough for a tracking server
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow"],
         "dev": [
             "pytest>=7",
             "hypothesis>=6.100",

@@ -34,9 +34,10 @@ from d2kd.logs import setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
-from d2kd.resume import RunRecord, first_step, training_classes
+from d2kd.resume import RunRecord, first_step, run_settings, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
 from d2kd.student_files import BestStudent, FinalStudent
+from d2kd.visualize import training_pictures
 from d2kd.writers import default_writers
 
 logger = logging.getLogger("d2kd")
@@ -79,10 +80,11 @@ def do_train(args, cfg, dataset=None):
     mean_teacher = build_mean_teacher(cfg, distiller, ema)
     batches = loader if mean_teacher is None else mean_teacher.label_batches(loader)
     checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    resuming = args.resume and checkpointer.has_checkpoint()
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
-            RunRecord(cfg.train.max_iter, training_classes(cfg)),
+            RunRecord(cfg.train.max_iter, training_classes(cfg), run_settings(cfg)),
             ExactResume(batches, period, cfg.train.seed),
             ScheduleProgress() if distiller is not None else None,
             hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
@@ -93,15 +95,9 @@ def do_train(args, cfg, dataset=None):
             else None,
             hooks.EvalHook(cfg.train.eval_period, lambda: evaluate_students(cfg, model, ema)),
             *(student_files(cfg, student, ema) if comm.is_main_process() else []),
-            hooks.PeriodicWriter(
-                default_writers(cfg.train.output_dir, cfg.train.max_iter),
-                period=cfg.train.log_period,
-            )
-            if comm.is_main_process()
-            else None,
+            *(reports(cfg, distiller or student, resuming) if comm.is_main_process() else []),
         ]
     )
-    resuming = args.resume and checkpointer.has_checkpoint()
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     if distiller is not None and not resuming:
         distiller.inherit()  # after loading, because initial weights would overwrite it
@@ -115,18 +111,9 @@ def build_mean_teacher(cfg, distiller, ema):
     """The hook of `train.mean_teacher`, or None."""
     if not cfg.train.mean_teacher:
         return None
-    if distiller is None:
-        raise ValueError(
-            "model: expected a Distiller, which masks the losses where the labels of "
-            "train.mean_teacher say nothing, found none. Set model=L(Distiller)(student=...)."
-        )
     mean_teacher = instantiate(cfg.train.mean_teacher)
-    if mean_teacher.burn_in >= cfg.train.max_iter:
-        raise ValueError(
-            f"train.mean_teacher.burn_in: expected fewer steps than train.max_iter, "
-            f"{cfg.train.max_iter}, found {mean_teacher.burn_in}. The teacher would never label."
-        )
-    mean_teacher.connect(distiller.student, ema, num_classes(distiller.student))
+    student = distiller.student
+    mean_teacher.connect(student, ema, num_classes(student), cfg.train.log_period)
     return mean_teacher
 
 
@@ -153,6 +140,15 @@ def student_files(cfg, student, ema):
             yield BestStudent(
                 detector, folder, f"{name}_best", prefix + metric, cfg.train.eval_period
             )
+
+
+def reports(cfg, model, resuming):
+    """Hooks that draw pictures and write what the others have measured; the writers come last."""
+    if pictures := training_pictures(cfg, model):
+        yield pictures
+    train = cfg.train
+    writers = default_writers(train.output_dir, train.max_iter, train.writers, resume=resuming)
+    yield hooks.PeriodicWriter(writers, period=train.log_period)
 
 
 def build_optimizer(node):

@@ -33,7 +33,7 @@ COMMANDS = {
     "weights": Command("weights", "convert ImageNet weights of packages for backbones of timm"),
     "compare": Command("compare", "train several configs with several seeds, and compare them"),
     "benchmark": Command("benchmark", "measure the time and the memory that distillation costs"),
-    "visualize": Command("visualize", "draw detections, attention, key regions and uncertainty"),
+    "visualize": Command("visualize", "draw what networks detect, and what each method compares"),
     "predict": Command("predict", "detect on images: pictures with boxes, and a COCO file"),
     "export": Command("export", "write a student as Detectron2, TorchScript and ONNX files"),
     "doctor": Command("doctor", "check whether this machine and a config will work"),

@@ -13,9 +13,11 @@ from PIL.Image import MODES
 
 from . import model_zoo
 from .checks import (
+    check_complete,
     check_device,
     check_heads,
     check_mappers,
+    check_mean_teacher,
     check_nodes,
     check_schedule,
     check_sizes,
@@ -25,9 +27,9 @@ from .checks import (
     nodes,
 )
 from .data.partial import load_class_subset
-from .lazy import apply_overrides, load_lazy_config
-from .loading import resolve_target
+from .lazy import apply_overrides, load_lazy_config, resolve_target
 from .pseudo.coco import load_pseudo_labels
+from .writers.libraries import check_writers
 
 __all__ = [
     "check_config",
@@ -109,17 +111,23 @@ def check_config(cfg: DictConfig, *, training: bool = False, initial_weights: bo
         initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
 
     Raises:
+        ImportError: `train.writers` names a library that is not installed; in training only.
         ValueError: the message names the field, what was expected, what was found, and the nearest
             names.
     """
     check_train(cfg.train)
     check_nodes(cfg)
+    for section in ("model", "dataloader", "optimizer", "lr_multiplier", "train"):
+        # The model becomes a field of optimizer.params.
+        check_complete(cfg.get(section), section, later=["optimizer.params"])
     check_heads(cfg.model)
     check_mappers(cfg)
+    check_mean_teacher(cfg)
     check_sizes(cfg)
     if training:
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))
+        check_writers(cfg.train.writers)
     if "lr_multiplier" in cfg:
         check_schedule(cfg, list(nodes(cfg.lr_multiplier, "lr_multiplier")))
     if initial_weights:

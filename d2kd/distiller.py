@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .inherit import Inherited, inherit_weights
 from .knowledge import Knowledge
-from .loading import build_detector, check_input_format, check_upright
+from .loading import build_detector, check_input_format
 from .loss_weights import LossWeights
 from .methods import Methods
 from .partial_labels import mask_partial_labels
@@ -20,6 +20,7 @@ from .readers import check_same_anchors, get_reader, num_classes
 from .resolution import check_fits_square
 from .targets import Targets
 from .teacher import Teacher
+from .upright import check_upright
 from .values import check_flag
 
 __all__ = ["Distiller"]

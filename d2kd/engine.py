@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import instantiate
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine import launch as detectron2_launch
@@ -27,7 +27,8 @@ from .commands import launch_processes, plain_errors
 from .data.masks import check_masks
 from .data.named_errors import build_loader, name_errors
 from .finite import LossWatch
-from .loading import is_standard_mapper, predictions_in_fp32, resolve_target
+from .lazy import resolve_target
+from .loading import predictions_in_fp32
 from .resume import same_hyperparameters
 
 __all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
@@ -288,7 +289,7 @@ class TrainLoader:
         try:
             if resolve_target(node) is build_detection_train_loader and not node.get("sampler"):
                 dataset = instantiate(node.dataset) if self._loaded is None else self._loaded
-                self._check_masks(dataset)
+                check_masks(node.get("mapper"), dataset)
                 if not isinstance(dataset, torch.utils.data.IterableDataset):
                     self._dataset = dataset
                     return
@@ -299,16 +300,6 @@ class TrainLoader:
             "dataloader.train has its own sampler or target: a resumed run starts its data from "
             "the beginning, so that resuming is not exact."
         )
-
-    def _check_masks(self, dataset: Any) -> None:
-        mapper = self._node.get("mapper")
-        if not is_standard_mapper(mapper) or not isinstance(dataset, list):
-            return
-        if mapper.get("use_instance_mask"):
-            # PartialMapper does this in its own way.
-            own = resolve_target(mapper)._transform_annotations
-            plain = own is DatasetMapper._transform_annotations
-            check_masks(dataset, recompute=plain and bool(mapper.get("recompute_boxes")))
 
     def __call__(self, step: int, seed: int) -> Iterable:
         self.prepare()

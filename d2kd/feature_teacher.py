@@ -88,10 +88,13 @@ class FeatureTeacher(Teacher):
 
     def _load_weights(self) -> None:
         # The library's network has its weights already.
-        if self._library_weights is None:
+        given = self._library_weights
+        if given is None:
             logger.warning(
                 "FeatureTeacher %s: weights=None, so its weights are random.", self.model.name
             )
+        else:
+            self.loaded = "weights of the library" if given is True else f"weights from {given}"
 
     def detect(self, batched_inputs: Sequence[dict], *, input_format: str) -> list[dict]:
         """

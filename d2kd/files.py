@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 __all__ = [
     "DiskFullError",
+    "check_new_folder",
     "file_in_the_way",
     "open_to_replace",
     "remove_partial_files",
@@ -40,6 +41,24 @@ def file_in_the_way(path: str | bytes | os.PathLike) -> str:
     while name and not os.path.lexists(name):
         name = os.path.dirname(name)
     return name if name and not os.path.isdir(name) else ""
+
+
+def check_new_folder(field: str, path: str | os.PathLike) -> None:
+    """Refuse a folder for results that has files already, of which some would stay.
+
+    Args:
+        field: name of the option, for the message.
+        path: of a folder that is new or empty.
+
+    Raises:
+        FileExistsError: it has files, or is a file.
+    """
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{field}: expected a new or an empty folder, found files at '{folder}'. Give another "
+            f"name, or remove them."
+        )
 
 
 class _RawFile(io.FileIO):

@@ -1,4 +1,7 @@
-"""Load LazyConfigs and apply overrides, with errors that name the line or the override."""
+"""Load LazyConfigs and apply overrides, with errors that name the line or the override.
+
+`resolve_target` says what a node of a config stands for.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import yaml
 from detectron2.config import LazyConfig
@@ -15,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .commands import describe_error
 
-__all__ = ["apply_overrides", "load_lazy_config"]
+__all__ = ["apply_overrides", "load_lazy_config", "resolve_target"]
 
 # Detectron2 gives the configs that it executes packages whose names begin so.
 _CONFIG_PACKAGE = "detectron2._cfg_loader"
@@ -122,3 +126,13 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
                 f"{message} Put a value with special characters into quotes: 'FIELD=\"VALUE\"'."
             ) from error
     return cfg
+
+
+def resolve_target(node) -> Any:
+    """The function or class that a LazyConfig node names in `_target_`."""
+    target = node["_target_"]
+    if isinstance(target, str):
+        from detectron2.utils.registry import locate
+
+        return locate(target)
+    return target

@@ -10,12 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.config import get_cfg, instantiate
-from detectron2.data import DatasetMapper
+from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
-from detectron2.modeling.anchor_generator import RotatedAnchorGenerator
-from detectron2.modeling.box_regression import Box2BoxTransformRotated
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -23,6 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from .checkpoint import load_strictly
 from .lazy import load_lazy_config
 from .resolution import square_size
+from .upright import check_upright
+from .yacs_config import build_yacs, read_yacs, setup_without_yacs
 
 __all__ = [
     "BuiltDetector",
@@ -30,12 +28,9 @@ __all__ = [
     "build_detector",
     "build_student",
     "check_input_format",
-    "check_upright",
     "fuse_norms",
-    "is_standard_mapper",
     "load_detector_config",
     "predictions_in_fp32",
-    "resolve_target",
     "without_weights",
     "zoo_weights",
 ]
@@ -83,7 +78,7 @@ def build_detector(
             is given for something else than a yacs file.
     """
     if setup is not None and not isinstance(source, str):
-        raise _setup_without_yacs(type(source).__name__)
+        raise setup_without_yacs(type(source).__name__)
     if isinstance(source, nn.Module):
         return BuiltDetector(source)
     if not isinstance(source, str):
@@ -95,13 +90,7 @@ def build_detector(
     if "MODEL" in config:  # yacs
         config.MODEL.DEVICE = "cpu"
         test_size = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
-        try:
-            model = build_model(config)
-        except KeyError as e:  # raised by a registry
-            if setup is not None or "registry" not in str(e):
-                raise
-            raise _unknown_to_detectron2(source, str(e.args[0])) from None
-        return BuiltDetector(model, config.INPUT.FORMAT, test_size)
+        return BuiltDetector(build_yacs(config, source, setup), config.INPUT.FORMAT, test_size)
     node = config.model
     formats = (
         OmegaConf.select(config, f"dataloader.{section}.mapper.image_format")
@@ -174,54 +163,9 @@ def load_detector_config(source: str, setup: Callable[[Any], Any] | str | None =
         lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)
     if lazy:
         if setup is not None:
-            raise _setup_without_yacs(source)
+            raise setup_without_yacs(source)
         return load_lazy_config(source)
-    config = get_cfg()
-    if setup is not None:
-        _find_setup(setup)(config)
-    try:
-        config.merge_from_file(source)
-    except KeyError as e:
-        if "Non-existent config key" not in str(e):
-            raise
-        raise _unknown_to_detectron2(source, str(e.args[0])) from None
-    return config
-
-
-def _find_setup(setup: Callable[[Any], Any] | str) -> Callable[[Any], Any]:
-    from detectron2.utils.registry import locate
-
-    found: Any = setup
-    if isinstance(setup, str):
-        try:
-            found = locate(setup)
-        except ImportError as e:
-            raise ValueError(
-                f"setup: expected the dotted name of a function that adds a project's keys to a "
-                f"yacs config, found {setup!r}, which cannot be imported ({e}). Add the folder of "
-                f"the project to PYTHONPATH."
-            ) from e
-    if not callable(found):
-        raise ValueError(
-            f"setup: expected a function that adds a project's keys to a yacs config, or its "
-            f"dotted name, found {setup!r}."
-        )
-    return found
-
-
-def _unknown_to_detectron2(source: str, problem: str) -> ValueError:
-    return ValueError(
-        f"{source}: expected a config of Detectron2 or of a project with its setup, found: "
-        f"{problem.rstrip('!.')}. If the config belongs to a project, give the function that adds "
-        f"the project's keys, such as setup='point_rend.add_pointrend_config'."
-    )
-
-
-def _setup_without_yacs(found: str) -> ValueError:
-    return ValueError(
-        f"setup: expected the path of a yacs (.yaml) config beside it, because it adds keys to "
-        f"that config, found {found}. Leave setup out."
-    )
+    return read_yacs(source, setup)
 
 
 class FrozenDetector:
@@ -244,6 +188,7 @@ class FrozenDetector:
     Attributes:
         model: the detector, in evaluation mode and without gradients.
         test_size: see `BuiltDetector`.
+        loaded: what was loaded, in words; "" for a detector whose weights are used as given.
 
     Raises:
         FileNotFoundError: there is no file and no zoo entry of that name.
@@ -274,6 +219,7 @@ class FrozenDetector:
         self.test_size = built.test_size
         self.input_format = check_input_format(input_format or built.input_format, self.model)
         self.weights = zoo_weights(model) if weights == "zoo" else weights
+        self.loaded = ""
         self._load_weights()
         self.model.eval().requires_grad_(False)
 
@@ -282,8 +228,8 @@ class FrozenDetector:
         if self.weights is None:
             logger.warning("%s %s: weights=None, its weights are used as given.", kind, name)
         else:
-            counts = load_strictly(self.model, self.weights)
-            logger.info("%s %s: %s from %s", kind, name, counts, self.weights)
+            self.loaded = f"{load_strictly(self.model, self.weights)} from {self.weights}"
+            logger.info("%s %s: %s", kind, name, self.loaded)
 
     @property
     def backbone(self) -> nn.Module | None:
@@ -331,28 +277,6 @@ def check_input_format(given: str | None, model: nn.Module) -> str:
     return input_format
 
 
-def check_upright(model: nn.Module, role: str) -> None:
-    """Refuse a detector of rotated boxes. Methods and label fusion compare upright boxes.
-
-    Args:
-        role: what the detector is for, for the message.
-
-    Raises:
-        ValueError: a part of the detector codes boxes by five numbers.
-    """
-    for name, module in model.named_modules():
-        rotated = isinstance(module, RotatedAnchorGenerator) or any(
-            isinstance(value, Box2BoxTransformRotated) for value in vars(module).values()
-        )
-        if rotated:
-            raise ValueError(
-                f"{role} {type(model).__name__}: expected a detector of upright boxes "
-                f"(x1, y1, x2, y2), found rotated boxes in {name or 'the detector'} "
-                f"({type(module).__name__}). Give a detector of upright boxes; d2kd does not "
-                f"support rotated ones."
-            )
-
-
 def zoo_weights(source: Any) -> str:
     """URL of the weights that Detectron2's model zoo keeps for one of its configs.
 
@@ -386,16 +310,6 @@ def without_weights(node: DictConfig | ListConfig) -> None:
             node[key] = None
         elif key == "pretrained" and value:
             node[key] = False
-
-
-def resolve_target(node) -> Any:
-    """The function or class that a LazyConfig node names in `_target_`."""
-    target = node["_target_"]
-    if isinstance(target, str):
-        from detectron2.utils.registry import locate
-
-        return locate(target)
-    return target
 
 
 def predictions_in_fp32(_head: nn.Module, _args: tuple, output: tuple) -> tuple:
@@ -439,12 +353,3 @@ def fuse_norms(model: nn.Module) -> int:
         conv.norm = None
         conv.requires_grad_(False)
     return len(convolutions)
-
-
-def is_standard_mapper(node: Any) -> bool:
-    """Whether a node is Detectron2's mapper, or a subclass of it that reads images as it does."""
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        return False
-    target = resolve_target(node)
-    own = isinstance(target, type) and issubclass(target, DatasetMapper)
-    return own and target.__call__ is DatasetMapper.__call__

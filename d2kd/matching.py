@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from detectron2.structures import BoxMode, Instances
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, nms
 
-__all__ = ["Detections", "GroundTruth", "Match", "Overlaps", "match", "measure_overlaps"]
+__all__ = [
+    "Detections",
+    "GroundTruth",
+    "Match",
+    "Overlaps",
+    "match",
+    "measure_overlaps",
+    "suppress_across_classes",
+]
 
 
 @dataclass(frozen=True, kw_only=True)  # three arrays of one length: their order is easily confused
@@ -72,6 +80,16 @@ class GroundTruth(NamedTuple):
             np.array(boxes, dtype=float).reshape(-1, 4),
             np.array([a["category_id"] for a in objects], dtype=int),
         )
+
+
+def suppress_across_classes(detections: Detections, iou: float = 0.5) -> Detections:
+    """Of detections of any class that overlap by more than `iou`, keep the one of highest score.
+
+    Detectors suppress duplicates class by class. A detector that is unsure therefore reports one
+    object under several classes, which makes a picture hard to read.
+    """
+    keep = nms(torch.as_tensor(detections.boxes), torch.as_tensor(detections.scores), iou)
+    return detections[np.sort(keep.numpy())]
 
 
 class Match(NamedTuple):

@@ -19,13 +19,12 @@ The detectors contain no code for this. Shapes: N images, R anchors of all level
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import singledispatch
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.modeling.meta_arch import FCOS, GeneralizedRCNN, RetinaNet
 from detectron2.modeling.proposal_generator.rpn import RPN
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
@@ -36,17 +35,12 @@ from torch import Tensor, nn
 from .data import PartialMapper
 from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
-from .loading import resolve_target
+from .lazy import resolve_target
+from .loss_masks import BACKGROUND_LOGIT, covered, mask_scores, scale_gradient, weight_of_matched
+from .set_losses import masked_set_loss
 from .targets import Targets, equal_boxes
 
-__all__ = ["check_partial_labels", "covered", "mask_partial_labels"]
-
-# A logit whose sigmoid is 2e-9: as background it has practically no loss and no gradient.
-_BACKGROUND_LOGIT = -20.0
-# An anchor or a proposal is ignored if at least this share of its area is inside a region to ignore
-# (LabelMatch, arXiv 2206.06608, released code). This includes every box that would be a positive
-# for the region at IoU 0.5.
-_COVERED_SHARE = 0.5
+__all__ = ["check_partial_labels", "mask_partial_labels"]
 
 
 def check_partial_labels(cfg: DictConfig, model: Any) -> None:
@@ -108,7 +102,7 @@ def _changes(detector: nn.Module) -> Sequence[tuple[nn.Module, str, Callable]]:
     """
     criterion = getattr(detector, "criterion", None)
     if isinstance(criterion, nn.Module) and hasattr(criterion, "get_loss"):
-        return [(criterion, "get_loss", functools.partial(_set_loss, criterion))]
+        return [(criterion, "get_loss", functools.partial(masked_set_loss, criterion))]
     raise TypeError(
         f"d2kd cannot ignore regions or classes for this detector: expected RetinaNet, FCOS, one "
         f"of d2kd.detectors, a GeneralizedRCNN, or a `criterion` with DETR's get_loss, found "
@@ -212,7 +206,7 @@ def _fcos(
         ignored = background & ~targets.known(Boxes.cat(anchors).get_centers())
         parts = ignored.split([x.shape[1] for x in logits], 1)
         logits = [
-            torch.where(part[..., None], _BACKGROUND_LOGIT, x)
+            torch.where(part[..., None], BACKGROUND_LOGIT, x)
             for part, x in zip(parts, logits, strict=True)
         ]
     return losses(anchors, logits, labels, deltas, boxes, centerness)
@@ -260,12 +254,12 @@ def _changed(
     (logits,) = _mask_unannotated([predictions.logits], targets)
     regression, quality = predictions.regression, predictions.quality
     if targets.weights is not None:
-        weight = torch.where(matched < 0, 1.0, _gather(targets.weights, matched))
-        logits, regression = (_scale(x, weight[..., None]) for x in (logits, regression))
-        quality = None if quality is None else _scale(quality, weight)
+        weight = torch.where(matched < 0, 1.0, weight_of_matched(targets.weights, matched))
+        logits, regression = (scale_gradient(x, weight[..., None]) for x in (logits, regression))
+        quality = None if quality is None else scale_gradient(quality, weight)
     if targets.ignored is not None:
         ignored = (matched < 0) & ~targets.known(locations.centers)
-        logits = torch.where(ignored[..., None], _BACKGROUND_LOGIT, logits)
+        logits = torch.where(ignored[..., None], BACKGROUND_LOGIT, logits)
     return Predictions(logits, regression, quality)
 
 
@@ -299,7 +293,7 @@ def _regions(
         annotated = torch.cat(
             [row.expand(len(p), -1) for row, p in zip(targets.annotated, proposals, strict=True)]
         )
-        scores = _mask_scores(scores, annotated, bool(predictor.use_sigmoid_ce))
+        scores = mask_scores(scores, annotated, bool(predictor.use_sigmoid_ce))
     weights = []
     for i, p in enumerate(proposals):
         background = p.gt_classes == predictor.num_classes
@@ -312,165 +306,14 @@ def _regions(
             weight = torch.where(background & ignored, 0.0, weight)
         weights.append(weight)
     weight = torch.cat(weights)[:, None]
-    return losses((_scale(scores, weight), _scale(deltas, weight)), proposals)
-
-
-def _set_loss(
-    criterion: Any,
-    get_loss: Callable,
-    targets: Targets,
-    loss: str,
-    outputs: Mapping[str, Any],
-    truth: Sequence[Mapping[str, Tensor]],
-    indices: Sequence[tuple[Tensor, Tensor]],
-    *more,
-    **named,
-) -> dict[str, Tensor]:
-    """One loss of a set criterion: DETR's and those that were made from it.
-
-    The criterion calls `get_loss` for the outputs of each decoder layer, of the encoder and of the
-    denoising queries, with the matching that it has found for them. So all of them are masked here.
-
-    Shapes: Q queries.
-
-    Args:
-        outputs: "pred_logits" (N, Q, K) for sigmoids or (N, Q, K + 1) for a softmax, and
-            "pred_boxes" (N, Q, 4) or "pred_masks" (N, Q, H, W).
-        truth: "labels" and "boxes" of each image, in the order of its instances.
-        indices: of each image, the matched queries and the boxes that they are matched with.
-    """
-    logits = outputs["pred_logits"]
-    matched = logits.new_full(logits.shape[:2], -1, dtype=torch.long)
-    for row, (queries, boxes) in zip(matched, indices, strict=True):
-        row[queries.to(row.device)] = boxes.to(row.device)
-    changed = dict(outputs)
-    if targets.weights is not None:
-        weight = torch.where(matched < 0, 1.0, _gather(targets.weights, matched))
-        for name in ("pred_logits", "pred_boxes", "pred_masks"):
-            if name in changed:
-                shape = *weight.shape, *[1] * (changed[name].dim() - 2)
-                changed[name] = _scale(changed[name], weight.view(shape))
-    known = logits.new_ones(*logits.shape[:2], criterion.num_classes, dtype=torch.bool)
-    if targets.annotated is not None:
-        if _are_classes(truth, targets):
-            known &= targets.annotated[:, None]
-        else:  # objectness of all classes: an object without a box may be one of the others
-            known &= ((matched >= 0) | targets.annotated.all(1, keepdim=True))[..., None]
-    if targets.ignored is not None:
-        boxes = _query_boxes(criterion, outputs, truth, targets)
-        ignored = torch.stack(
-            [covered(b, r[None])[0] for b, r in zip(boxes, targets.ignored, strict=True)]
-        )
-        known &= ~(ignored & (matched < 0))[..., None]
-    if targets.annotated is not None or targets.ignored is not None:
-        changed["pred_logits"] = _mask_query_scores(criterion, changed["pred_logits"], known)
-    return get_loss(loss, changed, truth, indices, *more, **named)
-
-
-def _are_classes(truth: Sequence[Mapping[str, Tensor]], targets: Targets) -> bool:
-    """Whether the labels of a set criterion are classes. Encoders may know one class, "object"."""
-    labels = torch.cat([x["labels"] for x in truth])
-    return torch.equal(labels.to(targets.classes), targets.classes[targets.valid])
-
-
-def _mask_query_scores(criterion: Any, logits: Tensor, known: Tensor) -> Tensor:
-    if logits.shape[-1] == criterion.num_classes:  # sigmoids
-        return torch.where(known, logits, _BACKGROUND_LOGIT)
-    if logits.shape[-1] == criterion.num_classes + 1:  # a softmax, whose last class is "no object"
-        return _mask_scores(logits.flatten(0, 1), known.flatten(0, 1), False).view_as(logits)
-    raise TypeError(
-        f"{type(criterion).__name__}: expected logits of {criterion.num_classes} classes, or of "
-        f"one more, to ignore regions or classes, found {logits.shape[-1]}. Train this detector on "
-        f"labels without ignored regions and with all classes annotated."
-    )
-
-
-def _query_boxes(
-    criterion: Any,
-    outputs: Mapping[str, Any],
-    truth: Sequence[Mapping[str, Tensor]],
-    targets: Targets,
-) -> Tensor:
-    """The predicted boxes of a set criterion, (N, Q, 4) x1y1x2y2 in pixels, without gradients.
-
-    Raises:
-        TypeError: there are no boxes, or they are in a form that is not known.
-    """
-
-    def in_pixels(boxes: Tensor, size: Tensor) -> Tensor:
-        center, side = boxes.split(2, -1)
-        corners = torch.cat([center - side / 2, center + side / 2], -1)
-        return corners * size.flip(0).repeat(2)
-
-    problem = "none"
-    if "pred_boxes" in outputs:
-        sizes = targets.sizes.to(outputs["pred_boxes"])
-        own = [in_pixels(x["boxes"], size) for x, size in zip(truth, sizes, strict=True)]
-        given = targets.boxes[targets.valid].to(sizes)
-        if torch.allclose(torch.cat(own), given, atol=1.0, rtol=0):
-            predicted = outputs["pred_boxes"].detach()
-            if "image_size_xyxy" in truth[0]:  # Sparse R-CNN predicts corners in pixels
-                return predicted
-            return torch.stack([in_pixels(b, s) for b, s in zip(predicted, sizes, strict=True)])
-        problem = "boxes in another form"
-    raise TypeError(
-        f"{type(criterion).__name__}: expected boxes as centers and sides relative to the image, "
-        f"to ignore regions, found {problem}. Train this detector on labels without ignored "
-        f"regions."
-    )
-
-
-def _mask_scores(scores: Tensor, annotated: Tensor, sigmoid: bool) -> Tensor:
-    """Mask the scores of classes that were not annotated in the proposal's image.
-
-    With sigmoids, their scores become the background logit and get no gradient. In a softmax,
-    "background" then means "background or a class that was not annotated", as in MiB (arXiv
-    2002.00718): its logit becomes the log-sum-exp of its own logit and theirs.
-
-    Args:
-        scores: (P, K + 1), class logits of P proposals; the last one is the background's.
-        annotated: (P, K) bool.
-        sigmoid: whether the losses are sigmoids.
-    """
-    annotated = F.pad(annotated, (0, 1), value=True)  # the background is always known
-    if sigmoid:
-        return torch.where(annotated, scores, _BACKGROUND_LOGIT)
-    low = torch.finfo(scores.dtype).min / 2
-    unknown = torch.where(annotated, low, scores)
-    unknown = torch.cat([unknown[:, :-1], scores[:, -1:]], 1).logsumexp(1, keepdim=True)
-    return torch.cat([torch.where(annotated, scores, low)[:, :-1], unknown], 1)
-
-
-def covered(
-    boxes: Tensor, regions: Tensor, share: float = _COVERED_SHARE, chunk: int = 32
-) -> Tensor:
-    """Which boxes have at least a share of their area inside one region.
-
-    Args:
-        boxes: (R, 4) x1y1x2y2.
-        regions: (N, I, 4); rows without a region are zero.
-        share: in (0, 1].
-        chunk: number of regions that are compared with all boxes at once, which bounds memory.
-
-    Returns:
-        (N, R) bool.
-    """
-    area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
-    is_covered = boxes.new_zeros(len(regions), len(boxes), dtype=torch.bool)
-    for i in range(0, regions.shape[1], chunk):
-        region = regions[:, i : i + chunk, None]
-        low = torch.maximum(region[..., :2], boxes[:, :2])
-        high = torch.minimum(region[..., 2:], boxes[:, 2:])
-        inside = (high - low).clamp(min=0).prod(-1)  # (N, chunk, R)
-        is_covered |= ((inside >= share * area) & (inside > 0)).any(1)
-    return is_covered
+    return losses((scale_gradient(scores, weight), scale_gradient(deltas, weight)), proposals)
 
 
 def _mask_unannotated(logits: Sequence[Tensor], targets: Targets) -> list[Tensor]:
     """Replace logits (N, R_l, K) of classes that were not annotated by the background logit."""
     if targets.annotated is None:
         return list(logits)
-    return [torch.where(targets.annotated[:, None], x, _BACKGROUND_LOGIT) for x in logits]
+    return [torch.where(targets.annotated[:, None], x, BACKGROUND_LOGIT) for x in logits]
 
 
 def _weight(targets: Targets, positive: Tensor, boxes: Sequence[Tensor]) -> Tensor | None:
@@ -496,22 +339,12 @@ def _weight_of_equal(boxes: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
     return torch.where(equal.any(1), weights[equal.to(torch.uint8).argmax(1)], 1.0)
 
 
-def _gather(weights: Tensor, index: Tensor) -> Tensor:
-    return F.pad(weights, (0, 1), value=1.0).gather(1, index.clamp(min=0))
-
-
-def _scale(x: Tensor, weight: Tensor) -> Tensor:
-    """The same values, but with the gradient multiplied by `weight`."""
-    fixed = x.detach()
-    return fixed + weight * (x - fixed)
-
-
 def _scale_levels(maps: Sequence[Tensor], weight: Tensor | None) -> list[Tensor]:
     """`_scale` for a list of levels, (N, R_l) or (N, R_l, ...) each, by a weight (N, R)."""
     if weight is None:
         return list(maps)
     parts = weight.split([x.shape[1] for x in maps], 1)
     return [
-        _scale(x, part if x.dim() == 2 else part[..., None])
+        scale_gradient(x, part if x.dim() == 2 else part[..., None])
         for part, x in zip(parts, maps, strict=True)
     ]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-__all__ = ["RunRecord", "first_step", "same_hyperparameters", "training_classes"]
+__all__ = [
+    "RunRecord",
+    "first_step",
+    "run_settings",
+    "same_hyperparameters",
+    "training_classes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +62,53 @@ def training_classes(cfg: DictConfig) -> list[str] | None:
     return None if found is None else list(found)
 
 
+def run_settings(cfg: DictConfig) -> dict[str, Any]:
+    """What a config says of the methods and the mean teacher: path of a field -> its value.
+
+    These values are in no other part of a checkpoint. A node has its target's name in `_target_`.
+    Objects that are no text, number or flag are left out.
+    """
+    settings: dict[str, Any] = {}
+    for path in ("model.methods", "train.mean_teacher"):
+        _add_values(settings, OmegaConf.select(cfg, path), path)
+    return settings
+
+
+def _add_values(settings: dict[str, Any], value: Any, path: str) -> None:
+    if isinstance(value, DictConfig):
+        for name in map(str, value):
+            _add_values(settings, value[name], f"{path}.{name}")
+    elif isinstance(value, ListConfig):
+        for i, item in enumerate(value):
+            _add_values(settings, item, f"{path}[{i}]")
+    elif path.endswith("._target_"):
+        # A config that a run has saved names the module, too.
+        settings[path] = str(getattr(value, "__name__", value)).rpartition(".")[2]
+    elif isinstance(value, (str, int, float)):
+        settings[path] = value
+
+
 class RunRecord(HookBase):
     """Keeps in each checkpoint what a run was begun with, and compares it when the run resumes.
 
     Args:
         max_iter: steps of the whole run.
         classes: names of the classes in their order; None if they are not known.
+        settings: path of a field -> its value, see `run_settings`.
     """
 
-    def __init__(self, max_iter: int, classes: Sequence[str] | None):
+    def __init__(
+        self,
+        max_iter: int,
+        classes: Sequence[str] | None,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.max_iter = max_iter
         self.classes = None if classes is None else list(classes)
+        self.settings = dict(settings or {})
 
     def state_dict(self) -> dict[str, Any]:
-        return {"max_iter": self.max_iter, "classes": self.classes}
+        return {"max_iter": self.max_iter, "classes": self.classes, "settings": self.settings}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """
@@ -90,6 +129,15 @@ class RunRecord(HookBase):
                 state_dict["max_iter"],
                 self.max_iter,
             )
+        before = state_dict.get("settings", self.settings)  # earlier versions have kept none
+        for path in dict.fromkeys([*before, *self.settings]):
+            began, now = (x.get(path, "nothing") for x in (before, self.settings))
+            if began != now:
+                logger.warning(
+                    "--resume: the run began with %s=%s, the config has %s. The run follows the "
+                    "config from here.",
+                    *(path, began, now),
+                )
 
 
 def _shown(classes: Sequence[str] | None) -> str:

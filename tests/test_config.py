@@ -40,6 +40,8 @@ def test_train_has_detectron2s_fields_with_its_defaults_and_ours():
         mean_teacher=None,
         best_metric="",
         teacher_check=dict(images=0, min_ap=0.0),
+        pictures=dict(period=0, images=3, threshold=0.3),
+        writers=dict(wandb=None, mlflow=None),
     )
     expected = detectron2_zoo.get_config("common/train.py").train
     expected.update(added)

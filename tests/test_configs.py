@@ -117,7 +117,7 @@ def _as_train_net():
         patch.chdir(ROOT)  # the names of configs below are relative to the checkout
         patch.setattr(DatasetCatalog, "get", lambda name: [{}])  # the tests do not need COCO
         patch.setattr("d2kd.loading.instantiate", hollow)
-        patch.setattr("d2kd.loading.build_model", hollow_zoo)
+        patch.setattr("d2kd.yacs_config.build_model", hollow_zoo)
         resnet = fpn.build_resnet_backbone
         patch.setattr(fpn, "build_resnet_backbone", lambda *args: on_meta(resnet, *args))
         yield

@@ -162,3 +162,16 @@ def test_a_teacher_of_the_model_zoo_names_a_config_that_exists():
     snippet = snippets("your_detector.md")[1]
     name = re.search(r'model="([^"]+)"', snippet).group(1)
     assert model_zoo.get_checkpoint_url(name).startswith("https://")
+
+
+def test_the_snippets_about_pictures(tmp_path):
+    config, attention = snippets("pictures.md")
+    (tmp_path / "look.py").write_text(config)
+    overrides = ["train.pictures.period=1000", "train.writers.wandb={project: digits}"]
+    cfg = load_config(str(tmp_path / "look.py"), [*overrides, "train.writers.mlflow={}"])
+    assert {"pgd", "pfi", "rm"} < set(cfg.model.methods)
+    assert cfg.train.writers == {"wandb": {"project": "digits"}, "mlflow": {}}
+    names: dict = {}
+    exec(attention, names)
+    assert names["heat"].shape == (320, 320)
+    assert names["heat"].mean() == pytest.approx(1, abs=0.1)

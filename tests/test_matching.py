@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from d2kd.matching import Detections, GroundTruth, match
+from d2kd.matching import Detections, GroundTruth, match, suppress_across_classes
 
 
 def found(*rows):
@@ -70,3 +70,15 @@ def test_from_detectron2():
     got = GroundTruth.from_record({"annotations": [box, {**box, "iscrowd": 1}]})
     assert got.boxes.tolist() == [[10, 20, 15, 26]]
     assert got.classes.tolist() == [4]
+
+
+def test_the_most_confident_of_overlapping_detections():
+    # The second overlaps the first by 9/10, the third by 1/3; the fourth is elsewhere.
+    boxes = found(
+        (0, 0, 10, 10, 3, 0.5),
+        (0, 0, 10, 9, 4, 0.6),
+        (5, 0, 15, 10, 3, 0.4),
+        (50, 0, 60, 9, 3, 0.9),
+    )
+    assert suppress_across_classes(boxes).scores.tolist() == [0.6, 0.4, 0.9]
+    assert suppress_across_classes(found()).boxes.shape == (0, 4)

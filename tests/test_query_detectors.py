@@ -21,6 +21,7 @@ from d2kd.pseudo.teachers import LabelTeacher
 from d2kd.readers import get_reader
 from tests import toys
 from tests.queries import QueryDetector
+from tests.waits import Waits
 
 BOX = [4.0, 4.0, 28.0, 28.0]
 
@@ -393,6 +394,23 @@ def test_a_criterion_of_another_form_is_refused(change, message):
     inputs = [{**toys.image([BOX], classes=[0]), "ignore_boxes": [[0.0, 0.0, 9.0, 9.0]]}]
     with pytest.raises(TypeError, match=message):
         Distiller(student=model).train()(inputs)
+
+
+def test_masks_do_not_make_the_host_wait(model):
+    """The form of the boxes is looked at once, with the first box that there is."""
+    box = {**toys.image([BOX], classes=[0]), "ignore_boxes": [[0.0, 0.0, 9.0, 9.0]]}
+    none = {**toys.image([], seed=1), "ignore_boxes": [[0.0, 0.0, 9.0, 9.0]]}
+    waits = []
+    model.criterion.get_loss = lambda *_: {}  # of our masks only, not of the criterion
+    for x in (none, box, box):
+        inputs = [{**x, "annotated_classes": [0, 1]}]
+        truth, targets = model.prepare_targets(inputs), Targets.from_inputs(inputs, "cpu", 3)
+        outputs = model.predict(torch.zeros(1, 4, 16))
+        count = torch.arange(len(truth[0]["labels"]))
+        with mask_partial_labels(model, targets), Waits() as found:
+            model.criterion.get_loss("class", outputs, truth, [(count, count)], 1)
+        waits.append(len(found.found))
+    assert waits[0] == waits[2] == 0 < waits[1]
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: Distiller(student=x)])

@@ -45,8 +45,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_ten_lines_distill_the_users_detector(folder):
-    lines = (folder / "my_distilled.py").read_text().strip().splitlines()
-    assert len(lines) <= 10
+    lines = (folder / "my_distilled.py").read_text().splitlines()
+    assert len([line for line in lines if line]) <= 10
     configs = [load_config(f"my_{who}.py") for who in ("student", "distilled")]
     assert configs[0].train.output_dir != configs[1].train.output_dir
     torch.manual_seed(1)

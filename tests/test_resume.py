@@ -1,9 +1,18 @@
 import pytest
 import torch
+from detectron2.config import LazyCall as L
 from detectron2.data import MetadataCatalog
 from omegaconf import OmegaConf
 
-from d2kd.resume import RunRecord, first_step, same_hyperparameters, training_classes
+from d2kd.methods import PKD, Methods
+from d2kd.pseudo import FixedThresholds, MeanTeacher
+from d2kd.resume import (
+    RunRecord,
+    first_step,
+    run_settings,
+    same_hyperparameters,
+    training_classes,
+)
 
 
 def test_a_run_goes_on_after_the_steps_that_are_done(caplog):
@@ -40,6 +49,75 @@ def test_the_same_and_unknown_classes_are_no_error(caplog):
 def test_another_number_of_steps_is_said(caplog):
     RunRecord(20, None).load_state_dict(RunRecord(10, None).state_dict())
     assert "began with train.max_iter=10, the config has 20" in caplog.text
+
+
+def online(**changes):
+    """A config with a method and a mean teacher."""
+    fields = {"burn_in": 5, "high": 0.7, "weight": 2.0} | changes
+    teacher = L(MeanTeacher)(
+        burn_in=fields["burn_in"],
+        thresholds=L(FixedThresholds)(high=fields["high"], low=0.3),
+        fusion=None,
+    )
+    methods = L(Methods)(pkd=L(PKD)(weight=fields["weight"], levels=["p3", "p4"]))
+    cfg = {"model": {"methods": methods}, "train": {"mean_teacher": teacher}}
+    return OmegaConf.create(cfg, flags={"allow_objects": True})
+
+
+def record(cfg):
+    return RunRecord(10, None, run_settings(cfg))
+
+
+def test_the_settings_are_those_of_methods_and_mean_teacher():
+    assert run_settings(online()) == {
+        "model.methods._target_": "Methods",
+        "model.methods.pkd._target_": "PKD",
+        "model.methods.pkd.weight": 2.0,
+        "model.methods.pkd.levels[0]": "p3",
+        "model.methods.pkd.levels[1]": "p4",
+        "train.mean_teacher._target_": "MeanTeacher",
+        "train.mean_teacher.burn_in": 5,
+        "train.mean_teacher.thresholds._target_": "FixedThresholds",
+        "train.mean_teacher.thresholds.high": 0.7,
+        "train.mean_teacher.thresholds.low": 0.3,
+    }
+    assert run_settings(OmegaConf.create({"model": {}, "train": {"mean_teacher": None}})) == {}
+
+
+@pytest.mark.parametrize(
+    "change, began, now",
+    [
+        ({"burn_in": 6}, "train.mean_teacher.burn_in=5", "6"),
+        ({"high": 0.8}, "train.mean_teacher.thresholds.high=0.7", "0.8"),
+        ({"weight": 1.5}, "model.methods.pkd.weight=2.0", "1.5"),
+    ],
+)
+def test_a_setting_that_has_changed_is_said(change, began, now, caplog):
+    record(online(**change)).load_state_dict(record(online()).state_dict())
+    (text,) = caplog.messages
+    assert text.startswith(f"--resume: the run began with {began}, the config has {now}.")
+
+
+def test_a_method_that_is_gone_is_said(caplog):
+    cfg = online()
+    cfg.model.methods = None
+    record(cfg).load_state_dict(record(online()).state_dict())
+    assert "model.methods.pkd.weight=2.0, the config has nothing" in caplog.text
+
+
+def test_names_of_targets_are_those_of_the_classes():
+    cfg = online()
+    cfg.model.methods.pkd._target_ = "d2kd.methods.pkd.PKD"  # as in a config.yaml
+    assert run_settings(cfg) == run_settings(online())
+
+
+def test_equal_and_unknown_settings_are_not_said(caplog, tmp_path):
+    state = record(online()).state_dict()
+    torch.save(state, tmp_path / "state.pth")
+    record(online()).load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    del state["settings"]  # a checkpoint of an earlier version
+    record(online(burn_in=6)).load_state_dict(state)
+    assert not caplog.text
 
 
 def test_classes_are_those_of_the_training_set():

@@ -370,3 +370,24 @@ def test_a_second_run_in_one_folder_is_refused_and_changes_nothing(config, tmp_p
             run(config, tmp_path)
         first.kill()
     assert [p.name for p in tmp_path.iterdir()] == [".run_lock"]
+
+
+def test_pictures_do_not_change_the_training_and_reach_tensorboard(config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    opts = ["train.eval_period=0", "train.log_period=2"]
+    plain = run(config, tmp_path / "plain", *opts)
+    pictures = ["train.pictures.period=2", "train.pictures.images=1"]
+    drawn = run(config, tmp_path / "drawn", *opts, *pictures)
+    assert plain.keys() == drawn.keys()
+    assert all(torch.equal(plain[k], drawn[k]) for k in plain)
+    events = EventAccumulator(str(tmp_path / "drawn"))
+    events.Reload()
+    assert [event.step for event in events.Images("pictures/0")] == [1, 3, 5]
+
+
+def test_a_writer_that_is_not_installed_is_said_before_the_training(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ImportError, match=r"train.writers.wandb: .* Run `pip install wandb`"):
+        run(config, tmp_path, "train.writers.wandb={project:p}")
+    assert not list(tmp_path.glob("*.json"))

@@ -33,6 +33,13 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),  # steps between checkpoints; how many to keep
     eval_period=5000,  # steps between evaluations on the validation images; 0: at the end only
     log_period=20,  # steps between two records of losses
+    # [d2kd] Every `period` steps, TensorBoard gets pictures of the first `images` test images:
+    # detections with a score of at least `threshold`, and what each method compares. 0: none. The
+    # training stays the same, bit for bit. docs/pictures.md
+    pictures=dict(period=0, images=3, threshold=0.3),
+    # [d2kd] Log to Weights & Biases or MLflow, too: options of `wandb.init` or `mlflow.start_run`,
+    # such as dict(project="digits"), or {} for none of them. None: no.
+    writers=dict(wandb=None, mlflow=None),
     ddp=dict(  # options of DistributedDataParallel
         broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False
     ),

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..config import dataset_names
 from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source
 from ..evaluation.rehearsal import evaluator_nodes, is_certain, rehearse
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from .errors import errors_of_loading
 from .models import num_classes, student_classes
 from .report import Audit, repair_if_needed

@@ -29,7 +29,8 @@ from ..data.audit import (
     coco_source,
     compare_classes,
 )
-from ..loading import is_standard_mapper, resolve_target
+from ..data.mappers import is_standard_mapper
+from ..lazy import resolve_target
 from ..ranks import on_main_process
 from .errors import errors_of_loading
 from .evaluator import check_evaluator

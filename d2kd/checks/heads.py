@@ -13,7 +13,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.proposal_generator import RPN
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from .names import nodes
 
 __all__ = ["check_heads"]

@@ -7,17 +7,17 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from ..values import check_flag, check_number, is_number
 
-__all__ = ["check_kinds", "check_value", "read_value"]
+__all__ = ["check_kinds", "check_required", "check_value", "read_value"]
 
 
 def read_value(section: Any, name: str, field: str) -> Any:
@@ -82,6 +82,35 @@ def check_kinds(path: str, node: DictConfig) -> None:
         check_value(field, value, hints.get(name), default)
 
 
+def check_required(path: str, node: DictConfig) -> None:
+    """Check that a node has all fields that its target has no default for.
+
+    Building the node would otherwise stop with Python's own TypeError, after the data were read.
+
+    Args:
+        path: of the node, for messages.
+        node: with `_target_`.
+
+    Raises:
+        ValueError: the message names the field and what it can be.
+    """
+    target = resolve_target(node)
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return
+    for p in parameters:
+        many = p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if many or p.default is not p.empty or p.name in node:
+            continue
+        hint = _hints(target).get(p.name)
+        expected = "a value" if hint in (None, Any) else _join(_alternatives(hint))
+        raise ValueError(
+            f"{path}.{p.name}: expected {expected}, found nothing. {target.__name__} has no "
+            f"default for it."
+        )
+
+
 def _hints(target: Any) -> dict[str, Any]:
     # A class's own __init__ may pass fields on to its bases, see `d2kd.signature`.
     owners: list[Any] = [target]
@@ -118,8 +147,7 @@ def check_value(field: str, value: Any, annotation: Any, default: Any) -> None:
             return
         if not OmegaConf.is_config(value) and value == default and type(value) is type(default):
             return
-        expected = " or ".join(dict.fromkeys(map(_show, alternatives)))
-        raise ValueError(f"{field}: expected {expected}, found {_short(value)}.")
+        raise ValueError(f"{field}: expected {_join(alternatives)}, found {_short(value)}.")
     # Without an annotation, only a default that is a flag or a number says something.
     if isinstance(default, bool):
         if value is not None:
@@ -164,6 +192,10 @@ def _fits(value: Any, kind: Any) -> bool:
 def _takes_numbers(kind: type) -> bool:
     """Whether a class is an abstract one of numbers."""
     return issubclass(kind, numbers.Number)
+
+
+def _join(alternatives: Iterable[Any]) -> str:
+    return " or ".join(dict.fromkeys(map(_show, alternatives)))
 
 
 def _show(kind: Any) -> str:

@@ -8,7 +8,8 @@ from detectron2.data import build_detection_train_loader
 from detectron2.data.build import get_detection_dataset_dicts
 from omegaconf import DictConfig, OmegaConf
 
-from ..loading import is_standard_mapper, resolve_target
+from ..data.mappers import is_standard_mapper
+from ..lazy import resolve_target
 from ..values import check_choice
 
 __all__ = ["check_mappers"]

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from ..loading import resolve_target
-from .kinds import check_kinds
+from ..lazy import resolve_target
+from .kinds import check_kinds, check_required
 
-__all__ = ["check_names", "check_nodes", "field_names", "nearest", "nodes"]
+__all__ = ["check_complete", "check_names", "check_nodes", "field_names", "nearest", "nodes"]
 
 
 def check_nodes(cfg: object, path: str = "") -> None:
@@ -28,6 +28,22 @@ def check_nodes(cfg: object, path: str = "") -> None:
         if "_target_" in node:
             check_names(where, node)
             check_kinds(where, node)
+
+
+def check_complete(cfg: object, path: str = "", later: Sequence[str] = ()) -> None:
+    """Check that all nodes of a config have the fields that their targets have no default for.
+
+    Args:
+        cfg: the config or a part of it that is built as it is.
+        path: of this part, for messages.
+        later: paths of nodes that code adds fields to before it builds them.
+
+    Raises:
+        ValueError: the message names the field and what it can be.
+    """
+    for where, node in nodes(cfg, path):
+        if "_target_" in node and where not in later:
+            check_required(where, node)
 
 
 def nodes(cfg: object, path: str = "") -> Iterator[tuple[str, DictConfig]]:

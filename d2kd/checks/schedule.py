@@ -9,7 +9,7 @@ from detectron2.config import instantiate
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 from omegaconf import DictConfig, ListConfig
 
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from ..values import check_number, is_number
 
 __all__ = ["check_schedule"]

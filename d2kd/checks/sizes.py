@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..data import TwoSizeMapper
-from ..loading import resolve_target
+from ..lazy import resolve_target
 
 __all__ = ["check_sizes"]
 

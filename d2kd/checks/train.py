@@ -59,6 +59,14 @@ def _node(field: str, value: Any) -> None:
         )
 
 
+def _options(field: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, (DictConfig, Mapping)) or "_target_" in value):
+        raise ValueError(
+            f"{field}: expected a dict of options, {{}} for none of them, or None to leave it out, "
+            f"found {value!r}."
+        )
+
+
 def _device(field: str, value: Any) -> None:
     try:
         kind = torch.device(value).type if isinstance(value, str) else "none"
@@ -90,6 +98,11 @@ _TRAIN: dict[str, Callable[[str, Any], Any]] = {
     "checkpointer.max_to_keep": _whole(1, other="None"),
     "eval_period": _whole(0),
     "log_period": _whole(1),
+    "pictures.period": _whole(0),
+    "pictures.images": _whole(1),
+    "pictures.threshold": _number(most=1),
+    "writers.wandb": _options,
+    "writers.mlflow": _options,
     "ddp.broadcast_buffers": check_flag,
     "ddp.find_unused_parameters": check_flag,
     "ddp.fp16_compression": check_flag,

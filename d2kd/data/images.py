@@ -1,16 +1,39 @@
-"""Image files: which suffixes count, and the size of an image from the header of its file."""
+"""Image files: which suffixes count, how to find them, and the size from the header of a file."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-__all__ = ["SUFFIXES", "image_size", "is_turned"]
+__all__ = ["SUFFIXES", "find_images", "image_size", "is_turned"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 EXIF_ORIENTATION = 274
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """Files of images: the given ones, and those in given folders, by name.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: there is no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(path.iterdir())
+            found += [x for x in inside if x.suffix.lower() in SUFFIXES and x.is_file()]
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"expected an image or a folder of images, found no '{path}'.")
+    if not found:
+        raise ValueError(f"expected images, found none in {', '.join(map(str, paths))}.")
+    return found
 
 
 def image_size(file: Path) -> tuple[int, int]:

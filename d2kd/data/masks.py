@@ -5,10 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_masks"]
+from detectron2.data import DatasetMapper
+
+from ..lazy import resolve_target
+from .mappers import is_standard_mapper
+
+__all__ = ["check_masks", "check_records"]
 
 
-def check_masks(records: Sequence[Mapping[str, Any]], *, recompute: bool) -> None:
+def check_masks(mapper: Any, dataset: Any) -> None:
+    """Check that a training set has the masks that its mapper needs.
+
+    Args:
+        mapper: the node of the config. Only Detectron2's and mappers that read images as it does
+            are known.
+        dataset: only a list, of dicts of Detectron2's standard format, is looked at.
+
+    Raises:
+        ValueError: masks are missing.
+    """
+    if not isinstance(dataset, list) or not is_standard_mapper(mapper):
+        return
+    if mapper.get("use_instance_mask"):
+        # PartialMapper recomputes boxes in its own way.
+        own = resolve_target(mapper)._transform_annotations
+        plain = own is DatasetMapper._transform_annotations
+        check_records(dataset, recompute=plain and bool(mapper.get("recompute_boxes")))
+
+
+def check_records(records: Sequence[Mapping[str, Any]], *, recompute: bool) -> None:
     """Check the masks of a set for Detectron2's mapper with `use_instance_mask`.
 
     Args:

@@ -21,7 +21,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
 
-from ..loading import resolve_target
+from ..lazy import resolve_target
 from .crowdhuman import CrowdHumanEvaluator
 
 __all__ = ["build_evaluator", "evaluator_nodes", "is_certain", "rehearse"]

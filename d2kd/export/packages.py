@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from types import ModuleType
+
+from ..packages import import_package
 
 __all__ = ["require"]
 
@@ -14,11 +15,4 @@ def require(name: str) -> ModuleType:
     Raises:
         ImportError: the package is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = name.split(".")[0]
-        raise ImportError(
-            f"export: expected the package {package}, found none. Run `pip install onnx "
-            f"onnxruntime`. (Missing: {error.name}.)"
-        ) from None
+    return import_package(name, "export", install="onnx onnxruntime")

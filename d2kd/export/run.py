@@ -15,7 +15,7 @@ from detectron2.structures import Boxes, Instances
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_file, write_json
+from ..files import check_new_folder, write_file, write_json
 from ..loading import without_weights
 from ..model_zoo.detector import student_node
 from .card import describe, to_markdown
@@ -63,11 +63,7 @@ def export(
         ValueError: the detector cannot be traced, nothing is detected, or a file is not equal.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(
-            f"--output: expected a new or an empty folder, found files at '{output}'. Give another "
-            f"name, or remove them."
-        )
+    check_new_folder("--output", output)
     traced = [x for x in formats if x in ("torchscript", "onnx")]
     if calibration and "onnx" not in formats:
         raise ValueError("--int8: expected onnx among --formats, found " + ", ".join(formats) + ".")

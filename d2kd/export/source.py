@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig, OmegaConf
 
 from ..data import register_all
-from ..data.images import SUFFIXES
 from ..loading import load_detector_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
 
-__all__ = ["Source", "find_images", "open_source"]
+__all__ = ["Source", "open_source"]
 
 
 class Source(NamedTuple):
@@ -88,23 +86,3 @@ def _classes_of_test_set(cfg: DictConfig, count: int) -> tuple[str, ...]:
     name = names if isinstance(names, str) or not names else names[0]
     found = MetadataCatalog.get(name).get("thing_classes", None) if name else None
     return tuple(found) if found and len(found) == count else tuple(map(str, range(count)))
-
-
-def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """Files of images: the given ones, and those in given folders, by name.
-
-    Raises:
-        FileNotFoundError: a path does not exist.
-        ValueError: there is no image.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += [x for x in sorted(path.iterdir()) if x.suffix.lower() in SUFFIXES]
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"expected an image or a folder of images, found no '{path}'.")
-    if not found:
-        raise ValueError(f"expected images, found none in {', '.join(map(str, paths))}.")
-    return found

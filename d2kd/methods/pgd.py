@@ -14,7 +14,13 @@ from ..targets import Targets
 from ..values import check_choice, check_coefficients, check_number
 from .base import LevelPair, Method, make_adapter, pair_levels, resize_to
 from .kernels.attention import softmax_attention
-from .kernels.key_regions import CANDIDATES, WEIGHTINGS, key_regions, to_grids
+from .kernels.key_regions import (
+    CANDIDATES,
+    WEIGHTINGS,
+    fitted_gaussians,
+    key_regions,
+    to_grids,
+)
 from .kernels.pgd import compare_cells
 
 __all__ = ["PGD"]
@@ -194,9 +200,8 @@ class PGD(Method):
             background, level name -> (N, H, W) of 0 and 1.
         """
         logits = {level: teacher.logits[level] for level in self.head_in_features}
-        flat = [permute_to_N_HWA_K(x, self.num_logits) for x in logits.values()]
         foregrounds, background = key_regions(
-            torch.cat(flat, 1), teacher.boxes, teacher.centers, targets, **self.choice
+            self._flat_logits(teacher), teacher.boxes, teacher.centers, targets, **self.choice
         )
         shapes = {
             level: (*x.shape[-2:], x.shape[1] // self.num_logits) for level, x in logits.items()
@@ -205,6 +210,25 @@ class PGD(Method):
         # foreground by one of its anchors is not background by another.
         grids = [to_grids(x, shapes, torch.amax) for x in foregrounds]
         return grids, to_grids(background, shapes, torch.amin)
+
+    def gaussians(self, teacher: Knowledge, targets: Targets) -> list[tuple[Tensor, Tensor]]:
+        """The Gaussians behind the foregrounds of `masks`, for pictures.
+
+        Returns:
+            for each of `self.maps`, means (N, G, 2) in pixels and covariances (N, G, 2, 2) in px^2,
+            NaN where a box has none. Empty if `weighting` is not "gaussian".
+        """
+        if self.choice["weighting"] != "gaussian":
+            return []
+        choice = {name: value for name, value in self.choice.items() if name != "weighting"}
+        return fitted_gaussians(
+            self._flat_logits(teacher), teacher.boxes, teacher.centers, targets, **choice
+        )
+
+    def _flat_logits(self, teacher: Knowledge) -> Tensor:
+        """(N, R, K) logits of all levels of the teacher's head."""
+        levels = [teacher.logits[level] for level in self.head_in_features]
+        return torch.cat([permute_to_N_HWA_K(x, self.num_logits) for x in levels], 1)
 
     def classification(
         self, student: Tensor, teacher: Tensor, fg: Tensor, bg: Tensor, level_weight: float

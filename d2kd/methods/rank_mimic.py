@@ -110,19 +110,41 @@ class RankMimic(Method):
     def forward(
         self, student: Knowledge, teacher: Knowledge, targets: Targets
     ) -> dict[str, Tensor]:
-        with torch.no_grad():
-            assigned = self.reader.assign(
-                student if self.assigner == "student" else teacher, targets
-            )
+        assigned = self.candidates(student, teacher, targets)
+        coefficients = dict(classification=self.classification, localization=self.localization)
+        return {
+            term: coefficients[term] * self._compare(s, t, assigned, targets)
+            for term, (s, t) in self.ranked_scores(student, teacher, targets, assigned).items()
+        }
+
+    @torch.no_grad()
+    def candidates(self, student: Knowledge, teacher: Knowledge, targets: Targets) -> Tensor:
+        """The object whose candidate each anchor is: its index (N, R) in [0, G), else -1."""
+        return self.reader.assign(student if self.assigner == "student" else teacher, targets)
+
+    def ranked_scores(
+        self, student: Knowledge, teacher: Knowledge, targets: Targets, assigned: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """What each term ranks the candidates by.
+
+        Args:
+            student, teacher: with logits and boxes.
+            targets: ground truth.
+            assigned: see `candidates`.
+
+        Returns:
+            term name -> scores of student and teacher, (N, R) each. The scores of anchors without
+            an object have no meaning.
+        """
         # Anchors without an object take the class and the box of one added row.
         index = torch.where(assigned < 0, targets.valid.shape[1], assigned)
-        terms = {}
+        scores = {}
         if self.classification:
             classes = F.pad(targets.classes, (0, 1)).gather(1, index)
             s, t = (class_logits(x, classes, self.reader.num_logits) for x in (student, teacher))
             if self.scores == "sigmoid":
                 s, t = s.sigmoid(), t.sigmoid()
-            terms["classification"] = self.classification * self._compare(s, t, assigned, targets)
+            scores["classification"] = s, t
         if self.localization:
             truth = F.pad(targets.boxes, (0, 0, 0, 1))
             truth = truth.gather(1, index[..., None].expand(*index.shape, 4))
@@ -130,8 +152,8 @@ class RankMimic(Method):
                 iou(torch.where(assigned[..., None] < 0, 0.0, x.boxes), truth)
                 for x in (student, teacher)
             )
-            terms["localization"] = self.localization * self._compare(s, t, assigned, targets)
-        return terms
+            scores["localization"] = s, t
+        return scores
 
     def _compare(
         self, student: Tensor, teacher: Tensor, assigned: Tensor, targets: Targets

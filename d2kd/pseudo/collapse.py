@@ -8,6 +8,7 @@ are apart. The limits are ours. They are wide, so that a training that learns st
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 COUNT_FACTOR = 5.0
 LEAST_AGREEMENT = 0.2
+AGREEMENTS = 5  # one agreement is of a single batch, which may have hardly any box
 MOST_DIVERGENCE = 0.5
 
 
@@ -57,6 +59,7 @@ class CollapseWatch:
 
     def __init__(self) -> None:
         self._warned: set[str] = set()
+        self._agreements: deque[float] = deque(maxlen=AGREEMENTS)
 
     def check(
         self,
@@ -72,7 +75,9 @@ class CollapseWatch:
             step: for the message.
             boxes: labels of the teacher per image.
             objects: objects per labeled image; None if that is not known.
-            agreement, divergence: of teacher and student; an agreement of None is not checked.
+            agreement: of teacher and student. The mean of the latest `AGREEMENTS` counts, without
+                those that are None.
+            divergence: of teacher and student.
         """
         if objects:
             self._say(
@@ -89,6 +94,9 @@ class CollapseWatch:
                 f"images have {objects:.2f}. It may confirm its own errors. Raise the thresholds.",
             )
         if agreement is not None:
+            self._agreements.append(agreement)
+        if len(self._agreements) == AGREEMENTS:
+            agreement = sum(self._agreements) / AGREEMENTS
             self._say(
                 "agreement",
                 agreement < LEAST_AGREEMENT,

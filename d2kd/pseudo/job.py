@@ -15,7 +15,7 @@ import torch
 from detectron2.config import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from ..checks import check_nodes, nearest
+from ..checks import check_complete, check_nodes, nearest
 from ..data.manifest import Manifest
 from ..lazy import apply_overrides, load_lazy_config
 from ..values import check_number
@@ -175,6 +175,7 @@ class LabelingJob:
                 f"{node.teachers!r}."
             )
         check_nodes(node, "labels")
+        check_complete(node, "labels")
         values = {str(k): instantiate(node[k]) for k in node}
         values["teachers"] = {name: instantiate(teacher) for name, teacher in node.teachers.items()}
         for name, value in values.items():

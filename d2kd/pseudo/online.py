@@ -61,14 +61,15 @@ class MeanTeacher(HookBase):
         burn_in: steps before the teacher begins to label. 0 suits a student that starts from a
             checkpoint of a trained one (`train.init_checkpoint`).
         thresholds: see `d2kd.pseudo.thresholds`. Default: fixed ones of 0.7 and 0.3. Others are
-            fitted again every `refit_period` steps. Those that need labeled images take the ones of
-            the batches. The student trains on these, so that thresholds fitted on them are low.
+            fitted again every `refit_period` steps, and until the window is full, whenever the
+            number of its images has doubled. Those that need labeled images take the ones of the
+            batches. The student trains on these, so that thresholds fitted on them are low.
         fusion: conflicts between classes, and the weight of a label, see `Fusion`.
         refit_period: steps between two fits.
         window: fits use the detections in this many of the latest images.
         score_floor, max_detections: see `LabelTeacher`.
         log_period: steps between two records of the measurements, which also cost one more
-            inference of the student.
+            inference of the student. Default: `train.log_period`.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -84,16 +85,14 @@ class MeanTeacher(HookBase):
         window: int = 500,
         score_floor: float = 0.05,
         max_detections: int = 300,
-        log_period: int = 20,
+        log_period: int | None = None,
     ):
         check_number("train.mean_teacher.burn_in", burn_in, whole=True)
         check_number("train.mean_teacher.score_floor", score_floor, below=1)
-        for name, value in dict(
-            refit_period=refit_period,
-            window=window,
-            max_detections=max_detections,
-            log_period=log_period,
-        ).items():
+        counts = dict(refit_period=refit_period, window=window, max_detections=max_detections)
+        if log_period is not None:
+            counts["log_period"] = log_period
+        for name, value in counts.items():
             check_number(f"train.mean_teacher.{name}", value, least=1, whole=True)
         self.burn_in = burn_in
         self.rule: Any = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
@@ -103,17 +102,21 @@ class MeanTeacher(HookBase):
         self.thresholds: Thresholds | None = None
         self._found: deque[Detections] = deque(maxlen=window)
         self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
+        self._fitted_on = 0  # images in the last fit
         self._objects, self._labeled_images = 0, 0
         self._boxes, self._ignored, self._images = 0, 0, 0
         self._last: tuple[list[Tensor], list[Detections]] = ([], [])
         self._watch = CollapseWatch()
 
-    def connect(self, student: nn.Module, ema: EMA | None, num_classes: int) -> None:
+    def connect(
+        self, student: nn.Module, ema: EMA | None, num_classes: int, log_period: int = 20
+    ) -> None:
         """Give it the detector that is trained, and its average.
 
         Args:
             student: the student of a distiller, on its device.
             num_classes: K.
+            log_period: `train.log_period`, used where the hook has none of its own.
 
         Raises:
             TypeError: the losses of this kind of detector cannot be masked.
@@ -127,6 +130,7 @@ class MeanTeacher(HookBase):
         with mask_partial_labels(student, _nothing_known(num_classes)):
             pass  # refuses a detector whose losses cannot be masked
         self.num_classes = num_classes
+        self._log_period = self.log_period or log_period
         self._ema = ema
         self._student = student
         self._inference = _share_weights(student)
@@ -220,13 +224,16 @@ class MeanTeacher(HookBase):
         for more_found, more_known in comm.all_gather((found, known)):
             self._found.extend(more_found)
             self._known.extend(more_known)
-        if self.thresholds is not None and self.trainer.iter % self.refit_period:
+        fits_on_known = isinstance(self.rule, FBetaThresholds)
+        count = len(self._known if fits_on_known else self._found)
+        # The first fits see few images. Each doubling of their number is worth another fit.
+        if self.trainer.iter % self.refit_period and count < 2 * self._fitted_on:
             return
-        detections, truths = list(self._found), [truth for _, truth in self._known]
-        if isinstance(self.rule, FBetaThresholds):
-            detections = [own for own, _ in self._known]
+        truths = [truth for _, truth in self._known]
+        detections = [own for own, _ in self._known] if fits_on_known else list(self._found)
         if not detections or (self.rule.needs_truths and not truths):
             return
+        self._fitted_on = count
         try:
             self.thresholds = self._fitted(detections, truths or None)
         except ValueError as e:  # for example, no box is correct yet
@@ -240,7 +247,7 @@ class MeanTeacher(HookBase):
     # What it logs
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.log_period or not self._images:
+        if (self.trainer.iter + 1) % self._log_period or not self._images:
             return
         if comm.is_main_process():
             self._record()
@@ -274,6 +281,7 @@ class MeanTeacher(HookBase):
         state: dict[str, Any] = {
             "objects": self._objects,
             "labeled_images": self._labeled_images,
+            "fitted_on": self._fitted_on,
             "found": [_arrays(d) for d in self._found],
             "known": [
                 {**_arrays(d), "true_boxes": _tensor(t.boxes), "true_classes": _tensor(t.classes)}
@@ -286,6 +294,7 @@ class MeanTeacher(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._objects, self._labeled_images = state_dict["objects"], state_dict["labeled_images"]
+        self._fitted_on = state_dict.get("fitted_on", 0)  # 0: a checkpoint of an earlier version
         self._found.extend(_from_arrays(row) for row in state_dict["found"])
         self._known.extend(
             (_from_arrays(x), GroundTruth(x["true_boxes"].numpy(), x["true_classes"].numpy()))

@@ -25,9 +25,10 @@ from omegaconf import OmegaConf
 
 from d2kd.commands import add_debug
 from d2kd.data import register_all
+from d2kd.data.images import find_images
 from d2kd.export import FORMATS, Source, export, open_source
 from d2kd.export.quantize import check_test_set
-from d2kd.export.source import find_images
+from d2kd.values import check_number
 
 __all__ = ["main"]
 
@@ -66,6 +67,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             option = name.replace("_", "-")
             parser.error(f"--{option}: expected at least 1, found {getattr(args, name)}")
+    if args.ap is not None:
+        check_number("--ap", args.ap, most=100)
     return args
 
 

@@ -1,7 +1,8 @@
 """Detect objects on images: pictures with boxes, and one file in COCO's format with scores.
 
 The output folder gets predictions.json and a picture for each image. The file has images,
-categories (class index + 1) and annotations. Each annotation also has its score.
+categories (class index + 1) and annotations. Each annotation also has its score. An image that
+cannot be read is named and left out, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
     sys.exit(run_tool("predict", "d2kd predict", sys.argv[1:]))
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,11 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from d2kd.commands import add_debug
+from d2kd.data.images import find_images
 from d2kd.export import open_source
-from d2kd.export.source import find_images
-from d2kd.files import write_file, write_json
+from d2kd.files import check_new_folder, write_file, write_json
 from d2kd.progress import track
+from d2kd.values import check_number
 
 __all__ = ["main"]
 
@@ -51,13 +54,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("config", help="a name in d2kd's model zoo, or a LazyConfig of a detector or a distiller")
     add("--weights", help="checkpoint of the student or of the distiller, for a config")
     add("--images", nargs="+", metavar="PATH", required=True, help="files or folders")
-    add("--output", type=Path, required=True, help="folder for the pictures and predictions.json")
+    add("--output", type=Path, required=True, help="the new folder")
     add("--threshold", type=float, default=0.3, help="least score of a detection; default: 0.3")
     add("--classes", nargs="+", help="default: the zoo's, or those of the config's test set")
     add("--device", help="default: the GPU if there is one, else the CPU")
     add("--no-pictures", action="store_true", help="write predictions.json only")
     add_debug(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_number("--threshold", args.threshold, most=1)
+    return args
 
 
 def read_pixels(path: Path) -> np.ndarray:
@@ -106,6 +111,7 @@ def to_annotations(found: Instances, image_id: int, first_id: int) -> list[dict[
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     paths = find_images(args.images)
+    check_new_folder("--output", args.output)
     detector = open_source(
         args.config, args.weights, classes=args.classes or (), device=args.device
     ).detector
@@ -114,8 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     metadata = Metadata(name="predictions", thing_classes=list(detector.classes))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    unreadable: list[str] = []
     for image_id, path in enumerate(track(paths, len(paths), "images")):
-        pixels = read_pixels(path)
+        try:
+            pixels = read_pixels(path)
+        except ValueError as error:
+            unreadable.append(str(error))
+            continue
         found = detector(pixels, image_format="RGB")
         found = found[found.scores >= args.threshold]
         height, width = found.image_size
@@ -128,4 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     content = dict(images=images, annotations=annotations, categories=categories)
     write_json(args.output / "predictions.json", content)
     print(f"{len(annotations)} detections on {len(images)} images, written to {args.output}")
-    return 0
+    if unreadable:
+        print(f"{len(unreadable)} of {len(paths)} images are left out:", file=sys.stderr)
+        print(*unreadable, sep="\n", file=sys.stderr)
+    return int(bool(unreadable))

@@ -29,6 +29,7 @@ from d2kd.evaluation.figures import count_gflops, count_parameters
 from d2kd.model_zoo.recipes import CONFIGS
 from d2kd.model_zoo.students import write_entry
 from d2kd.readers import get_reader
+from d2kd.values import check_number
 
 __all__ = ["main"]
 
@@ -59,7 +60,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--training", default="docs/model_zoo.md", help="where the training command is documented")
     add("--half", action="store_true", help="store fp16 values; measure --ap with this file")
     add_debug(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_number("--ap", args.ap, most=100)
+    return args
 
 
 def publish(args: argparse.Namespace) -> str:

@@ -10,7 +10,8 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import FPN
 from omegaconf import OmegaConf
 
-from d2kd.checks import check_kinds, check_nodes
+from d2kd import FeatureTeacher, Teacher
+from d2kd.checks import check_complete, check_kinds, check_nodes
 from d2kd.config import check_config, load_config
 
 
@@ -135,3 +136,42 @@ def test_nodes_of_a_part_of_a_config():
         check_nodes(cfg, "labels")
     with pytest.raises(ValueError, match=r"b.out_chanels: .*Did you mean out_channels"):
         check_nodes(L(FPN)(out_chanels=3), "b")
+
+
+class Needs:
+    def __init__(self, count: int, either: str | bool | None, anything, *more, plain=3, **rest):
+        pass
+
+
+def test_fields_without_a_default_are_missed():
+    fields = dict(count=1, either=None, anything="x")
+    check_complete(L(Needs)(**fields), "model")
+    for name, expected in dict(
+        count="a whole number", either="a text or True or False or None", anything="a value"
+    ).items():
+        incomplete = L(Needs)(**{k: v for k, v in fields.items() if k != name})
+        cfg = OmegaConf.create(dict(a=[incomplete]), flags={"allow_objects": True})
+        message = rf"^model\.a\[0\]\.{name}: expected {expected}, found nothing\. Needs has no d"
+        with pytest.raises(ValueError, match=message):
+            check_complete(cfg, "model")
+        check_complete(cfg, "model", later=["model.a[0]"])
+
+
+@pytest.mark.parametrize(
+    "teacher, message",
+    [
+        (L(FeatureTeacher)(backbone="torchvision/resnet18"), "a text or True or False or None"),
+        (L(Teacher)(model="configs/demo/teacher.py"), "a text or None"),
+    ],
+)
+def test_a_teacher_without_weights_is_refused_before_training(teacher, message):
+    cfg = load_config("configs/demo/distill.py", ["train.device=cpu"])
+    cfg.model.teacher = teacher
+    with pytest.raises(ValueError, match=rf"model\.teacher\.weights: expected {message}, found no"):
+        check_config(cfg)
+
+
+def test_templates_in_other_sections_need_not_be_complete():
+    cfg = load_config("configs/demo/student.py", ["train.device=cpu"])
+    cfg.dataloader, cfg.template = {}, L(Needs)(count=1)
+    check_config(cfg)

@@ -69,6 +69,10 @@ TRAIN = {
     "teacher_check.images": whole(0),
     "teacher_check.min_ap": number(0, 100),
     "ddp.find_unused_parameters": flag,
+    "pictures.period": whole(0),
+    "pictures.images": whole(1),
+    "pictures.threshold": number(0, 1),
+    "writers.wandb": lambda x: x is None or isinstance(x, dict),
 }
 
 

@@ -46,7 +46,6 @@ GOOD = dict(boxes=3.0, objects=3.0, agreement=0.8, divergence=0.1)
     [
         (dict(boxes=0.5), "0.50 boxes per image, while labeled images have 3.00"),
         (dict(boxes=16.0), "It may confirm its own errors"),
-        (dict(agreement=0.1), "agrees with its average in 10% of their boxes"),
         (dict(divergence=0.6), "differ from their average by 60%"),
     ],
 )
@@ -61,6 +60,15 @@ def test_warning_comes_once_until_the_trouble_is_over(caplog, change, message):
         watch.check(5, **{**GOOD, **change})
     assert [message in r.getMessage() for r in caplog.records] == [True, True]
     assert [r.getMessage().split(": ")[1] for r in caplog.records] == ["step 2", "step 5"]
+
+
+def test_a_single_batch_without_agreement_is_no_trouble(caplog):
+    watch = CollapseWatch()
+    for step, value in enumerate((0.5, 0.5, 0.5, None, 0.5, 0.0, 0.0, 0.0, 0.0)):
+        watch.check(step, **{**GOOD, "agreement": value})
+    # The mean of the latest five is 0.1 at step 8, and was 0.2 at step 7.
+    (record,) = caplog.records
+    assert "step 8: the student agrees with its average in 10% of their boxes" in record.message
 
 
 def test_without_labeled_images_counts_are_not_judged(caplog):

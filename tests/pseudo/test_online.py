@@ -200,10 +200,25 @@ def test_adaptive_thresholds_are_fitted_on_the_latest_images():
         teach.hook.trainer.iter = step
         teach(unlabeled())
         highs.append(teach.hook.thresholds.high.tolist())
-    # Fits at the steps 0 and 2 see the images of the steps (0) and (1, 2).
+    # Fits at the steps 0, 1 (the window is full) and 2 (the period) see the latest two images.
     own = np.ones(CLASSES, bool)
-    first, second = (rule.fit(d, None, own).high.tolist() for d in (rounds[:1], rounds[1:3]))
-    assert highs == [first, first, second, second] and first != second
+    seen = (rounds[:1], rounds[:2], rounds[1:3])
+    first, second, third = (rule.fit(d, None, own).high.tolist() for d in seen)
+    assert highs == [first, second, third, third] and third not in (first, second)
+
+
+def test_until_the_window_is_full_each_doubling_of_the_images_is_fitted():
+    rule = DistributionThresholds(objects_per_image=1)
+    rounds = [found((0, 0, s), (20, 1, s), (40, 2, s)) for s in np.linspace(0.9, 0.1, 9)]
+    teach = Teaching(*rounds, thresholds=rule, refit_period=100, window=6, step=1)
+    highs = []
+    for step in range(1, 10):
+        teach.hook.trainer.iter = step
+        teach(unlabeled())
+        highs.append(teach.hook.thresholds.high.tolist())
+    own = np.ones(CLASSES, bool)
+    one, two, four = (rule.fit(rounds[:n], None, own).high.tolist() for n in (1, 2, 4))
+    assert highs == [one, two, two] + [four] * 6
 
 
 def test_thresholds_that_need_truths_take_the_labeled_images_of_the_batches():
@@ -262,6 +277,18 @@ def test_measurements_are_recorded_once_a_period():
     assert scalars["mean_teacher/boxes_per_image"] == 1
     assert scalars["mean_teacher/ignored_per_image"] == 0.5
     assert scalars["mean_teacher/agreement"] == 1 and scalars["mean_teacher/divergence"] == 0
+
+
+@pytest.mark.parametrize("own, of_training, period", [(None, 3, 3), (2, 3, 2)])
+def test_the_period_of_the_log_is_the_trainings(own, of_training, period):
+    hook, student = MeanTeacher(0, log_period=own), toys.retinanet(num_classes=CLASSES)
+    hook.connect(student, EMA(student, 0.9), CLASSES, log_period=of_training)
+    recorded = []
+    hook._record = lambda: recorded.append(hook.trainer.iter)
+    for step in range(6):
+        hook.trainer, hook._images = SimpleNamespace(iter=step), 1
+        hook.after_step()
+    assert recorded == list(range(period - 1, 6, period))
 
 
 def test_shared_weights_follow_the_model_and_settings_do_not():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from d2kd.tools import demo, runs
 from d2kd.tools.demo import choose, command, pictures, train
+from d2kd.visualize import Column, compose_sheet
 from tests import toys
 from tests.test_matching import TWO, found, truth
 
@@ -30,18 +31,6 @@ with open(folder / "metrics.json", "a") as metrics:
         metrics.write(json.dumps(line) + "\\n")
 (folder / "model_final.pth").write_text("weights")
 """
-
-
-def test_the_most_confident_of_overlapping_detections():
-    # The second overlaps the first by 9/10, the third by 1/3; the fourth is elsewhere.
-    boxes = found(
-        (0, 0, 10, 10, 3, 0.5),
-        (0, 0, 10, 9, 4, 0.6),
-        (5, 0, 15, 10, 3, 0.4),
-        (50, 0, 60, 9, 3, 0.9),
-    )
-    assert choose.suppress_across_classes(boxes).scores.tolist() == [0.6, 0.4, 0.9]
-    assert choose.suppress_across_classes(found()).boxes.shape == (0, 4)
 
 
 def test_best_threshold():
@@ -72,9 +61,9 @@ def test_sheet(tmp_path):
         views, toys.retinanet(), {5: image}, {5: truth((8, 8, 40, 40, 1))}, "abc"
     )
     assert [len(c.drawings) for c in columns] == [1] * 4
-    assert isinstance(columns[0], pictures.Column)
+    assert isinstance(columns[0], Column)
     path = tmp_path / "sheet.png"
-    pictures.compose_sheet(path, columns, title="t", subtitle="s", caption="word " * 99, width=600)
+    compose_sheet(path, columns, title="t", subtitle="s", caption="word " * 99, width=600)
     assert Image.open(path).width == 600
 
 

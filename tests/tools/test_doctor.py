@@ -125,9 +125,25 @@ def test_a_teacher_without_a_detector(folder, capsys):
     status, lines = examine(capsys, config="features.py")
     assert status == 0 and not problems(lines)
     found = {line.subject: line.text for line in lines}
-    assert found["teacher"] == "torchvision/resnet18: weights=None, so they are random"
+    assert found["teacher"].startswith("torchvision/resnet18: weights=None, so no trained")
     assert found["classes"] == "student 3, toy_doctor 3"
     assert "p3 from res3, p4 from res4, p5 from res5 (strides 8, 16, 32)" in found["fgd"]
+
+
+ONLINE = """
+from d2kd.pseudo import MeanTeacher
+train.ema = dict(decay=0.9)
+train.mean_teacher = L(MeanTeacher)(burn_in=1)
+"""
+
+
+def test_a_mean_teacher_without_a_weak_view(folder, capsys):
+    (folder / "online.py").write_text((folder / "config.py").read_text() + ONLINE)
+    status, lines = examine(capsys, "--no-step", config="online.py")
+    (problem,) = problems(lines)
+    assert status == 1 and problem.subject == "config"
+    assert "mapper: expected d2kd.data.TwoViewMapper" in problem.text
+    assert "found DatasetMapper" in problem.text
 
 
 def test_a_student_that_cannot_be_read_trains_alone():
@@ -345,15 +361,23 @@ def test_pairs_are_described():
     assert text == "p3 from p4 (strides 8 from 16), 8 channels, no adapter"
 
 
-def test_seconds_of_a_step_are_those_of_the_fastest_after_the_first(monkeypatch):
-    # Begin and end of each step, with a look at the clock after each.
-    clock = iter([0.0, 0.0, 5.0, 5.0, 5.0, 6.0, 6.0, 6.0, 8.0, 8.0, 8.0, 9.5, 9.5])
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+@pytest.mark.parametrize(
+    ("clock", "seconds"),
+    [
+        ([0, 5, 5, 6, 6, 8, 8, 9.5], 1.0),
+        ([0, 40, 40, 43], 3.0),  # the warm-up compiled the teacher; one more step is measured
+        ([0, 5, 5, 11], 6.0),  # more than ten seconds have passed
+    ],
+)
+def test_seconds_of_a_step_are_those_of_the_fastest_after_the_first(monkeypatch, clock, seconds):
+    times = iter(clock)  # begin and end of each step
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(cost.Trainer, "run_step", lambda self: None)
     model = toys.retinanet()
     trainer = cost.Trainer(model, torch.optim.SGD(model.parameters(), lr=0.0))
     found = cost.measure_step(trainer, [], torch.device("cpu"))
-    assert found.seconds == 1.0 and found.memory > 2**20
+    assert found.seconds == seconds and found.memory > 2**20
+    assert next(times, None) is None  # no further step
 
 
 def test_durations():

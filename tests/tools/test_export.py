@@ -185,6 +185,8 @@ def test_mistakes_are_named(arguments, zoo, tmp_path, monkeypatch):
     bare = arguments[:given] + arguments[given + 2 :]
     with pytest.raises(ValueError, match=r"--images: expected images, .* Add --images PATH"):
         export.main(bare)
+    with pytest.raises(ValueError, match=r"--ap: expected a number >= 0 and <= 100, found 101"):
+        export.main([*arguments, "--ap", "101"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").touch()
     with pytest.raises(

@@ -84,10 +84,34 @@ def test_mistakes_are_named(zoo, published, images, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"expected images, found none in .*empty"):
         run(tmp_path / "empty", output)
-    with pytest.raises(ValueError, match=r"expected an image that can be read at '.*0\.txt'"):
-        run(images / "0.txt", output)
+    for threshold in ("7", "-0.1", "nan"):
+        with pytest.raises(ValueError, match=r"--threshold: expected .* >= 0 and <= 1, found"):
+            run(images, output, f"--threshold={threshold}")
     with pytest.raises(ValueError, match=r"the names of the 3 classes of toy_tiny, found 1: cat"):
         run(images, output, "--classes", "cat")
     argv = ["toy/student.py", "--images", str(images), "--output", str(output)]
     with pytest.raises(ValueError, match=r"zoo \(toy_tiny\), or a config .* without --weights"):
         predict.main(argv)
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(
+    zoo, published, images, tmp_path, capsys
+):
+    paths = [images / name for name in ("0.png", "0.txt", "1.png")]
+    argv = ["toy_tiny", "--images", *map(str, paths), "--output", str(tmp_path / "found")]
+    assert predict.main([*argv, "--device", "cpu"]) == 1
+    found = json.loads((tmp_path / "found/predictions.json").read_text())
+    assert [x["file_name"] for x in found["images"]] == [str(paths[0]), str(paths[2])]
+    assert {x["image_id"] for x in found["annotations"]} == {0, 2}
+    assert {x.name for x in (tmp_path / "found").glob("*.jpg")} == {"00000_0.jpg", "00002_1.jpg"}
+    said = capsys.readouterr().err
+    assert "1 of 3 images are left out" in said
+    assert f"expected an image that can be read at '{paths[1]}', found" in said
+
+
+def test_a_folder_with_files_is_refused_and_stays_as_it_is(zoo, published, images, tmp_path):
+    run(images, tmp_path / "found")
+    before = {x.name: x.read_bytes() for x in (tmp_path / "found").iterdir()}
+    with pytest.raises(FileExistsError, match=r"--output: expected a new or an empty folder, fou"):
+        run(images / "1.png", tmp_path / "found")
+    assert {x.name: x.read_bytes() for x in (tmp_path / "found").iterdir()} == before

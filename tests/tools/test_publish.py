@@ -83,6 +83,7 @@ def test_a_row_is_replaced_and_others_are_kept(zoo):
     [
         (CLASSES, "../toy", r"name: expected small letters, digits and _, found '\.\./toy'"),
         (["--classes", "cat"], "toy_tiny", "expected the names of the 3 classes .* found 1: cat"),
+        (["--ap", "-1"], "toy_tiny", "--ap: expected a number >= 0 and <= 100, found -1"),
         ([], "toy_tiny", "expected the config's test set to be registered, found no 'never_reg"),
     ],
 )

@@ -8,13 +8,16 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from PIL import Image
+from detectron2.modeling.meta_arch import RetinaNet
 
 from d2kd import visualize as drawing
 from d2kd.checkpoint import Checkpointer
+from d2kd.data.manifest import Image
 from d2kd.matching import GroundTruth
-from d2kd.methods import MCDropout
+from d2kd.pseudo.coco import write_labels
+from d2kd.pseudo.fuse import Labels
 from d2kd.tools import visualize
+from d2kd.visualize import draw
 from tests import toys
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +26,7 @@ CONFIG = f"""
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L, LazyConfig
 from d2kd import Distiller, Teacher
-from d2kd.methods import FGD, MCDropout, Methods
+from d2kd.methods import FGD, PFI, PGD, MCDropout, Methods, RankMimic
 from tests import toys
 
 demo = LazyConfig.load({str(ROOT / "configs/demo/student.py")!r})
@@ -51,6 +54,8 @@ def folder(tmp_path, monkeypatch):
     Path("config.py").write_text(CONFIG)
     Path("uet.py").write_text(CONFIG.replace("(FGD)()", "(FGD)(uncertainty=L(MCDropout)())"))
     Path("detector.py").write_text(CONFIG + "model = model.student\n")
+    others = "pgd=L(PGD)(), pfi=L(PFI)(), rank=L(RankMimic)()"
+    Path("others.py").write_text(CONFIG.replace("fgd=L(FGD)()", others))
     yield tmp_path
     DatasetCatalog.remove("toy_draw")
     MetadataCatalog.remove("toy_draw")
@@ -71,8 +76,16 @@ def titles(sheet) -> list[str]:
     return [column.title for column in columns]
 
 
-TEACHER = ["Teacher", "Teacher's attention", "Key regions"]
-STUDENT = ["Student", "Teacher", "Teacher's attention", "Student's attention", "Key regions"]
+TEACHER = ["Teacher", "Attention: teacher", "Key regions"]
+STUDENT = ["Student", "Teacher", "Attention: teacher", "Attention: student", "Key regions"]
+BOTH = [
+    *("Student alone", "Distilled", "Teacher"),
+    *("Attention: teacher", "Attention: student alone", "Attention: distilled", "Key regions"),
+]
+PGD = ["PGD: classification", "PGD: boxes"]
+RM = ["RM: candidates", "RM: ranks"]
+DETECTOR = ["Detector", "Attention: detector", "Key regions"]
+WEIGHTS = ["--weights", "student.pth"]
 
 
 @pytest.mark.parametrize(
@@ -80,18 +93,15 @@ STUDENT = ["Student", "Teacher", "Teacher's attention", "Student's attention", "
     [
         ("config.py", [], TEACHER),
         ("uet.py", [], [*TEACHER, "UET: mean", "UET: uncertainty"]),
-        ("config.py", ["--weights", "student.pth"], STUDENT),
-        ("config.py", ["--weights", "student.pth", "--images", "images"], STUDENT[:-1]),
-        (
-            "detector.py",
-            ["--weights", "student.pth", "--dataset", "toy_draw"],
-            ["Detector", "Detector's attention", "Key regions"],
-        ),
-        (
-            "detector.py",
-            ["train.init_checkpoint=student.pth"],
-            ["Detector", "Detector's attention", "Key regions"],
-        ),
+        ("config.py", WEIGHTS, STUDENT),
+        ("config.py", [*WEIGHTS, "--images", "images"], STUDENT[:-1]),
+        ("config.py", [*WEIGHTS, "--alone", "student.pth"], BOTH),
+        # Of the methods, only PGD looks at the teacher alone.
+        ("others.py", [], [*TEACHER[:-1], *PGD]),
+        ("others.py", WEIGHTS, [*STUDENT[:-1], *PGD, "PFI: student", *RM]),
+        ("others.py", [*WEIGHTS, "--images", "images"], [*STUDENT[:-1], "PFI: student"]),
+        ("detector.py", [*WEIGHTS, "--dataset", "toy_draw"], DETECTOR),
+        ("detector.py", ["train.init_checkpoint=student.pth"], DETECTOR),
     ],
 )
 def test_columns(folder, sheet, config, more, expected):
@@ -105,9 +115,9 @@ def test_columns(folder, sheet, config, more, expected):
 
 def test_a_student_of_the_model_zoo_by_its_name(folder, sheet, published, monkeypatch):
     names = []
-    monkeypatch.setattr(visualize, "draw_detections", lambda *args: names.append(args[-1]))
+    monkeypatch.setattr(draw, "draw_detections", lambda *args: names.append(args[-1]))
     assert visualize.main(["toy_tiny", "--images", "images", "--count", "2", "--output", "o"]) == 0
-    assert titles(sheet) == ["Detector", "Detector's attention"]
+    assert titles(sheet) == ["Detector", "Attention: detector"]
     columns, _ = sheet[-1]
     columns[0].drawings[0](None)
     assert names == [("cat", "dog", "cow")]
@@ -116,17 +126,18 @@ def test_a_student_of_the_model_zoo_by_its_name(folder, sheet, published, monkey
 def test_the_sheet_is_drawn(folder):
     argv = ["config.py", "--weights", "student.pth", "--count", "1", "--level", "p4"]
     assert visualize.main([*argv, "--threshold", "0.4", "--output", "a/b"]) == 0
-    assert Image.open("a/b/visualize.png").width == 1800
+    assert cv2.imread("a/b/visualize.png").shape[1] == 1800
 
 
 def test_each_network_sees_its_own_channel_order(folder, sheet, monkeypatch):
     seen = {}
+    preprocess = RetinaNet.preprocess_image
 
-    def attention(model, inputs, *, level):
-        seen[model.backbone.bottom_up.stem.out_channels] = inputs["image"]
-        return np.zeros(inputs["image"].shape[-2:])
+    def record(self, inputs):
+        seen[self.backbone.bottom_up.stem.out_channels] = inputs[0]["image"]
+        return preprocess(self, inputs)
 
-    monkeypatch.setattr(visualize, "spatial_attention", attention)
+    monkeypatch.setattr(RetinaNet, "preprocess_image", record)
     argv = ["config.py", "--weights", "student.pth", "--count", "1", "--output", "o"]
     visualize.main(argv)
     bgr = cv2.resize(cv2.imread("images/0.png"), (96, 96))
@@ -137,16 +148,9 @@ def test_each_network_sees_its_own_channel_order(folder, sheet, monkeypatch):
         assert np.abs(difference).mean() < 3  # another interpolation
 
 
-def test_true_boxes_follow_the_resized_image():
-    truth = GroundTruth(np.ones((1, 4)), np.zeros(1))
-    picture = visualize.Picture(np.zeros((50, 100, 3)), {}, np.zeros((100, 300, 3)), truth)
-    np.testing.assert_array_equal(picture.resized_truth.boxes, [[3, 2, 3, 2]])
-    assert picture._replace(truth=None).resized_truth is None
-
-
 def test_key_regions_are_those_of_the_resized_boxes(folder, sheet, monkeypatch):
     drawn = []
-    monkeypatch.setattr(visualize, "draw_heat", lambda ax, image, heat, **s: drawn.append(heat))
+    monkeypatch.setattr(draw, "draw_heat", lambda ax, image, heat, **s: drawn.append(heat))
     visualize.main(["config.py", "--count", "1", "--output", "o"])
     columns, _ = sheet[-1]
     columns[2].drawings[0](None)
@@ -157,14 +161,43 @@ def test_key_regions_are_those_of_the_resized_boxes(folder, sheet, monkeypatch):
     np.testing.assert_allclose(drawn[0], np.sqrt(expected))
 
 
-def test_uncertainty_is_the_configs(folder):
-    from d2kd.config import load_config
+def write_pseudo_labels(path: str) -> None:
+    """Labels of image 0: a box of class 1, a region to ignore, and a box that was left out."""
+    labels = Labels(
+        boxes=np.array([[4.0, 4, 20, 24], [30, 30, 50, 60]]),
+        classes=np.array([1, 0]),
+        scores=np.array([0.9, 0.4]),
+        votes=np.ones(2, dtype=int),
+        teachers=np.ones((2, 1), dtype=bool),
+        ignore=np.array([False, True]),
+        weights=np.ones(2),
+    )
+    image = Image(0, str(Path("images/0.png").absolute()), 64, 64)
+    provenance = dict(teachers={"t": {}}, settings={}, manifest={})
+    write_labels(path, [image], {0: labels}, ["a", "b", "c"], provenance)
 
-    assert visualize.find_dropout(load_config("config.py")) is None
-    cfg = load_config("uet.py", ["model.methods.fgd.uncertainty.rates=[0.25]"])
-    found = visualize.find_dropout(cfg)
-    assert isinstance(found, MCDropout) and list(found.rates) == [0.25]
-    assert visualize.find_dropout(load_config("detector.py")) is None
+
+def test_pseudo_labels_stand_for_the_objects_as_in_training(folder, sheet, monkeypatch):
+    write_pseudo_labels("made/labels.json")
+    drawn = []
+    monkeypatch.setattr(draw, "draw_labels", lambda ax, image, labels, names: drawn.append(labels))
+    argv = ["others.py", *WEIGHTS, "--labels", "made/labels.json", "--output", "o"]
+    assert visualize.main(argv) == 0
+    assert titles(sheet) == ["Pseudo labels", *STUDENT[:-1], *PGD, "PFI: student", *RM]
+    columns, text = sheet[-1]
+    columns[0].drawings[0](None)
+    (labels,) = drawn
+    assert labels.boxes.boxes.tolist() == [[4, 4, 20, 24]]
+    assert labels.boxes.classes.tolist() == [1] and labels.boxes.scores.tolist() == [0.9]
+    assert labels.ignored.tolist() == [[30, 30, 50, 60]]
+    assert "hatched regions are ignored" in text["caption"] and "no ground" in text["caption"]
+
+
+def test_pseudo_labels_need_no_detector(folder, sheet):
+    write_pseudo_labels("made/labels.json")
+    argv = ["detector.py", "--labels", "made/labels.json", "--output", "o"]
+    assert visualize.main(argv) == 0
+    assert titles(sheet) == ["Pseudo labels"]
 
 
 @pytest.mark.parametrize(
@@ -174,10 +207,13 @@ def test_uncertainty_is_the_configs(folder):
         (["config.py", "--dataset", "toy_drew"], ValueError, "'toy_drew'. Did you mean toy_draw"),
         (["config.py", "--images", "config.py"], ValueError, "can be read at 'config.py', found"),
         (["config.py", "--images", "gone.png", "train.devce=cpu"], ValueError, "mean device"),
-        (["config.py", "--images", "gone.png"], FileNotFoundError, "found none at 'gone.png'"),
+        (["config.py", "--images", "gone.png"], FileNotFoundError, "found no 'gone.png'"),
+        (["config.py", "--labels", "gone.json"], FileNotFoundError, "gone.json: expected labels"),
+        (["config.py", "--level", "p9"], ValueError, "level: expected a level of RetinaNet"),
         (["config.py", "--images", "empty"], ValueError, "expected images, found none"),
         (["config.py", "--weights", "teacher.pth"], ValueError, "expected all tensors to match"),
         (["config.py", "train.device=cuda"], ValueError, "but no GPU"),
+        (["config.py", "--threshold", "7"], ValueError, "--threshold: expected a number >= 0 and"),
     ],
 )
 def test_mistakes_are_named(folder, argv, error, message, monkeypatch):
@@ -188,7 +224,19 @@ def test_mistakes_are_named(folder, argv, error, message, monkeypatch):
     assert not Path("o").exists()
 
 
-def test_count_must_be_positive(capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--alone", "student.pth"], "--alone: expected --weights of the distilled student"),
+        (["--count", "0"], "--count: expected at least 1, found 0"),
+    ],
+)
+def test_options_out_of_their_range_are_named(options, message, capsys):
     with pytest.raises(SystemExit):
-        visualize.main(["config.py", "--count", "0", "--output", "o"])
-    assert "--count: expected at least 1, found 0" in capsys.readouterr().err
+        visualize.main(["config.py", *options, "--output", "o"])
+    assert message in capsys.readouterr().err
+
+
+def test_a_threshold_that_is_no_score_is_refused():
+    with pytest.raises(ValueError, match="--threshold: expected a number >= 0 and <= 1, found 7"):
+        visualize.main(["config.py", "--threshold", "7", "--output", "o"])

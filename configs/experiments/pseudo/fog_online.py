@@ -4,12 +4,6 @@ Half of the images are clear, with their true labels. The other half show fog, w
 from the same student as fog_adapted.py, which was trained on clear images:
 
     train.init_checkpoint=output/demo/half/model_final.pth
-
-To start from labels made once, set
-
-    dataloader.train.dataset.target = L(relabel)(images=L(load_pseudo_labels)(path=...))
-
-and a longer burn-in: until its end, the student trains on these labels.
 """
 
 from detectron2.config import LazyCall as L

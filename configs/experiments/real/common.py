@@ -187,7 +187,8 @@ def with_partial_labels(mapper):
 def with_two_views(mapper):
     """The training mapper, changed so that a mean teacher sees its image without strong changes.
 
-    The last two augmentations of `dataloader` change the brightness and the contrast.
+    The student's view also has other brightness and contrast, the last two augmentations of
+    `dataloader`, is sometimes blurred, and lacks some parts.
     """
     *geometry, brightness, contrast = mapper.augmentations
     return L(TwoViewMapper)(

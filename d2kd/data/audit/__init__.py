@@ -2,6 +2,7 @@
 
     sets.py       audit one set: a COCO file, a registered dataset, or dicts
     contents.py   read a set into arrays, and count what is wrong with its ids and entries
+    entries.py    what one entry of a COCO file says
     boxes.py      boxes that are no boxes
     images.py     headers of image files, in parallel
     classes.py    compare how sets number their classes

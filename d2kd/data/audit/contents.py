@@ -9,7 +9,6 @@ import contextlib
 import functools
 import io
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +20,16 @@ import numpy as np
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from .entries import is_category, is_crowd, is_image, is_usable, lacks_value, refers, size_of
 from .images import read_header
 from .kinds import Defect
 
 __all__ = [
     "Contents",
     "info_is_needed",
-    "is_crowd",
-    "is_usable",
     "load_table",
     "read_coco",
     "read_records",
-    "size_of",
 ]
 
 
@@ -119,9 +116,9 @@ def read_coco(path: str, image_root: str) -> Contents:
             f"{path}: expected a file in COCO's format with a list of annotations, found "
             f"{type(annotations).__name__}."
         )
-    bad = [x for x in entries if not _is_image(x)]
+    bad = [x for x in entries if not is_image(x)]
     _add_incomplete("image", bad, len(entries), ("id", "file_name"), add)
-    entries = [x for x in entries if _is_image(x)] if bad else entries
+    entries = [x for x in entries if is_image(x)] if bad else entries
     images: dict[Any, dict] = {}
     twice: list[tuple[dict, dict]] = []
     other: list[tuple[dict, dict]] = []
@@ -137,11 +134,11 @@ def read_coco(path: str, image_root: str) -> Contents:
 
     categories = _categories(table["categories"], add)
     numbers = {i: n for n, i in enumerate(sorted(categories))}
-    lacking = [a for a in annotations if not _refers(a)]
+    lacking = [a for a in annotations if not refers(a)]
     _add_incomplete("annotation", lacking, len(annotations), ("image_id", "category_id"), add)
     complete = annotations
     if lacking:
-        complete = [a for a in annotations if _refers(a)]
+        complete = [a for a in annotations if refers(a)]
     order = {i: n for n, i in enumerate(images)}
     listed = [a for a in complete if a["image_id"] in order]
     if strangers := len(complete) - len(listed):
@@ -209,45 +206,17 @@ def _add_incomplete(
 ) -> None:
     """Count entries that lack a value of some keys apart from those with one of another type."""
 
-    def lacks(entry: Any) -> bool:
-        return not isinstance(entry, dict) or any(entry.get(k) in (None, "") for k in keys)
-
-    lacking = [x for x in bad if lacks(x)]
-    other = [x for x in bad if not lacks(x)]
+    lacking = [x for x in bad if lacks_value(x, keys)]
+    other = [x for x in bad if not lacks_value(x, keys)]
     add(f"{what}_entries", len(lacking), total, lacking and lacking[0])
     add(f"{what}_types", len(other), total, other and {k: other[0][k] for k in keys})
 
 
-def _is_image(entry: Any) -> bool:
-    """Whether an entry has what an image needs. Lists and objects cannot be ids."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str, float)):
-        return False
-    return isinstance(entry.get("file_name"), str) and entry["file_name"] != ""
-
-
-def _refers(annotation: Any) -> bool:
-    """Whether an annotation names an image and a category."""
-    if not isinstance(annotation, dict):
-        return False
-    ids = annotation.get("image_id"), annotation.get("category_id")
-    return isinstance(ids[0], (int, str, float)) and isinstance(ids[1], (int, str, float))
-
-
-def size_of(image: Mapping, key: str) -> int:
-    """Width or height of an image; 0 if it has none, or no number > 0."""
-    value = image.get(key)
-    return int(value) if isinstance(value, (int, float)) and value > 0 else 0
-
-
 def _categories(rows: Sequence[Mapping], add: Any) -> dict[Any, str]:
     """Category id -> name."""
-
-    def complete(row: Any) -> bool:
-        return isinstance(row, dict) and isinstance(row.get("id"), (int, str)) and "name" in row
-
-    bad = [c for c in rows if not complete(c)]
+    bad = [c for c in rows if not is_category(c)]
     _add_incomplete("category", bad, len(rows), ("id", "name"), add)
-    rows = [c for c in rows if complete(c)]
+    rows = [c for c in rows if is_category(c)]
     kinds = Counter(type(c["id"]) for c in rows)
     usual = kinds.most_common(1)[0][0] if kinds else int
     categories: dict[Any, str] = {}
@@ -289,23 +258,6 @@ def _repairable(table: Mapping, annotations: Sequence[Mapping], add: Any) -> boo
     # Detectron2 compares iscrowd with 0: it would leave out boxes with null or "0" as crowds.
     as_crowds = any("iscrowd" in a and not is_usable("iscrowd", a["iscrowd"]) for a in annotations)
     return as_crowds or len(counts) < len(ids) or None in counts
-
-
-def is_usable(key: str, value: Any) -> bool:
-    """Whether `area` or `iscrowd` is a number that can be used.
-
-    pycocotools ignores boxes whose area is negative or infinite, and takes one that is NaN for
-    small, medium and large.
-    """
-    if not isinstance(value, (int, float)):
-        return False
-    return key != "area" or (math.isfinite(value) and value >= 0)
-
-
-def is_crowd(annotation: Mapping[str, Any]) -> bool:
-    """Whether an annotation is a crowd, also where `iscrowd` is text, as some exports have it."""
-    value = annotation.get("iscrowd", 0)
-    return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
 
 
 @functools.cache

@@ -17,7 +17,8 @@ from detectron2.data.datasets import load_coco_json
 
 from ...files import write_file
 from . import cache
-from .contents import is_crowd, is_usable, load_table, size_of
+from .contents import load_table
+from .entries import is_crowd, is_usable, size_of
 from .images import read_header
 
 __all__ = ["mend_coco", "use_copy"]

@@ -26,7 +26,7 @@ from .location_weights import (
     top_k,
 )
 
-__all__ = ["key_regions", "pairs_inside", "to_grids"]
+__all__ = ["fitted_gaussians", "key_regions", "pairs_inside", "to_grids"]
 
 CANDIDATES = ("box", "image")
 WEIGHTINGS = ("gaussian", "quality", "box", "center")
@@ -75,10 +75,7 @@ def key_regions(
         len(xis) foreground masks (N, R) in [0, 1]; and the background mask (N, R) of 0 and 1.
     """
     n, r = boxes.shape[:2]
-    usable = boxes.new_ones(n, r, dtype=torch.bool)
-    if padding:
-        limits = -(-targets.sizes.flip(1) // padding) * padding
-        usable = (centers < limits[:, None]).all(-1)
+    usable = _usable(boxes, centers, targets, padding)
     foregrounds = [boxes.new_zeros(n, r) for _ in xis]
     covered = torch.zeros_like(usable)
     scene = Scene(logits, boxes, centers, usable)
@@ -97,6 +94,56 @@ def key_regions(
     if not targets.complete:
         usable = usable & targets.known(centers)
     return foregrounds, (usable & ~covered).to(boxes.dtype)
+
+
+@torch.no_grad()
+def fitted_gaussians(
+    logits: Tensor,
+    boxes: Tensor,
+    centers: Tensor,
+    targets: Targets,
+    *,
+    xis: Sequence[float],
+    k: int,
+    candidates: str,
+    padding: int = 0,
+) -> list[tuple[Tensor, Tensor]]:
+    """The Gaussians of `key_regions` with the weighting "gaussian", for pictures.
+
+    Args:
+        logits, boxes, centers, targets, xis, k, candidates, padding: see `key_regions`.
+
+    Returns:
+        for each of `xis`, means (N, G, 2) in pixels and covariances (N, G, 2, 2) in px^2, fp64.
+        Both are NaN for a row without a box, and for a box that chooses no location.
+    """
+    usable = _usable(boxes, centers, targets, padding)
+    truth = Truth(targets.boxes, targets.valid, targets.classes)
+    allowed = _allowed(Scene(logits, boxes, centers, usable), truth)
+    if candidates == "box":
+        allowed = allowed & strictly_inside(centers, targets.boxes)
+    score, iou = score_and_iou(logits, boxes, targets.boxes, targets.classes)
+    gaussians = []
+    for xi in xis:
+        weight, columns = top_k(quality(score, iou, xi), allowed, k)
+        chosen = weight >= 0
+        mean, inverse = fit_gaussian(centers[columns], chosen)
+        none = ~chosen.any(-1, keepdim=True)
+        gaussians.append(
+            (
+                mean.masked_fill(none, torch.nan),
+                torch.linalg.inv(inverse).masked_fill(none[..., None], torch.nan),
+            )
+        )
+    return gaussians
+
+
+def _usable(boxes: Tensor, centers: Tensor, targets: Targets, padding: int) -> Tensor:
+    """(N, R) bool, the locations that may be chosen; `padding` as in `key_regions`."""
+    if not padding:
+        return boxes.new_ones(boxes.shape[:2], dtype=torch.bool)
+    limits = -(-targets.sizes.flip(1) // padding) * padding
+    return (centers < limits[:, None]).all(-1)
 
 
 class Scene(NamedTuple):

@@ -9,22 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.ops import nms
 
 from d2kd.matching import Detections, GroundTruth, match
 
-__all__ = ["best_threshold", "choose_images", "suppress_across_classes"]
-
-
-def suppress_across_classes(detections: Detections, iou: float = 0.5) -> Detections:
-    """Of detections of any class that overlap by more than `iou`, keep the one of highest score.
-
-    Detectors suppress duplicates class by class. A detector that is unsure therefore reports one
-    object under several classes, which makes a picture hard to read.
-    """
-    keep = nms(torch.as_tensor(detections.boxes), torch.as_tensor(detections.scores), iou)
-    return detections[np.sort(keep.numpy())]
+__all__ = ["best_threshold", "choose_images"]
 
 
 def best_threshold(detections: Sequence[Detections], truths: Sequence[GroundTruth]) -> float:

@@ -106,10 +106,11 @@ def draw(path: Path, results: dict, instances: dict, teacher, headline: str) -> 
     from detectron2.data import MetadataCatalog
 
     from d2kd.config import load_config
-    from d2kd.matching import Detections, GroundTruth
+    from d2kd.matching import Detections, GroundTruth, suppress_across_classes
+    from d2kd.visualize import compose_sheet
 
-    from .choose import best_threshold, choose_images, suppress_across_classes
-    from .pictures import View, compose_sheet, distillation_columns
+    from .choose import best_threshold, choose_images
+    from .pictures import View, distillation_columns
 
     test = load_config(config_path(CONFIGS["alone"])).dataloader.test
     records = {record["image_id"]: record for record in instantiate(test.dataset)}

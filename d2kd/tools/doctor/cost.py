@@ -132,7 +132,9 @@ def _measure(
 
 
 def measure_step(trainer: Trainer, batch: Sequence[dict], device: torch.device) -> Cost:
-    """Run a step for warm-up and up to `STEPS` more. The fastest one counts.
+    """Run a step for warm-up and up to `STEPS` more. The fastest of these counts.
+
+    The warm-up does not count, because it compiles a teacher with `compile=True`.
 
     Args:
         trainer: its learning rate is 0.
@@ -142,19 +144,21 @@ def measure_step(trainer: Trainer, batch: Sequence[dict], device: torch.device) 
     trainer.iter, trainer.max_iter = 0, STEPS + 1
     trainer.model.train()
     _reset_peak(device)
+    warm_up = _timed_step(trainer, device)
     times: list[float] = []
-    start = time.perf_counter()
-    for _ in range(STEPS + 1):
-        before = time.perf_counter()
-        trainer.run_step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - before)
-        trainer.iter += 1
-        if time.perf_counter() - start > ENOUGH:
-            break
+    while len(times) < STEPS and (not times or warm_up + sum(times) < ENOUGH):
+        times.append(_timed_step(trainer, device))
     trainer.optimizer.zero_grad(set_to_none=True)
-    return Cost(min(times[1:] or times), _peak(device))
+    return Cost(min(times), _peak(device))
+
+
+def _timed_step(trainer: Trainer, device: torch.device) -> float:
+    start = time.perf_counter()
+    trainer.run_step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    trainer.iter += 1
+    return time.perf_counter() - start
 
 
 def _reset_peak(device: torch.device) -> None:

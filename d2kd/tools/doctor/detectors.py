@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 
@@ -10,9 +11,9 @@ from detectron2.config import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from d2kd.checkpoint import Checkpointer, load_strictly
+from d2kd.checkpoint import Checkpointer
 from d2kd.inherit import inherit_weights
-from d2kd.loading import build_detector, build_student, zoo_weights
+from d2kd.loading import build_detector, build_student
 from d2kd.methods import Method
 from d2kd.methods.base import LevelPair
 from d2kd.readers import Reader, get_reader
@@ -39,32 +40,19 @@ def check_teacher(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]
     if node is None:
         report.warning("teacher", "model.teacher: none, so the student trains alone")
         return None, True
-    reader, fits = None, False
     with report.check("teacher"), torch.random.fork_rng(devices=[]):
-        weights = node.get("weights")
-        if "model" not in node:  # a teacher that builds and loads its network by itself
-            reader = instantiate(node).reader
-            report.add(
-                OK if weights else WARNING,
-                "teacher",
-                f"{reader.name}: "
-                + (f"weights from {weights}" if weights else "weights=None, so they are random"),
-            )
-            return reader, True
-        model = build_detector(
-            node.model, pretrained=weights is None, setup=node.get("setup")
-        ).model
-        reader = get_reader(model)
-        if weights is None:
-            fits = True
-            report.warning(
-                "teacher", f"{reader.name}: weights=None, so nothing that it learned is loaded"
-            )
+        teacher = instantiate(node)
+        if teacher.loaded:
+            report.ok("teacher", f"{teacher.reader.name}: {teacher.loaded}")
         else:
-            counts = load_strictly(model, zoo_weights(node.model) if weights == "zoo" else weights)
-            fits = True
-            report.ok("teacher", f"{reader.name}: {counts}")
-    return reader, fits
+            text = "weights=None, so no trained weights are loaded"
+            report.warning("teacher", f"{teacher.reader.name}: {text}")
+        return teacher.reader, True
+    # What the methods learn from does not depend on the weights.
+    with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+        setup = node.get("setup")
+        return get_reader(build_detector(node.model, pretrained=False, setup=setup).model), False
+    return None, False
 
 
 def check_student(report: Report, cfg: DictConfig) -> tuple[Reader | None, bool]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2kd.methods.kernels import key_regions as module
-from d2kd.methods.kernels.key_regions import key_regions, pairs_inside
+from d2kd.methods.kernels.key_regions import fitted_gaussians, key_regions, pairs_inside
 from d2kd.methods.kernels.location_weights import (
     RIDGE,
     center_prior,
@@ -345,3 +345,24 @@ def test_center_prior_is_the_gaussian_of_a_whole_box():
     )
     corner = center_prior(torch.tensor([[100.0, 200.0]]), box)
     assert corner.item() == pytest.approx(np.exp(-3), rel=1e-4)
+
+
+@pytest.mark.parametrize("candidates", ["box", "image"])
+def test_gaussians_have_mean_and_covariance_of_the_chosen_locations(candidates):
+    logits, boxes, centers, truth = scene = distinct(random_scene(5), 9)
+    options = dict(xis=(0.8,), k=9, candidates=candidates, padding=32)
+    ((means, covariances),) = fitted_gaussians(*scene, **options)
+    score, iou = score_and_iou(logits, boxes, truth.boxes, truth.classes)
+    inside = strictly_inside(centers, truth.boxes)
+    usable = (centers < torch.tensor([128.0, 96.0])).all(1)
+    for i, g in np.ndindex(*truth.valid.shape):
+        allowed = usable & inside[i, g] if candidates == "box" else usable
+        where = allowed.nonzero().flatten()
+        if not truth.valid[i, g] or not len(where):
+            assert means[i, g].isnan().all() and covariances[i, g].isnan().all()
+            continue
+        best = (score[i, g] ** 0.2 * iou[i, g] ** 0.8)[where].argsort(descending=True)[:9]
+        points = centers[where[best]].double().numpy()
+        np.testing.assert_allclose(means[i, g], points.mean(0))
+        expected = np.cov(points.T, bias=True) + RIDGE * np.eye(2)
+        np.testing.assert_allclose(covariances[i, g], expected, rtol=1e-5, atol=1e-6)

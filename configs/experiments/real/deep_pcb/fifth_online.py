@@ -16,6 +16,8 @@ dataloader.train.dataset = L(mix)(
     shares=[1, 1],
 )
 dataloader.train.mapper = with_two_views(dataloader.train.mapper)
+# Blurring and erasing would remove small defects, and make new ones.
+dataloader.train.mapper.strong = dataloader.train.mapper.strong[:2]
 
 train.ema = dict(decay=0.999)
 train.mean_teacher = L(MeanTeacher)(

@@ -1,14 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from d2kd import visualize
 from d2kd.methods import MCDropout
-
-from . import toys
-from .test_matching import TWO, found, truth
+from tests import toys
+from tests.test_matching import truth
 
 
 def test_cells_lie_on_their_pixels():
@@ -75,41 +72,6 @@ def test_uncertainty_of_a_teacher():
     assert not none.any()
 
 
-@pytest.fixture
-def axes():
-    figure = Figure(figsize=(3, 3), dpi=100)
-    FigureCanvasAgg(figure)
-    return figure.add_axes((0, 0, 1, 1))
-
-
-def test_what_is_drawn(axes):
-    image = np.zeros((40, 40, 3), dtype=np.uint8)
-    boxes = found((0, 0, 10, 10, 3, 0.9), (10, 20, 30, 35, 1, 0.8))
-    visualize.draw_detections(axes, image, boxes, TWO, list("0123456789"))
-    frames = {tuple(p.get_bbox().extents): p for p in axes.patches if not p.get_fill()}
-    colors = {box: p.get_edgecolor() for box, p in frames.items()}
-    from matplotlib.colors import to_rgba
-
-    assert colors == {
-        (0, 0, 10, 10): to_rgba(visualize.CORRECT),
-        (10, 20, 30, 35): to_rgba(visualize.WRONG),
-        (20, 0, 30, 10): to_rgba(visualize.MISSED),
-    }
-    solid = {box for box, p in frames.items() if p.get_linestyle() in ("-", "solid")}
-    assert solid == {(0, 0, 10, 10), (10, 20, 30, 35)}
-    assert {t.get_text() for t in axes.texts} == {"3 90%", "1 80%", "7?"}
-
-
-def test_labels_do_not_cover_each_other(axes):
-    axes.set(xlim=(0, 128), ylim=(128, 0))
-    labels = visualize._Labels(axes)
-    for shift in range(4):
-        labels.put(np.array([40, 40 + shift, 70, 80 + shift]), "3 90%", "white")
-    taken = labels.taken
-    shared = [visualize._intersection(a, b) for i, a in enumerate(taken) for b in taken[:i]]
-    assert max(shared) == 0
-    assert all(min(box) >= 0 and max(box) <= 128 for box in taken)
-
-
-def test_flat_heat_is_no_error(axes):
-    visualize.draw_heat(axes, np.zeros((8, 8, 3), dtype=np.uint8), np.zeros((8, 8)))
+def test_a_level_that_a_detector_does_not_have_is_named():
+    with pytest.raises(ValueError, match=r"level: expected .* of RetinaNet \(p3, .*found 'p2'"):
+        visualize.spatial_attention(toys.retinanet(), toys.image(), level="p2")

@@ -1,15 +1,14 @@
-"""Event writers for training: an ETA that follows what the last minute took."""
+"""An ETA that follows what the last minute took."""
 
 from __future__ import annotations
 
 import datetime
 
-from detectron2.engine import default_writers as detectron2_default_writers
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage
 
-from .progress import WINDOW
+from ..progress import WINDOW
 
-__all__ = ["RecentETAPrinter", "default_writers"]
+__all__ = ["RecentETAPrinter"]
 
 
 class RecentETAPrinter(CommonMetricPrinter):
@@ -44,16 +43,3 @@ class RecentETAPrinter(CommonMetricPrinter):
         eta = seconds / steps * max(self._last_iter - storage.iter - 1, 0)
         storage.put_scalar("eta_seconds", eta, smoothing_hint=False)
         return str(datetime.timedelta(seconds=int(eta)))
-
-
-def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
-    """Detectron2's `default_writers`, with `RecentETAPrinter` instead of `CommonMetricPrinter`.
-
-    Args:
-        output_dir: folder of metrics.json and TensorBoard's events.
-        max_iter: iterations of the whole training.
-    """
-    writers = detectron2_default_writers(output_dir, max_iter)
-    # Printers come first: they put eta_seconds, which the other writers then write.
-    others = [writer for writer in writers if not isinstance(writer, CommonMetricPrinter)]
-    return [RecentETAPrinter(max_iter), *others]
