@@ -23,7 +23,7 @@ PAGES = sorted(
 
 # An indented block is a shell snippet if a line of it begins with one of these; else it is text,
 # such as the layout of a folder. They are all that a snippet may call.
-PROGRAMS = ("d2kd", "python", "pip", "make", "git", "cp", "ls")
+PROGRAMS = ("d2kd", "python", "pip", "make", "git", "cp", "ls", "tensorboard")
 _COMMAND = re.compile(
     rf"(?m)^ *(\$ |(\S+=\S+ )*(\.venv/bin/)?({'|'.join(PROGRAMS)}) |export |for )"
 )
