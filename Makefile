@@ -3,7 +3,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint wheel-test docs bench clean distclean
+.PHONY: help setup demo test lint wheel-test docs bench gpu clean distclean
 
 help:
 	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
@@ -12,6 +12,7 @@ help:
 	@echo "make wheel-test build a wheel, install it into a fresh environment and run it there"
 	@echo "make docs       build the documentation as a web site, docs/_build/html/index.html"
 	@echo "make bench      measure what distillation costs on this CPU; a table and a picture (about two minutes)"
+	@echo "make gpu        run and measure all that needs a GPU, in under nine minutes; docs/performance_gpu.md"
 	@echo "make setup      only make .venv; PYTHON=/path/to/python takes the Detectron2 of that Python"
 	@echo "make clean      remove output/demo, build leftovers and caches"
 	@echo "make distclean  also remove .venv and datasets/demo"
@@ -41,6 +42,10 @@ bench: $(READY)
 	.venv/bin/python -m d2kd benchmark --config-file configs/demo/distill.py train.device=cpu \
 		--sizes 128 --boxes 0 20 500 --batch 4 --real-size fgd pgd --warm-up 1 --minutes 1.6 \
 		--output output/bench
+
+# It goes on where it stopped; GPU=--fresh starts again. Without a GPU, it says so.
+gpu: $(READY)
+	.venv/bin/python -m d2kd.tools.gpu --output docs $(GPU)
 
 # The stamp holds the path of the checkout. If .venv was moved, or its Python is gone, it is made again.
 ifneq ($(shell test -x .venv/bin/python && cat $(READY) 2>/dev/null),$(CURDIR))

@@ -2,7 +2,17 @@ import logging
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
+
+from tests import toys
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,3 +40,23 @@ def open_log_handlers():
         for handler in list(logger.handlers):
             if getattr(getattr(handler, "stream", None), "closed", False):
                 logger.removeHandler(handler)
+
+
+@pytest.fixture
+def new_datasets():
+    """Names that the test registers are free again after it."""
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def my_data(tmp_path, monkeypatch, new_datasets):
+    """A user's folder with images/, train.json and val.json, for the configs in my_data/."""
+    folder = toys.coco_folder(tmp_path / "farm")
+    monkeypatch.setenv("D2KD_DATA", str(folder))
+    monkeypatch.setenv("D2KD_OUTPUT", str(tmp_path / "output"))
+    return folder

@@ -25,12 +25,12 @@ from d2kd.data import register_all
 from d2kd.methods import CWD, LD, MGD, PKD, MCDropout
 
 ROOT = Path(__file__).parents[1]
-# Configs with pseudo labels and of real photographs have test files of their own,
-# test_pseudo_configs.py and test_real_configs.py.
+# Configs with pseudo labels, of real photographs and of a user's data have test files of their
+# own, test_pseudo_configs.py, test_real_configs.py and test_my_data_configs.py.
 FILES = sorted(
     str(p.relative_to(ROOT / "configs"))
     for p in (ROOT / "configs").rglob("*.py")
-    if not {"pseudo", "real"}.intersection(p.relative_to(ROOT / "configs").parts)
+    if not {"pseudo", "real", "my_data"}.intersection(p.relative_to(ROOT / "configs").parts)
 )
 DEMO = ("demo/", "experiments/")
 # Configs that train_net.py can run. Other files are only imported.

@@ -112,7 +112,7 @@ def test_after_a_check_nothing_is_left():
     watch.check()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_watching_does_not_make_the_host_wait():
     watch = LossWatch()
     terms = {k: v.detach().cuda() for k, v in losses(1.0).items()}

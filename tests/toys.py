@@ -226,3 +226,12 @@ def coco_dataset(folder: Path, n: int = 6, size: int = 64, classes: int = 10) ->
     path = folder / "annotations.json"
     path.write_text(json.dumps(table))
     return path, folder
+
+
+def coco_folder(folder: Path, n: int = 6, classes: int = 3) -> Path:
+    """Write images/, train.json and val.json, as a user has them. Both have the same images."""
+    table, _ = coco_dataset(folder / "images", n=n, classes=classes)
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text(table.read_text())
+    table.unlink()
+    return folder

@@ -102,7 +102,8 @@ def build_network(
     except OSError as e:
         raise OSError(
             f"{name}.pretrained=True: expected weights in {library}'s cache or on the internet, "
-            f"found neither ({e}). Download them elsewhere, and give the path of a file."
+            f"found neither ({e}). Download them elsewhere and give the path of a file, or give "
+            f"False for random weights."
         ) from e
     except (RuntimeError, TypeError, ValueError) as e:
         raise ValueError(

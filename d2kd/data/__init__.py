@@ -2,6 +2,7 @@
 
     manifest.py     list the images of a dataset or folder
     folders.py      register datasets by their place in the data folder (layout.py has their names)
+    coco_folder.py  find and register the COCO files of a folder in one of the usual layouts
     convert/        convert labels of other formats into such folders
     images.py       which files are images, and their sizes
     crowdhuman.py   CrowdHuman
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .augment import RandomBlur, RandomErase
+    from .coco_folder import CocoFolder, register_coco_folder
     from .crowdhuman import register_crowdhuman
     from .demo import register_demo
     from .folders import register_folder, register_folders
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .views import TwoViewMapper, relabel
 
 __all__ = [
+    "CocoFolder",
     "PartialMapper",
     "RandomBlur",
     "RandomErase",
@@ -50,6 +53,7 @@ __all__ = [
     "random_subset",
     "register_all",
     "register_class_subset",
+    "register_coco_folder",
     "register_crowdhuman",
     "register_demo",
     "register_folder",
@@ -59,6 +63,7 @@ __all__ = [
 
 _MODULES = {
     "augment": ("RandomBlur", "RandomErase"),
+    "coco_folder": ("CocoFolder", "register_coco_folder"),
     "crowdhuman": ("register_crowdhuman",),
     "demo": ("register_demo",),
     "folders": ("register_folder", "register_folders"),

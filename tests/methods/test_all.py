@@ -118,7 +118,7 @@ def test_no_method_waits_for_a_gpu(name, monkeypatch):
         assert waits.found == [], type(method).__name__
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["ATSS", "GFL"])
 def test_no_method_waits_for_this_gpu(name):
     methods, *arguments = arguments_of(name, "cuda")

@@ -45,7 +45,7 @@ def test_a_name_like_none_is_told_without_a_guess():
         model_zoo.get_config_file("xyz")
 
 
-def test_the_list_has_all_configs_and_no_shared_parts():
+def test_the_list_has_all_configs_and_no_shared_parts(my_data):
     names = model_zoo.list_configs()
     assert names == sorted(names) and NAME in names and "pseudo/coco/labels.py" in names
     assert not any(name.startswith("common/") for name in names)
@@ -63,7 +63,7 @@ def strings(cfg):
     return [cfg] if isinstance(cfg, str) else []
 
 
-def test_files_of_ours_are_found_from_any_folder(tmp_path, monkeypatch):
+def test_files_of_ours_are_found_from_any_folder(tmp_path, monkeypatch, my_data):
     monkeypatch.chdir(tmp_path)
     for name in model_zoo.list_configs():
         for text in strings(model_zoo.get_config(name)):

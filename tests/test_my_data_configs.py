@@ -1,0 +1,77 @@
+"""A user's folder of COCO files trains a teacher, a student and a distilled student."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2kd import model_zoo
+from d2kd.cli import main
+from d2kd.config import load_config
+
+SMALL = ["train.device=cpu", "train.max_iter=2", "train.eval_period=0"]
+SMALL += ["train.checkpointer.period=5", "train.log_period=1"]
+SMALL += ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0"]
+SMALL += ["dataloader.test.num_workers=0"]
+SMALL += [f"dataloader.train.mapper.augmentations.0.target_{x}=96" for x in ("height", "width")]
+SMALL += ["dataloader.train.mapper.augmentations.1.crop_size=[96,96]"]
+SMALL += ["dataloader.test.mapper.augmentations.0.short_edge_length=96"]
+
+
+def train(name: str, *overrides: str) -> None:
+    config = model_zoo.get_config_file(f"my_data/{name}.py")
+    assert main(["train", "--config-file", config, *SMALL, *overrides]) == 0
+
+
+def losses(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text().splitlines()[0])
+
+
+def test_teacher_student_and_distilled_student_train(my_data, tmp_path):
+    output = tmp_path / "output"
+    train("teacher", "model.backbone.bottom_up.pretrained=False")
+    train("student", "model.backbone.bottom_up.pretrained=False")
+    train("distilled", "model.student.backbone.bottom_up.pretrained=False")
+    files = [output / name / "model_final.pth" for name in ("student", "distilled")]
+    alone, distilled = (torch.load(f, weights_only=True)["model"] for f in files)
+    assert set(alone) < set(distilled)  # the distilled one also has the adapters
+    assert "loss_distill_pkd" not in losses(output / "student")
+    assert losses(output / "distilled")["loss_distill_pkd"] > 0
+
+
+def test_the_classes_and_the_steps_come_from_the_data(my_data):
+    config = load_config("my_data/student.py")
+    assert config.model.num_classes == 3
+    assert config.train.max_iter == 1000  # 36 epochs of 6 images would be 27 steps
+    table = json.loads((my_data / "train.json").read_text())
+    images = [dict(table["images"][i % 6], id=i) for i in range(800)]
+    (my_data / "train.json").write_text(json.dumps(dict(table, images=images)))
+    assert load_config("my_data/student.py").train.max_iter == 36 * 800 / 8
+
+
+def test_teacher_and_student_differ_in_size_only(my_data):
+    teacher, student = (load_config(f"my_data/{name}.py") for name in ("teacher", "student"))
+    assert teacher.dataloader == student.dataloader and teacher.optimizer == student.optimizer
+    assert teacher.model.pixel_mean == student.model.pixel_mean
+    assert {k: v for k, v in teacher.train.items() if k != "output_dir"} == {
+        k: v for k, v in student.train.items() if k != "output_dir"
+    }
+
+
+def test_without_the_folder_one_error_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setenv("D2KD_DATA", "no/such/folder")
+    assert main(["train", "--config-file", "my_data/student.py"]) == 2
+    text = capsys.readouterr().err
+    assert "Traceback" not in text and "'no/such/folder', found none. Set D2KD_DATA" in text
+
+
+@pytest.mark.slow
+def test_a_few_hundred_steps_find_the_bright_boxes(my_data, tmp_path):
+    options = ["train.max_iter=200", "train.best_metric=bbox/AP", "train.eval_period=200"]
+    train("student", "model.backbone.bottom_up.pretrained=False", *options)
+    lines = (tmp_path / "output/student/metrics.json").read_text().splitlines()
+    found = [json.loads(line).get("bbox/AP50") for line in lines]
+    assert max(ap for ap in found if ap is not None) > 1
