@@ -26,20 +26,14 @@ train = dict(
     mean_teacher=None,  # [d2kd] L(MeanTeacher)(...) labels images by this average; docs/pseudo.md
     best_metric="",  # [d2kd] such as "bbox/AP": the best student is kept as student_best.pth
     # [d2kd] Before training, evaluate the teacher on the first `images` validation images, and stop
-    # if its box AP (0 to 100) is below `min_ap`. 0 images: no check. It finds a teacher with wrong
-    # weights or channel order before a whole training is lost, for example with
-    # `train.teacher_check.images=100 train.teacher_check.min_ap=30` on the command line.
+    # if its box AP (0 to 100) is below `min_ap`: its weights or channel order may be wrong. 0: no.
     teacher_check=dict(images=0, min_ap=0.0),
     checkpointer=dict(period=5000, max_to_keep=100),  # steps between checkpoints; how many to keep
     eval_period=5000,  # steps between evaluations on the validation images; 0: at the end only
     log_period=20,  # steps between two records of losses
-    # [d2kd] Every `period` steps, TensorBoard gets pictures of the first `images` test images:
-    # detections with a score of at least `threshold`, and what each method compares. 0: none. The
-    # training stays the same, bit for bit. docs/pictures.md
+    # [d2kd] Steps between two pictures of the first test images, 0: none; docs/pictures.md
     pictures=dict(period=0, images=3, threshold=0.3),
-    # [d2kd] Log to Weights & Biases or MLflow, too: options of `wandb.init` or `mlflow.start_run`,
-    # such as dict(project="digits"), or {} for none of them. None: no.
-    writers=dict(wandb=None, mlflow=None),
+    writers=dict(wandb=None, mlflow=None),  # [d2kd] options of these, or {}; docs/pictures.md
     ddp=dict(  # options of DistributedDataParallel
         broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False
     ),
