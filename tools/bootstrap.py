@@ -92,7 +92,8 @@ def make_venv():
         if not (info / "RECORD").exists():
             shutil.rmtree(info)
     if not list(site.glob("pip-*.dist-info")):
-        step("Making .venv", "-m", "ensurepip", failed="pip could not be put into .venv.")
+        pip = ["-m", "ensurepip", "--default-pip"]  # `pip`, too, not `pip3` alone
+        step("Making .venv", *pip, failed="pip could not be put into .venv.")
     return site
 
 

@@ -4,6 +4,7 @@
     folders.py      register datasets by their place in the data folder (layout.py has their names)
     coco_folder.py  find and register the COCO files of a folder in one of the usual layouts
     convert/        convert labels of other formats into such folders
+    classes.py      names of the classes of a dataset
     images.py       which files are images, and their sizes
     crowdhuman.py   CrowdHuman
     demo.py         the built-in demo set (demo_images.py draws it)

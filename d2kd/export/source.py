@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from detectron2.data import MetadataCatalog
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..data import register_all
+from ..data.classes import classes_of_test_set
 from ..loading import load_detector_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
@@ -70,7 +70,8 @@ def open_source(
         config = name if os.path.isfile(name) else get_config_file(name.removeprefix("configs/"))
     cfg = load_detector_config(config)
     count = get_reader(detector.model).num_classes
-    names = tuple(classes) or (entry.classes if entry else _classes_of_test_set(cfg, count))
+    register_all()
+    names = tuple(classes) or (entry.classes if entry else classes_of_test_set(cfg, count))
     if len(names) != count:
         raise ValueError(
             f"--classes: expected the names of the {count} classes of {name}, found "
@@ -78,11 +79,3 @@ def open_source(
         )
     detector.classes = names
     return Source(name, detector, cfg, os.fspath(weights), entry)
-
-
-def _classes_of_test_set(cfg: DictConfig, count: int) -> tuple[str, ...]:
-    register_all()
-    names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    name = names if isinstance(names, str) or not names else names[0]
-    found = MetadataCatalog.get(name).get("thing_classes", None) if name else None
-    return tuple(found) if found and len(found) == count else tuple(map(str, range(count)))

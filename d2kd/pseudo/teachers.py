@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from ..data.classes import classes_of_dataset
 from ..data.manifest import Image
 from ..files import sha256_of_file
 from ..loading import FrozenDetector, predictions_in_fp32
@@ -225,9 +226,7 @@ def class_names(classes: Sequence[str] | str) -> tuple[str, ...]:
                 f"classes: expected a list of names or a dataset registered with Detectron2, found "
                 f"{name!r}."
             )
-        if not hasattr(MetadataCatalog.get(name), "thing_classes"):
-            DatasetCatalog.get(name)  # some datasets set their classes when they are loaded
-        classes = MetadataCatalog.get(name).get("thing_classes", ())
+        classes = classes_of_dataset(name)
         if not classes:
             raise ValueError(
                 f"classes: expected a dataset with thing_classes, found none of {name!r}."

@@ -45,6 +45,7 @@ from d2kd.checks import nearest
 from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
+from d2kd.data.classes import classes_of_test_set
 from d2kd.data.images import find_images
 from d2kd.loading import build_student
 from d2kd.methods import Method
@@ -53,7 +54,6 @@ from d2kd.readers import get_reader
 from d2kd.values import check_number
 from d2kd.visualize import (
     Networks,
-    class_names,
     columns,
     compose_sheet,
     image_format,
@@ -200,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = load_records(args, cfg)
     networks = load_networks(args, cfg, image_format(mapper))
     pictures = [make_picture(record, mapper, pseudo=bool(args.labels)) for record in records]
-    names = entry.classes if entry else class_names(cfg, _num_classes(networks, cfg), args.dataset)
+    count = _num_classes(networks, cfg)
+    names = entry.classes if entry else classes_of_test_set(cfg, count, args.dataset)
     sheet = columns(pictures, networks, names, threshold=args.threshold, level=args.level)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "visualize.png"

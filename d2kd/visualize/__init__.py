@@ -26,7 +26,7 @@ from .draw import (
 from .maps import key_regions, spatial_attention, uncertainty, upsample
 from .networks import Networks
 from .panels import columns
-from .pictures import Picture, PseudoLabels, class_names, image_format, make_picture
+from .pictures import Picture, PseudoLabels, image_format, make_picture
 from .sheet import Column, compose_sheet, render_sheet
 from .training import TrainingPictures, training_pictures
 
@@ -40,7 +40,6 @@ __all__ = [
     "Picture",
     "PseudoLabels",
     "TrainingPictures",
-    "class_names",
     "columns",
     "compose_sheet",
     "draw_candidates",

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import Boxes, BoxMode, Instances
-from omegaconf import DictConfig, OmegaConf
 
 from ..matching import Detections, GroundTruth
 from ..targets import Targets
 
-__all__ = ["Picture", "PseudoLabels", "class_names", "image_format", "make_picture"]
+__all__ = ["Picture", "PseudoLabels", "image_format", "make_picture"]
 
 
 class PseudoLabels(NamedTuple):
@@ -129,17 +127,3 @@ def make_picture(
 def image_format(mapper: Any) -> str:
     """Channel order of the images that a mapper makes."""
     return getattr(mapper, "image_format", None) or "BGR"
-
-
-def class_names(cfg: DictConfig, count: int, dataset: str | None = None) -> Sequence[str]:
-    """Names of the classes where a data set knows them, else their numbers.
-
-    Args:
-        cfg: a config.
-        count: number of classes.
-        dataset: a registered set. Default: the config's test set.
-    """
-    names = dataset or OmegaConf.select(cfg, "dataloader.test.dataset.names")
-    name = names if isinstance(names, str) or not names else names[0]
-    listed = list(MetadataCatalog.get(name).get("thing_classes", None) or []) if name else []
-    return [listed[i] if i < len(listed) else str(i) for i in range(count)]

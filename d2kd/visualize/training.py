@@ -12,11 +12,12 @@ from detectron2.engine import HookBase
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ..data.classes import classes_of_test_set
 from ..random_state import keep_random_state
 from ..readers import get_reader
 from .networks import Networks
 from .panels import columns
-from .pictures import Picture, class_names, image_format, make_picture
+from .pictures import Picture, image_format, make_picture
 from .sheet import render_sheet
 
 __all__ = ["TrainingPictures", "training_pictures"]
@@ -119,7 +120,7 @@ def training_pictures(cfg: DictConfig, model: nn.Module) -> TrainingPictures | N
     return TrainingPictures(
         [make_picture(record, mapper) for record in records],
         networks,
-        class_names(cfg, get_reader(student).num_classes),
+        classes_of_test_set(cfg, get_reader(student).num_classes),
         period=fields.period,
         threshold=fields.threshold,
     )
