@@ -12,10 +12,11 @@ far as the config has them:
   RM           how the networks rank the candidates of an object
   labels       the pseudo labels of `d2kd label` (--labels), with their regions to ignore
 
-The images are files (--images), the first images of a registered set (--dataset, by default the
-config's test set), or those of a file of pseudo labels (--labels). Files have no ground truth: then
-the columns that need objects are left out, and all detections are drawn as correct ones. Pseudo
-labels stand for the objects, as in training.
+The images are files (--images), those of a registered set (--dataset, by default the config's test
+set), or those of a file of pseudo labels (--labels). Of more than --count images, that many are drawn
+that are evenly spread over all. Files have no ground truth: then the columns that need objects are
+left out, and all detections are drawn as correct ones. Pseudo labels stand for the objects, as in
+training.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from d2kd.visualize import (
     compose_sheet,
     image_format,
     make_picture,
+    spread,
 )
 
 __all__ = ["main"]
@@ -88,7 +90,7 @@ def load_records(args: argparse.Namespace, cfg: DictConfig) -> list[dict]:
         records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"expected images, found none in {args.labels or name}.")
-    return records[: args.count]
+    return list(spread(records, args.count))
 
 
 def _dataset_name(args: argparse.Namespace, cfg: DictConfig) -> str:
@@ -164,7 +166,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--images", nargs="+", metavar="PATH", help="files or folders")
     source.add_argument("--dataset", help="a registered set; default: the config's test set")
     source.add_argument("--labels", metavar="FILE", help="labels.json of `d2kd label`")
-    add("--count", type=int, default=5, help="images to draw; default: 5")
+    add("--count", type=int, default=5, help="images to draw, evenly spread; default: 5")
     add("--threshold", type=float, default=0.3, help="least score of a detection; default: 0.3")
     add("--level", help="pyramid level of attention and regions; default: the finest")
     add("--output", type=Path, required=True, help="folder for visualize.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,10 @@ from ..matching import Detections, GroundTruth
 from ..targets import Targets
 
 __all__ = ["Picture", "PseudoLabels", "class_names", "image_format", "make_picture"]
+__all__ += ["spread"]
+
+
+T = TypeVar("T")
 
 
 class PseudoLabels(NamedTuple):
@@ -124,6 +128,15 @@ def make_picture(
     elif "annotations" in record:
         truth = GroundTruth.from_record(record)
     return Picture(pixels, inputs, np.ascontiguousarray(resized), truth, labels)
+
+
+def spread(items: Sequence[T], count: int) -> Sequence[T]:
+    """`count` items, evenly spread over a sequence; all of them if there are no more.
+
+    The first items alone would be of one class where a set is ordered by class.
+    """
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def image_format(mapper: Any) -> str:
