@@ -13,10 +13,10 @@ far as the config has them:
   labels       the pseudo labels of `d2kd label` (--labels), with their regions to ignore
 
 The images are files (--images), those of a registered set (--dataset, by default the config's test
-set), or those of a file of pseudo labels (--labels). Of more than --count images, that many are drawn
-that are evenly spread over all. Files have no ground truth: then the columns that need objects are
-left out, and all detections are drawn as correct ones. Pseudo labels stand for the objects, as in
-training.
+set), or those of a file of pseudo labels (--labels). If there are more than --count images, as many
+are drawn, evenly spread over all. Files have no ground truth: then the columns that need objects
+are left out, and all detections are drawn as correct ones. Pseudo labels stand for the objects, as
+in training. An image that cannot be read is named and left out, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
 import argparse
 import copy
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from d2kd.readers import get_reader
 from d2kd.values import check_number
 from d2kd.visualize import (
     Networks,
+    Picture,
     class_names,
     columns,
     compose_sheet,
@@ -93,6 +95,26 @@ def load_records(args: argparse.Namespace, cfg: DictConfig) -> list[dict]:
     return list(spread(records, args.count))
 
 
+def read_pictures(
+    records: Sequence[dict], mapper: Callable[[dict], dict], *, pseudo: bool
+) -> tuple[list[Picture], list[str]]:
+    """The images that can be read, and for each of the others an error.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    pictures: list[Picture] = []
+    unreadable: list[str] = []
+    for record in records:
+        try:
+            pictures.append(make_picture(record, mapper, pseudo=pseudo))
+        except ValueError as error:
+            unreadable.append(str(error))
+    if not pictures:
+        raise ValueError("\n".join(unreadable))
+    return pictures, unreadable
+
+
 def _dataset_name(args: argparse.Namespace, cfg: DictConfig) -> str:
     names = args.dataset or OmegaConf.select(cfg, "dataloader.test.dataset.names")
     if not names:
@@ -108,12 +130,10 @@ def load_networks(args: argparse.Namespace, cfg: DictConfig, input_format: str) 
     """
     has_teacher = cfg.model.get("teacher") is not None
     weights = args.weights or (None if has_teacher else cfg.train.get("init_checkpoint"))
-    files = {"student" if "student" in cfg.model else "detector": weights}
+    roles = {"student" if "student" in cfg.model else "detector": weights}
     if args.alone:
-        files = {"student alone": args.alone, "distilled": weights}
-    students = {
-        role: _load_student(cfg, path, cfg.train.device) for role, path in files.items() if path
-    }
+        roles = {"student alone": args.alone, "distilled": weights}
+    students = {role: _load_student(cfg, path, role) for role, path in roles.items() if path}
     teacher: Teacher | None = instantiate(cfg.model.teacher) if has_teacher else None
     if teacher is not None:
         teacher.to(cfg.train.device)
@@ -122,10 +142,19 @@ def load_networks(args: argparse.Namespace, cfg: DictConfig, input_format: str) 
     return Networks(students, teacher, load_methods(cfg, students, teacher), input_format)
 
 
-def _load_student(cfg: DictConfig, weights: str, device: str) -> nn.Module:
+def _load_student(cfg: DictConfig, weights: str, role: str) -> nn.Module:
     model = build_student(cfg.model, pretrained=False).model
-    print(f"{type(model).__name__}: {load_strictly(model, weights)} from {weights}")
-    return model.to(device).eval()
+    try:
+        counts = load_strictly(model, weights)
+    except ValueError as error:
+        if role != "student alone":
+            raise
+        raise ValueError(
+            f"--alone: expected a checkpoint of the config's student, trained without a teacher, "
+            f"found: {error}"
+        ) from error
+    print(f"{type(model).__name__}: {counts} from {weights}")
+    return model.to(cfg.train.device).eval()
 
 
 def load_methods(
@@ -201,20 +230,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     mapper = instantiate(node)
     records = load_records(args, cfg)
     networks = load_networks(args, cfg, image_format(mapper))
-    pictures = [make_picture(record, mapper, pseudo=bool(args.labels)) for record in records]
+    pictures, unreadable = read_pictures(records, mapper, pseudo=bool(args.labels))
     names = entry.classes if entry else class_names(cfg, _num_classes(networks, cfg), args.dataset)
     sheet = columns(pictures, networks, names, threshold=args.threshold, level=args.level)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "visualize.png"
+    has_truth = pictures[0].truth is not None
     compose_sheet(
         path,
         sheet,
         title=os.path.basename(args.config),
         subtitle=_subtitle(networks),
-        caption=_caption(args, networks, has_truth=pictures[0].truth is not None),
+        caption=_caption(args, networks, has_truth),
+        legend=has_truth and bool(networks.detectors),
     )
     print(f"Written to {path}")
-    return 0
+    if unreadable:
+        print(f"{len(unreadable)} of {len(records)} images are left out:", file=sys.stderr)
+        print(*unreadable, sep="\n", file=sys.stderr)
+    return int(bool(unreadable))
 
 
 def _num_classes(networks: Networks, cfg: DictConfig) -> int:

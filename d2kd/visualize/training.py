@@ -72,6 +72,7 @@ class TrainingPictures(HookBase):
             title=Path(picture.inputs.get("file_name", f"image {number}")).name,
             subtitle=f"after step {step}",
             caption=f"Detections with a score of at least {self.threshold:g}.",
+            legend=picture.truth is not None,
         )
         self.trainer.storage.put_image(f"pictures/{number}", pixels.transpose(2, 0, 1))
 
