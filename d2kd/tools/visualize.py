@@ -36,6 +36,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from omegaconf import DictConfig, OmegaConf
@@ -52,6 +53,7 @@ from d2kd.loading import build_student
 from d2kd.methods import Method
 from d2kd.pseudo import load_pseudo_labels
 from d2kd.readers import get_reader
+from d2kd.tools.few_detections import threshold_hint
 from d2kd.values import check_number
 from d2kd.visualize import (
     Networks,
@@ -245,10 +247,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         legend=has_truth and bool(networks.detectors),
     )
     print(f"Written to {path}")
+    if hint := threshold_hint(_best_scores(networks, pictures), args.threshold):
+        print(hint)
     if unreadable:
         print(f"{len(unreadable)} of {len(records)} images are left out:", file=sys.stderr)
         print(*unreadable, sep="\n", file=sys.stderr)
     return int(bool(unreadable))
+
+
+def _best_scores(networks: Networks, pictures: Sequence[Picture]) -> list[float]:
+    """The highest score of the last student in each picture; [] without a student."""
+    if not networks.students:
+        return []
+    role = list(networks.students)[-1]
+    with torch.no_grad():
+        found = [networks.detect(role, picture.inputs) for picture in pictures]
+    return [float(x.scores.max(initial=0)) for x in found if x is not None]
 
 
 def _num_classes(networks: Networks, cfg: DictConfig) -> int:

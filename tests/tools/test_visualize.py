@@ -1,5 +1,6 @@
 """`d2kd visualize`: what it draws for which config."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -160,6 +161,14 @@ def test_key_regions_are_those_of_the_resized_boxes(folder, sheet, monkeypatch):
     image = toys.image(size=(96, 96))
     expected = drawing.key_regions(toys.retinanet(), image, GroundTruth(boxes, np.zeros(1)))
     np.testing.assert_allclose(drawn[0], np.sqrt(expected))
+
+
+def test_a_threshold_that_is_too_high_is_told(folder, sheet, capsys):
+    argv = ["detector.py", *WEIGHTS, "--count", "2", "--output", "o", "--threshold"]
+    visualize.main([*argv, "1"])
+    hint = re.search(r"on 2 of 2 images .* try --threshold (\S+)\.$", capsys.readouterr().out)
+    visualize.main([*argv, hint[1]])
+    assert "--threshold" not in capsys.readouterr().out
 
 
 def test_an_image_that_cannot_be_read_is_named_and_left_out(folder, sheet, capsys):
