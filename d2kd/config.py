@@ -35,6 +35,7 @@ from .writers.libraries import check_writers
 
 __all__ = [
     "check_config",
+    "chosen_class_lists",
     "class_lists",
     "config_path",
     "dataset_names",
@@ -166,10 +167,9 @@ def _check_datasets(cfg: DictConfig) -> None:
 
 
 def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
-    """Pairs of a place in the config and its ordered class names.
+    """Pairs of a place in the config and the ordered class names of a registered dataset.
 
-    Classes are named by registered datasets and by pseudo labels. Some datasets know their classes
-    only after they are loaded.
+    Some datasets know their classes only after they are loaded.
 
     Args:
         node: a section of `dataloader`, such as `train`.
@@ -179,6 +179,10 @@ def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
         classes = MetadataCatalog.get(name).get("thing_classes", None)
         if classes is not None:
             yield f"{name!r} (dataloader.{section}.{path})", list(classes)
+
+
+def chosen_class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
+    """The same where classes were chosen: by a subset of classes, or for pseudo labels."""
     for path, labels in nodes(node):
         target = resolve_target(labels) if "_target_" in labels else None
         if target is load_class_subset:

@@ -31,7 +31,7 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),  # steps between checkpoints; how many to keep
     eval_period=5000,  # steps between evaluations on the validation images; 0: at the end only
     log_period=20,  # steps between two records of losses
-    # [d2kd] Steps between two pictures of the first test images, 0: none; docs/pictures.md
+    # [d2kd] Steps between two pictures of a few test images, 0: none; docs/pictures.md
     pictures=dict(period=0, images=3, threshold=0.3),
     writers=dict(wandb=None, mlflow=None),  # [d2kd] options of these, or {}; docs/pictures.md
     ddp=dict(  # options of DistributedDataParallel

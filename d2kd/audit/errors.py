@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from ..data.layout import missing_file_hint
+
 __all__ = ["errors_of_loading"]
 
 
@@ -17,8 +19,8 @@ def errors_of_loading(where: str, name: str) -> Iterator[None]:
         if e.errno is None:  # our own message, which names the file and the fix
             raise ValueError(f"{where}: {e}") from e
         raise ValueError(
-            f"{where}: expected the files of {name!r}, found no {e.filename or e}. Detectron2 "
-            f"looks for datasets in $DETECTRON2_DATASETS, by default ./datasets."
+            f"{where}: expected the files of {name!r}, found no {e.filename or e}. "
+            f"{missing_file_hint(str(e.filename or ''))}"
         ) from e
     except (AssertionError, KeyError) as e:
         raise ValueError(

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from omegaconf import DictConfig, OmegaConf
 
-from ..config import class_lists, dataset_names
+from ..config import chosen_class_lists, class_lists, dataset_names
 from ..data.audit import (
     NOTE,
     REFUSED,
@@ -120,6 +120,7 @@ def audit_config(
     audit = Audit()
     with _same_random_numbers():
         lists: dict[str, Sequence[str]] = {}
+        chosen: dict[str, Sequence[str]] = {}
         loaded = {}
         for section in sections:
             node = OmegaConf.select(cfg, f"dataloader.{section}")
@@ -130,7 +131,9 @@ def audit_config(
         for section in used:
             for place, classes in class_lists(cfg.dataloader.get(section), section):
                 lists.setdefault(place, classes)
-        refused, warnings = compare_classes(lists)
+            chosen.update(chosen_class_lists(cfg.dataloader.get(section), section))
+        lists |= chosen
+        refused, warnings = compare_classes(lists, chosen)
         for text in refused:
             audit.add(REFUSED, text)
         for text in warnings:
@@ -283,11 +286,11 @@ def _check_student_classes(
     audit: Audit, cfg: DictConfig, lists: Mapping[str, Sequence[str]]
 ) -> None:
     field_name, number = student_classes(cfg)
-    largest = {place: len(names) for place, names in lists.items()}
+    classes: dict[str, Sequence[str] | int] = dict(lists)
     for audited, role in audit.sets:
         if audited.classes is None and role == "train":
-            largest[audited.name] = audited.used
-    for text in check_numbers(largest, number, field_name):
+            classes[audited.name] = audited.used
+    for text in check_numbers(classes, number, field_name):
         audit.add(REFUSED, text)
 
 

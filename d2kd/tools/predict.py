@@ -32,6 +32,7 @@ from d2kd.data.images import find_images
 from d2kd.export import open_source
 from d2kd.files import check_new_folder, write_file, write_json
 from d2kd.progress import track
+from d2kd.tools.few_detections import threshold_hint
 from d2kd.values import check_number
 
 __all__ = ["main"]
@@ -108,6 +109,10 @@ def to_annotations(found: Instances, image_id: int, first_id: int) -> list[dict[
     ]
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     paths = find_images(args.images)
@@ -120,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     metadata = Metadata(name="predictions", thing_classes=list(detector.classes))
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    best_scores: list[float] = []
     unreadable: list[str] = []
     for image_id, path in enumerate(track(paths, len(paths), "images")):
         try:
@@ -128,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             unreadable.append(str(error))
             continue
         found = detector(pixels, image_format="RGB")
+        best_scores.append(max(found.scores.tolist(), default=0.0))
         found = found[found.scores >= args.threshold]
         height, width = found.image_size
         images.append(dict(id=image_id, file_name=str(path), height=height, width=width))
@@ -138,7 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(detector.classes)]
     content = dict(images=images, annotations=annotations, categories=categories)
     write_json(args.output / "predictions.json", content)
-    print(f"{len(annotations)} detections on {len(images)} images, written to {args.output}")
+    counts = f"{_count(len(annotations), 'detection')} on {_count(len(images), 'image')}"
+    print(f"{counts}, written to {args.output}")
+    if hint := threshold_hint(best_scores, args.threshold):
+        print(hint)
     if unreadable:
         print(f"{len(unreadable)} of {len(paths)} images are left out:", file=sys.stderr)
         print(*unreadable, sep="\n", file=sys.stderr)

@@ -12,10 +12,11 @@ far as the config has them:
   RM           how the networks rank the candidates of an object
   labels       the pseudo labels of `d2kd label` (--labels), with their regions to ignore
 
-The images are files (--images), the first images of a registered set (--dataset, by default the
-config's test set), or those of a file of pseudo labels (--labels). Files have no ground truth: then
-the columns that need objects are left out, and all detections are drawn as correct ones. Pseudo
-labels stand for the objects, as in training.
+The images are files (--images), those of a registered set (--dataset, by default the config's test
+set), or those of a file of pseudo labels (--labels). If there are more than --count images, as many
+are drawn, evenly spread over all. Files have no ground truth: then the columns that need objects
+are left out, and all detections are drawn as correct ones. Pseudo labels stand for the objects, as
+in training. An image that cannot be read is named and left out, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
 import argparse
 import copy
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from omegaconf import DictConfig, OmegaConf
@@ -51,13 +54,16 @@ from d2kd.loading import build_student
 from d2kd.methods import Method
 from d2kd.pseudo import load_pseudo_labels
 from d2kd.readers import get_reader
+from d2kd.tools.few_detections import threshold_hint
 from d2kd.values import check_number
 from d2kd.visualize import (
     Networks,
+    Picture,
     columns,
     compose_sheet,
     image_format,
     make_picture,
+    spread,
 )
 
 __all__ = ["main"]
@@ -88,7 +94,27 @@ def load_records(args: argparse.Namespace, cfg: DictConfig) -> list[dict]:
         records = DatasetCatalog.get(name)
     if not records:
         raise ValueError(f"expected images, found none in {args.labels or name}.")
-    return records[: args.count]
+    return list(spread(records, args.count))
+
+
+def read_pictures(
+    records: Sequence[dict], mapper: Callable[[dict], dict], *, pseudo: bool
+) -> tuple[list[Picture], list[str]]:
+    """The images that can be read, and for each of the others an error.
+
+    Raises:
+        ValueError: no image can be read.
+    """
+    pictures: list[Picture] = []
+    unreadable: list[str] = []
+    for record in records:
+        try:
+            pictures.append(make_picture(record, mapper, pseudo=pseudo))
+        except ValueError as error:
+            unreadable.append(str(error))
+    if not pictures:
+        raise ValueError("\n".join(unreadable))
+    return pictures, unreadable
 
 
 def _dataset_name(args: argparse.Namespace, cfg: DictConfig) -> str:
@@ -106,12 +132,10 @@ def load_networks(args: argparse.Namespace, cfg: DictConfig, input_format: str) 
     """
     has_teacher = cfg.model.get("teacher") is not None
     weights = args.weights or (None if has_teacher else cfg.train.get("init_checkpoint"))
-    files = {"student" if "student" in cfg.model else "detector": weights}
+    roles = {"student" if "student" in cfg.model else "detector": weights}
     if args.alone:
-        files = {"student alone": args.alone, "distilled": weights}
-    students = {
-        role: _load_student(cfg, path, cfg.train.device) for role, path in files.items() if path
-    }
+        roles = {"student alone": args.alone, "distilled": weights}
+    students = {role: _load_student(cfg, path, role) for role, path in roles.items() if path}
     teacher: Teacher | None = instantiate(cfg.model.teacher) if has_teacher else None
     if teacher is not None:
         teacher.to(cfg.train.device)
@@ -120,10 +144,19 @@ def load_networks(args: argparse.Namespace, cfg: DictConfig, input_format: str) 
     return Networks(students, teacher, load_methods(cfg, students, teacher), input_format)
 
 
-def _load_student(cfg: DictConfig, weights: str, device: str) -> nn.Module:
+def _load_student(cfg: DictConfig, weights: str, role: str) -> nn.Module:
     model = build_student(cfg.model, pretrained=False).model
-    print(f"{type(model).__name__}: {load_strictly(model, weights)} from {weights}")
-    return model.to(device).eval()
+    try:
+        counts = load_strictly(model, weights)
+    except ValueError as error:
+        if role != "student alone":
+            raise
+        raise ValueError(
+            f"--alone: expected a checkpoint of the config's student, trained without a teacher, "
+            f"found: {error}"
+        ) from error
+    print(f"{type(model).__name__}: {counts} from {weights}")
+    return model.to(cfg.train.device).eval()
 
 
 def load_methods(
@@ -164,7 +197,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--images", nargs="+", metavar="PATH", help="files or folders")
     source.add_argument("--dataset", help="a registered set; default: the config's test set")
     source.add_argument("--labels", metavar="FILE", help="labels.json of `d2kd label`")
-    add("--count", type=int, default=5, help="images to draw; default: 5")
+    add("--count", type=int, default=5, help="images to draw, evenly spread; default: 5")
     add("--threshold", type=float, default=0.3, help="least score of a detection; default: 0.3")
     add("--level", help="pyramid level of attention and regions; default: the finest")
     add("--output", type=Path, required=True, help="folder for visualize.png")
@@ -199,21 +232,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     mapper = instantiate(node)
     records = load_records(args, cfg)
     networks = load_networks(args, cfg, image_format(mapper))
-    pictures = [make_picture(record, mapper, pseudo=bool(args.labels)) for record in records]
+    pictures, unreadable = read_pictures(records, mapper, pseudo=bool(args.labels))
     count = _num_classes(networks, cfg)
     names = entry.classes if entry else classes_of_test_set(cfg, count, args.dataset)
     sheet = columns(pictures, networks, names, threshold=args.threshold, level=args.level)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / "visualize.png"
+    has_truth = pictures[0].truth is not None
     compose_sheet(
         path,
         sheet,
         title=os.path.basename(args.config),
         subtitle=_subtitle(networks),
-        caption=_caption(args, networks, has_truth=pictures[0].truth is not None),
+        caption=_caption(args, networks, has_truth),
+        legend=has_truth and bool(networks.detectors),
     )
     print(f"Written to {path}")
-    return 0
+    if hint := threshold_hint(_best_scores(networks, pictures), args.threshold):
+        print(hint)
+    if unreadable:
+        print(f"{len(unreadable)} of {len(records)} images are left out:", file=sys.stderr)
+        print(*unreadable, sep="\n", file=sys.stderr)
+    return int(bool(unreadable))
+
+
+def _best_scores(networks: Networks, pictures: Sequence[Picture]) -> list[float]:
+    """The highest score of the last student in each picture; [] without a student."""
+    if not networks.students:
+        return []
+    role = list(networks.students)[-1]
+    with torch.no_grad():
+        found = [networks.detect(role, picture.inputs) for picture in pictures]
+    return [float(x.scores.max(initial=0)) for x in found if x is not None]
 
 
 def _num_classes(networks: Networks, cfg: DictConfig) -> int:

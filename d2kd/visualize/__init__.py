@@ -26,7 +26,7 @@ from .draw import (
 from .maps import key_regions, spatial_attention, uncertainty, upsample
 from .networks import Networks
 from .panels import columns
-from .pictures import Picture, PseudoLabels, image_format, make_picture
+from .pictures import Picture, PseudoLabels, image_format, make_picture, spread
 from .sheet import Column, compose_sheet, render_sheet
 from .training import TrainingPictures, training_pictures
 
@@ -55,6 +55,7 @@ __all__ = [
     "make_picture",
     "render_sheet",
     "spatial_attention",
+    "spread",
     "training_pictures",
     "uncertainty",
     "upsample",

@@ -54,6 +54,12 @@ class Networks:
         return next((m for m in self.methods.values() if isinstance(m, kind)), None)
 
     @property
+    def detectors(self) -> list[str]:
+        """Roles of the networks that find boxes: all but a `FeatureTeacher`."""
+        detects = self.teacher is not None and self.teacher.reader.num_classes
+        return [*self.students, *(["teacher"] if detects else [])]
+
+    @property
     def dropout(self) -> MCDropout | None:
         """UET's stage of the first method that has one."""
         stages = (getattr(m, "uncertainty", None) for m in self.methods.values())
@@ -65,12 +71,13 @@ class Networks:
         Args:
             role: "teacher", or the role of a student.
         """
+        if role not in self.detectors:
+            return None
         if role != "teacher":
             (output,) = self.students[role]([dict(inputs)])
-        elif self.teacher is not None and self.teacher.reader.num_classes:
-            (output,) = self.teacher.detect([dict(inputs)], input_format=self.input_format)
         else:
-            return None
+            assert self.teacher is not None
+            (output,) = self.teacher.detect([dict(inputs)], input_format=self.input_format)
         found = output.get("instances")
         if found is None or not found.has("pred_boxes"):
             return None

@@ -126,7 +126,7 @@ class _Panels:
             )
 
     def detections(self) -> Iterator[Panel]:
-        for role in [*self.networks.students, *(["teacher"] if self.networks.teacher else [])]:
+        for role in self.networks.detectors:
             found = self.networks.detect(role, self.picture.inputs)
             if found is None:
                 continue

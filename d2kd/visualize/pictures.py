@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from ..matching import Detections, GroundTruth
 from ..targets import Targets
 
-__all__ = ["Picture", "PseudoLabels", "image_format", "make_picture"]
+__all__ = ["Picture", "PseudoLabels", "image_format", "make_picture", "spread"]
+
+T = TypeVar("T")
 
 
 class PseudoLabels(NamedTuple):
@@ -122,6 +124,15 @@ def make_picture(
     elif "annotations" in record:
         truth = GroundTruth.from_record(record)
     return Picture(pixels, inputs, np.ascontiguousarray(resized), truth, labels)
+
+
+def spread(items: Sequence[T], count: int) -> Sequence[T]:
+    """`count` items, evenly spread over a sequence; all of them if there are no more.
+
+    The first items alone would be of one class where a set is ordered by class.
+    """
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def image_format(mapper: Any) -> str:

@@ -1,4 +1,4 @@
-"""A sheet: a grid of drawings under headings, with a legend and a caption."""
+"""A sheet: a grid of drawings under headings, with a caption and a legend of boxes."""
 
 from __future__ import annotations
 
@@ -45,9 +45,10 @@ def render_sheet(columns: Sequence[Column], **texts: Any) -> np.ndarray:
 
     Args:
         columns: with the same number of drawings.
-        texts: title, subtitle and caption of any length, which is broken into lines; and width, in
-            pixels. Default: 300 for each column, and more for few columns. The height follows
-            from the number of rows.
+        texts: title, subtitle and caption of any length, which is broken into lines; legend,
+            whether the colors of correct and wrong detections are explained, by default True; and
+            width, in pixels. Default: 300 for each column, and more for few columns. The height
+            follows from the number of rows.
 
     Returns:
         (h, w, 3), uint8, RGB.
@@ -63,6 +64,7 @@ def _figure(
     title: str,
     subtitle: str,
     caption: str,
+    legend: bool = True,
     width: int | None = None,
 ) -> Any:
     """A Matplotlib figure of a sheet; see `render_sheet`."""
@@ -74,7 +76,8 @@ def _figure(
     side = min(480.0, (width - 2 * margin - gap * (len(columns) - 1)) / len(columns))
     lines = textwrap.wrap(caption, int((width - 2 * margin) / 8))
     rows = len(columns[0].drawings)
-    foot = 62 + 21 * len(lines)
+    below = 12 + 21 * len(lines)  # from the top of the caption
+    foot = below + (50 if legend else 14)
     height = head + rows * side + (rows - 1) * gap + foot
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)  # Without pyplot there is no window and no global state to close.
@@ -92,8 +95,9 @@ def _figure(
             bottom = height - head - row * (side + gap) - side
             place = (left / width, bottom / height, side / width, side / height)
             draw(figure.add_axes(place))
-    _legend(figure, margin / width, (foot - 14) / height)
-    text(margin, height - foot + 50, "\n".join(lines), 10.5, FAINT, linespacing=1.45)
+    if legend:
+        _legend(figure, margin / width, (foot - 14) / height)
+    text(margin, height - below, "\n".join(lines), 10.5, FAINT, linespacing=1.45)
     return figure
 
 

@@ -17,7 +17,7 @@ from ..random_state import keep_random_state
 from ..readers import get_reader
 from .networks import Networks
 from .panels import columns
-from .pictures import Picture, image_format, make_picture
+from .pictures import Picture, image_format, make_picture, spread
 from .sheet import render_sheet
 
 __all__ = ["TrainingPictures", "training_pictures"]
@@ -73,6 +73,7 @@ class TrainingPictures(HookBase):
             title=Path(picture.inputs.get("file_name", f"image {number}")).name,
             subtitle=f"after step {step}",
             caption=f"Detections with a score of at least {self.threshold:g}.",
+            legend=picture.truth is not None,
         )
         self.trainer.storage.put_image(f"pictures/{number}", pixels.transpose(2, 0, 1))
 
@@ -112,7 +113,7 @@ def training_pictures(cfg: DictConfig, model: nn.Module) -> TrainingPictures | N
             f"{' and '.join(missing)}. Set train.pictures.period=0 for no pictures."
         )
     mapper = instantiate(test.mapper)
-    records = instantiate(test.dataset)[: fields.images]
+    records = spread(instantiate(test.dataset), fields.images)
     if not records:
         raise ValueError("train.pictures: expected images in dataloader.test.dataset, found none.")
     networks = Networks.of(model, image_format(mapper))

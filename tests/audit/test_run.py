@@ -93,8 +93,10 @@ def test_sets_that_number_a_class_differently_are_refused(farm):
     farm()
     farm(permute, "val")
     message = r"'green' as number 1 of 'farm_train' .* as number 2 of 'farm_val' .*green, blue"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         audit_in_all_processes(config())
+    assert "Give both files the same `categories`, in the same order." in str(error.value)
+    assert "labels.classes" not in str(error.value)
 
 
 def test_mixed_sets_that_number_a_class_differently_are_refused(farm):
@@ -153,7 +155,7 @@ def test_labels_by_teachers_number_the_classes_as_the_test_set_does(farm, tmp_pa
     (tmp_path / "provenance.json").write_text(json.dumps(said))
     cfg = config()
     cfg.dataloader.train.dataset = L(load_pseudo_labels)(path=str(path), check=False)
-    assert bool(refused(cfg)) is not fits
+    assert ("or label with them (labels.classes)" in refused(cfg)) is not fits
     if fits:
         assert len(audit_config(cfg).train) == 6
 
@@ -161,9 +163,9 @@ def test_labels_by_teachers_number_the_classes_as_the_test_set_does(farm, tmp_pa
 def test_set_with_more_classes_than_the_student_is_refused(farm):
     farm()
     farm(split="val")
-    assert "model.num_classes: expected at least the 3 classes of 'farm_train'" in refused(
-        config(classes=2)
-    )
+    text = refused(config(classes=2))
+    assert "model.num_classes: expected at least the 3 classes of 'farm_train'" in text
+    assert "found 2. There is no place for 'blue'." in text
 
 
 def test_boxes_of_a_function_without_class_names_need_a_class_of_the_student(farm):
@@ -322,7 +324,8 @@ def test_missing_image_is_refused_with_detectron2s_mapper(farm, target, level):
     farm(split="val")
     cfg = config()
     cfg.dataloader.train.mapper._target_ = target
-    assert "nowhere.png" in refused(cfg)
+    text = refused(cfg)
+    assert "nowhere.png. Put the file there, or correct the path" in text
 
 
 class OwnMapper(DatasetMapper):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from d2kd.tools import demo, runs
 from d2kd.tools.demo import choose, command, pictures, train
-from d2kd.visualize import Column, compose_sheet
+from d2kd.visualize import Column, compose_sheet, render_sheet
 from tests import toys
 from tests.test_matching import TWO, found, truth
 
@@ -63,8 +63,11 @@ def test_sheet(tmp_path):
     assert [len(c.drawings) for c in columns] == [1] * 4
     assert isinstance(columns[0], Column)
     path = tmp_path / "sheet.png"
-    compose_sheet(path, columns, title="t", subtitle="s", caption="word " * 99, width=600)
-    assert Image.open(path).width == 600
+    texts = dict(title="t", subtitle="s", caption="word " * 99, width=600)
+    compose_sheet(path, columns, **texts)
+    width, height = Image.open(path).size
+    assert width == 600
+    assert render_sheet(columns, **texts, legend=False).shape[0] == height - 36  # of the legend
 
 
 @pytest.fixture

@@ -77,6 +77,20 @@ def test_a_config_with_weights(zoo, images, tmp_path):
     assert [x["name"] for x in found["categories"]] == ["0", "1", "2"]  # no data set knows them
 
 
+def test_a_threshold_that_is_too_high_is_told(zoo, published, images, tmp_path, capsys):
+    found = run(images / "0.png", tmp_path / "most", "--threshold", "0.01")["annotations"]
+    first, second = sorted((x["score"] for x in found), reverse=True)[:2]
+    capsys.readouterr()
+    one = str((first + second) / 2)
+    assert len(run(images / "0.png", tmp_path / "one", "--threshold", one)["annotations"]) == 1
+    output = capsys.readouterr().out
+    assert "1 detection on 1 image, written" in output and "try --threshold" not in output
+    run(images, tmp_path / "none", "--threshold", "1")
+    output = capsys.readouterr().out
+    assert "0 detections on 2 images, written" in output
+    assert "on 2 of 2 images has a score of at least 1." in output and "try --threshold" in output
+
+
 def test_mistakes_are_named(zoo, published, images, tmp_path):
     output = tmp_path / "found"
     with pytest.raises(FileNotFoundError, match=r"expected an image or a folder .* no 'gone'"):

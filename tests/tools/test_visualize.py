@@ -1,5 +1,6 @@
 """`d2kd visualize`: what it draws for which config."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -111,6 +112,7 @@ def test_columns(folder, sheet, config, more, expected):
     assert {len(column.drawings) for column in columns} == {2}
     assert ("no ground truth" in text["caption"]) == ("--images" in more)
     assert "level p3" in text["caption"]
+    assert text["legend"] == ("--images" not in more)
 
 
 def test_a_student_of_the_model_zoo_by_its_name(folder, sheet, published, monkeypatch):
@@ -161,6 +163,22 @@ def test_key_regions_are_those_of_the_resized_boxes(folder, sheet, monkeypatch):
     np.testing.assert_allclose(drawn[0], np.sqrt(expected))
 
 
+def test_a_threshold_that_is_too_high_is_told(folder, sheet, capsys):
+    argv = ["detector.py", *WEIGHTS, "--count", "2", "--output", "o", "--threshold"]
+    visualize.main([*argv, "1"])
+    hint = re.search(r"on 2 of 2 images .* try --threshold (\S+)\.$", capsys.readouterr().out)
+    visualize.main([*argv, hint[1]])
+    assert "--threshold" not in capsys.readouterr().out
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(folder, sheet, capsys):
+    argv = ["detector.py", *WEIGHTS, "--images", "images/0.png", "config.py", "images/1.png"]
+    assert visualize.main([*argv, "--output", "o"]) == 1
+    assert {len(column.drawings) for column in sheet[-1][0]} == {2}
+    error = capsys.readouterr().err
+    assert "1 of 3 images are left out" in error and "can be read at 'config.py', found" in error
+
+
 def write_pseudo_labels(path: str) -> None:
     """Labels of image 0: a box of class 1, a region to ignore, and a box that was left out."""
     labels = Labels(
@@ -185,6 +203,7 @@ def test_pseudo_labels_stand_for_the_objects_as_in_training(folder, sheet, monke
     assert visualize.main(argv) == 0
     assert titles(sheet) == ["Pseudo labels", *STUDENT[:-1], *PGD, "PFI: student", *RM]
     columns, text = sheet[-1]
+    assert not text["legend"]  # there is no truth to compare detections with
     columns[0].drawings[0](None)
     (labels,) = drawn
     assert labels.boxes.boxes.tolist() == [[4, 4, 20, 24]]
@@ -213,6 +232,11 @@ def test_pseudo_labels_need_no_detector(folder, sheet):
         (["config.py", "--images", "empty"], ValueError, "expected images, found none"),
         (["config.py", "--weights", "teacher.pth"], ValueError, "expected all tensors to match"),
         (["config.py", "train.device=cuda"], ValueError, "but no GPU"),
+        (
+            ["config.py", *WEIGHTS, "--alone", "teacher.pth"],
+            ValueError,
+            "--alone: expected a checkpoint of the config's student, .* found: teacher.pth does",
+        ),
         (["config.py", "--threshold", "7"], ValueError, "--threshold: expected a number >= 0 and"),
     ],
 )

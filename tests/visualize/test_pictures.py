@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from d2kd.matching import GroundTruth
-from d2kd.visualize import Picture, PseudoLabels
+from d2kd.visualize import Picture, PseudoLabels, spread
 from tests.test_matching import found
 
 PIXELS, RESIZED = np.zeros((50, 100, 3)), np.zeros((100, 300, 3))
@@ -30,3 +30,9 @@ def test_pseudo_labels_are_targets_with_their_regions_to_ignore():
 def test_a_picture_without_objects_has_empty_targets():
     picture = Picture(PIXELS, {}, RESIZED, GroundTruth(np.zeros((0, 4)), np.zeros(0, dtype=int)))
     assert picture.targets("cpu", 3).boxes.shape == (1, 0, 4)
+
+
+def test_images_are_spread_over_a_set_that_is_ordered_by_class():
+    assert spread("aaabbbccc", 3) == ["a", "b", "c"]
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread("ab", 5) == ["a", "b"] and spread("", 5) == []

@@ -100,3 +100,15 @@ def test_a_period_of_0_is_off_and_pictures_need_test_images():
     cfg.train.pictures.period = 5
     with pytest.raises(ValueError, match=r"train.pictures: expected dataloader.test .* of mapper"):
         training_pictures(cfg, toys.retinanet())
+
+
+def records() -> list[int]:
+    return list(range(6))
+
+
+def test_the_images_are_spread_over_the_test_set(monkeypatch):
+    monkeypatch.setattr(training, "make_picture", lambda record, mapper: record)
+    made = {name: dict(_target_=f"{__name__}.records") for name in ("dataset", "mapper")}
+    train = dict(pictures=dict(period=1, images=3, threshold=0.3))
+    cfg = OmegaConf.create(dict(train=train, dataloader=dict(test=made)))
+    assert training_pictures(cfg, toys.retinanet()).pictures == [0, 2, 4]

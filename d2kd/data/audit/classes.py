@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 
 __all__ = ["check_numbers", "compare_classes"]
 
 
-def compare_classes(lists: Mapping[str, Sequence[str]]) -> tuple[list[str], list[str]]:
+def compare_classes(
+    lists: Mapping[str, Sequence[str]], chosen: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """Find names that two lists of classes number differently.
 
     Names are compared exactly, and between lists only. One list may have `a` and `A`, or a name
@@ -16,6 +18,7 @@ def compare_classes(lists: Mapping[str, Sequence[str]]) -> tuple[list[str], list
 
     Args:
         lists: place in the config -> names, in the order of their numbers.
+        chosen: the places of subsets and pseudo labels, whose order a config chooses.
 
     Returns:
         messages that refuse, and warnings about names that differ in their case only.
@@ -30,11 +33,16 @@ def compare_classes(lists: Mapping[str, Sequence[str]]) -> tuple[list[str], list
         if wrong := [n for n in shared if one[n] != two[n]]:
             name = wrong[0]
             more = f" ({len(wrong)} names differ: {', '.join(wrong[:10])})" if wrong[1:] else ""
+            fix = (
+                "Register one of them with the classes of the other, or label with them "
+                "(labels.classes)"
+                if a in chosen or b in chosen
+                else "Give both files the same `categories`, in the same order"
+            )
             refused.append(
                 f"classes: expected one order for all data, found {name!r} as number "
                 f"{_list(one[name])} of {a} and as number {_list(two[name])} of {b}{more}. "
-                f"Register one of them with the classes of the other, or label with them "
-                f"(labels.classes)."
+                f"{fix}."
             )
             continue
         lower = {n.casefold(): (n, numbers) for n, numbers in one.items() if n not in two}
@@ -49,22 +57,34 @@ def compare_classes(lists: Mapping[str, Sequence[str]]) -> tuple[list[str], list
     return refused, warnings
 
 
-def check_numbers(largest: Mapping[str, int], limit: int | None, field: str) -> list[str]:
+def check_numbers(
+    classes: Mapping[str, Sequence[str] | int], limit: int | None, field: str
+) -> list[str]:
     """Refuse sets with more classes than a model has.
 
     On a GPU, a class number that is too large stops the first step with an assertion that names
     neither the field nor the data. Some detectors take the number K for the background.
 
     Args:
-        largest: set -> its number of classes.
+        classes: set -> the names of its classes or, where it has no names, how many there are.
         limit: K, the model's number of classes; None if it is not known.
         field: of the config.
     """
-    return [
-        f"{field}: expected at least the {n} classes of {where}, found {limit}."
-        for where, n in largest.items()
-        if limit is not None and n > limit
-    ]
+    refused = []
+    for where, listed in classes.items():
+        number, names = (listed, []) if isinstance(listed, int) else (len(listed), list(listed))
+        if limit is None or number <= limit:
+            continue
+        more = f" There is no place for {_quoted(names[limit:])}." if names else ""
+        refused.append(
+            f"{field}: expected at least the {number} classes of {where}, found {limit}.{more}"
+        )
+    return refused
+
+
+def _quoted(names: Sequence[str], most: int = 10) -> str:
+    shown = ", ".join(repr(str(name)) for name in names[:most])
+    return f"{shown}, ... ({len(names)} classes)" if len(names) > most else shown
 
 
 def _numbers(names: Iterable[str]) -> dict[str, list[int]]:

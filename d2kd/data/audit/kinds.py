@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..layout import missing_file_hint
+
 __all__ = ["KINDS", "NOTE", "REFUSED", "WARNING", "Defect", "Kind", "describe"]
 
 NOTE, WARNING, REFUSED = "note", "warning", "refused"
@@ -201,7 +203,7 @@ KINDS: dict[str, Kind] = {
     # Images
     "missing": Kind(
         REFUSED, "images", "have no file", "an image file at each file_name",
-        "Detectron2 looks for datasets in $DETECTRON2_DATASETS, by default ./datasets",
+        "",  # it depends on the path: `missing_file_hint`
         reading=True,
     ),
     "damaged": Kind(
@@ -235,9 +237,10 @@ def describe(defect: Defect, data: str, role: str, standard: bool = True) -> tup
     """
     kind = KINDS[defect.kind]
     done = kind.done if isinstance(kind.done, str) else kind.done.get(role, kind.done["truth"])
+    done = missing_file_hint(defect.example) if defect.kind == "missing" else f"{done}."
     found = f"{defect.count} of {defect.total} {kind.unit}"
     level = WARNING if kind.level == REFUSED and kind.reading and not standard else kind.level
     if level == REFUSED:
         example = f"{found} that {kind.found}, such as {defect.example}"
-        return level, f"{data}: expected {kind.expected}, found {example}. {done}."
-    return level, f"{data}: {found} {kind.found}, such as {defect.example}. {done}."
+        return level, f"{data}: expected {kind.expected}, found {example}. {done}"
+    return level, f"{data}: {found} {kind.found}, such as {defect.example}. {done}"

@@ -12,6 +12,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from d2kd.data.layout import missing_file_hint
+
 from .report import PROBLEM, WARNING, Report
 
 __all__ = ["check_data", "dataset_names"]
@@ -113,8 +115,7 @@ def _read_images(records: Sequence[Mapping[str, Any]], image_format: str | None)
         path = record["file_name"]
         if "://" not in path and not os.path.isfile(path):
             raise FileNotFoundError(
-                f"expected an image at {path!r}, found no file. Detectron2's data sets are in "
-                f"$DETECTRON2_DATASETS, by default ./datasets."
+                f"expected an image at {path!r}, found no file. {missing_file_hint(path)}"
             )
         try:
             image = utils.read_image(path, format=image_format or "BGR")
