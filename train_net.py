@@ -36,7 +36,7 @@ from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
 from d2kd.resume import RunRecord, first_step, run_settings, training_classes
 from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
-from d2kd.student_files import BestStudent, FinalStudent
+from d2kd.student_files import BestStudent, FinalStudent, closing_line
 from d2kd.visualize import training_pictures
 from d2kd.writers import default_writers
 
@@ -105,6 +105,12 @@ def do_train(args, cfg, dataset=None):
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
     trainer.train(start, cfg.train.max_iter)
+    if comm.is_main_process():
+        # The saved config also has the overrides; the original one may register its data.
+        changed = any(x.startswith(("model.", "dataloader.")) for x in args.opts)
+        config = f"{cfg.train.output_dir}/config.yaml" if changed else args.config_file
+        weights, metrics = checkpointer.get_checkpoint_file(), trainer.storage.latest()
+        logger.info(closing_line(config, weights, metrics))
 
 
 def build_mean_teacher(cfg, distiller, ema):

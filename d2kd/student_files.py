@@ -1,7 +1,10 @@
-"""Files that hold the student alone: after the last step, and where it was best."""
+"""Files that hold the student: after the last step, where it was best, and how to look at it."""
 
 from __future__ import annotations
 
+import math
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch import nn
 from .checkpoint import Checkpointer
 from .checkpoint.reading import read_checkpoint
 
-__all__ = ["BestStudent", "FinalStudent"]
+__all__ = ["BestStudent", "FinalStudent", "closing_line"]
 
 
 class _StudentFile(Checkpointer):
@@ -70,3 +73,22 @@ class BestStudent(hooks.BestCheckpointer):
         """Detectron2's hook calls this as a method of its checkpointer."""
         metric, _ = self.trainer.storage.latest()[self._val_metric]
         self._file.save(name, metric=float(metric), **state)
+
+
+def closing_line(config: str, weights: str, metrics: Mapping[str, tuple[float, int]]) -> str:
+    """The last line of a training: where the weights are, their AP, and how to look at them.
+
+    Args:
+        config: a path or a name that `d2kd predict` takes.
+        weights: path of the last checkpoint.
+        metrics: name -> value and step, of the last evaluation. A detector of boxes has "bbox/AP".
+    """
+    if "bbox/AP" not in metrics:
+        return f"Finished: {weights}."
+    ap = metrics["bbox/AP"][0]
+    score = f" (AP {ap:.1f})" if math.isfinite(ap) else ""
+    look = ["d2kd", "predict", config, "--weights", weights]
+    return (
+        f"Finished: {weights}{score}. To look at it: {shlex.join(look)} --images IMAGES "
+        f"--output FOLDER"
+    )

@@ -4,7 +4,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from d2kd.engine import Trainer
-from d2kd.student_files import BestStudent, FinalStudent
+from d2kd.student_files import BestStudent, FinalStudent, closing_line
 
 
 class Line(nn.Module):
@@ -67,3 +67,13 @@ def test_new_run_replaces_the_best_of_an_earlier_one(tmp_path):
     assert not (tmp_path / "best.pth").exists()
     run(tmp_path, [1.0, 2.0])
     assert weight(tmp_path, "best") == 2
+
+
+def test_the_last_line_says_only_what_is_known():
+    weights = "output/x/model_final.pth"
+    look = f"To look at it: d2kd predict 'my config.py' --weights {weights} --images IMAGES"
+    line = closing_line("my config.py", weights, {"bbox/AP": (32.14, 6)})
+    assert line.startswith(f"Finished: {weights} (AP 32.1). {look}")
+    line = closing_line("my config.py", weights, {"bbox/AP": (float("nan"), 6)})
+    assert line.startswith(f"Finished: {weights}. {look}")
+    assert closing_line("c.py", weights, {"sem_seg/mIoU": (50.0, 6)}) == f"Finished: {weights}."

@@ -16,6 +16,7 @@ from detectron2.data.datasets import register_coco_instances
 import train_net
 from d2kd.checkpoint import Checkpointer
 from d2kd.engine import Trainer
+from d2kd.tools import predict
 from tests import toys
 
 CONFIG = """
@@ -113,6 +114,17 @@ def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
     lines = (tmp_path / "killed" / "metrics.json").read_text().splitlines()
     steps = [json.loads(line) for line in lines]
     assert {"loss_distill_fgd", "distill/fgd/ratio", "distill/fgd/relation"} <= set(steps[0])
+
+
+@pytest.mark.parametrize("opts", [(), ("model.student.test_score_thresh=0.1",)])
+def test_the_last_line_is_a_command_that_works(config, tmp_path, opts):
+    run(config, tmp_path / "run", "train.max_iter=1", *opts)
+    line = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
+    assert f"Finished: {tmp_path}/run/model_final.pth" in line
+    words = line.split("d2kd predict ")[1].split()
+    given = {"IMAGES": str(config.parent / "images"), "FOLDER": str(tmp_path / "found")}
+    assert predict.main([given.get(word, word) for word in words]) == 0
+    assert (words[0] == str(config)) is not bool(opts)
 
 
 def test_average_is_evaluated_saved_and_resumed_exactly(config, tmp_path, monkeypatch):
