@@ -85,7 +85,7 @@ class CollapseWatch:
                 boxes * COUNT_FACTOR < objects,
                 f"step {step}: the teacher labels {boxes:.2f} boxes per image, while labeled "
                 f"images have {objects:.2f}. The student may learn that objects are background. "
-                f"Lower the thresholds, or lengthen burn_in.",
+                f"Lengthen burn_in, or begin with the labels of a larger teacher (relabel).",
             )
             self._say(
                 "many",
