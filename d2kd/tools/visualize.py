@@ -113,7 +113,8 @@ def read_pictures(
         except ValueError as error:
             unreadable.append(str(error))
     if not pictures:
-        raise ValueError("\n".join(unreadable))
+        listed = "\n".join(unreadable)
+        raise ValueError(f"expected an image that can be read, found none:\n{listed}")
     return pictures, unreadable
 
 
