@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from detectron2.data.build import get_detection_dataset_dicts
@@ -31,6 +27,7 @@ from ..data.audit import (
 )
 from ..data.mappers import is_standard_mapper
 from ..lazy import resolve_target
+from ..random_state import keep_random_state
 from ..ranks import on_main_process
 from .errors import errors_of_loading
 from .evaluator import check_evaluator
@@ -118,7 +115,7 @@ def audit_config(
         ValueError: a set cannot be read at all.
     """
     audit = Audit()
-    with _same_random_numbers():
+    with keep_random_state():  # training must not depend on the audit
         lists: dict[str, Sequence[str]] = {}
         chosen: dict[str, Sequence[str]] = {}
         loaded = {}
@@ -292,15 +289,3 @@ def _check_student_classes(
             classes[audited.name] = audited.used
     for text in check_numbers(classes, number, field_name):
         audit.add(REFUSED, text)
-
-
-@contextlib.contextmanager
-def _same_random_numbers() -> Iterator[None]:
-    """Leave the random number generators as they are: training must not depend on the audit."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -28,6 +28,7 @@ from d2kd.checkpoint import find_state_dict, read_checkpoint
 from d2kd.config import load_config
 from d2kd.data.demo import SPLITS, make_demo
 from d2kd.methods import CWD, FGD, PGD, PKD, Methods
+from d2kd.metrics import read_metrics
 from d2kd.tools import benchmark
 from d2kd.tools.benchmark.costs import scene_turns, step_turns
 from d2kd.tools.benchmark.setting import (
@@ -283,7 +284,7 @@ def _train(setting: Setting, words: list[str], output: Path) -> float:
 
 def _losses(folder: Path) -> Mapping[int, float]:
     """Iteration -> total loss, from metrics.json."""
-    lines = [json.loads(x) for x in (folder / "metrics.json").read_text().splitlines()]
+    lines = read_metrics(folder)
     return {x["iteration"]: x["total_loss"] for x in lines if "total_loss" in x}
 
 
