@@ -91,7 +91,7 @@ def _unknown_to_detectron2(source: str, problem: str) -> ValueError:
 
 
 def setup_without_yacs(found: str) -> ValueError:
-    """The error of a `setup` beside a config that is not yacs."""
+    """The error of a `setup` for a config that is not yacs."""
     return ValueError(
         f"setup: expected the path of a yacs (.yaml) config beside it, because it adds keys to "
         f"that config, found {found}. Leave setup out."

@@ -34,7 +34,7 @@ def check_models(model: DictConfig, *, evaluates_teacher: bool = False) -> None:
     """Check the files of student and teacher, and that a teacher that is evaluated can detect.
 
     Args:
-        model: the section of a config; that of a detector passes.
+        model: the section of a config. A detector without a teacher passes.
         evaluates_teacher: whether the teacher will be evaluated.
 
     Raises:

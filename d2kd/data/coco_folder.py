@@ -107,7 +107,7 @@ def _find_images(root: Path, word: str, table: Path, images: list[dict]) -> Path
 
 
 def _classes(table: dict) -> tuple[str, ...]:
-    """Names in the order of the ids. `d2kd.audit` compares them with those of other sets."""
+    """Names in the order of the ids. `d2kd.audit` compares the sets."""
     rows = table["categories"]
     if not rows or not all(isinstance(row, dict) and {"id", "name"} <= set(row) for row in rows):
         raise ValueError(

@@ -12,8 +12,8 @@ far as the config has them:
   RM           how the networks rank the candidates of an object
   labels       the pseudo labels of `d2kd label` (--labels), with their regions to ignore
 
-The images are files (--images), those of a registered set (--dataset, by default the config's test
-set), or those of a file of pseudo labels (--labels). If there are more than --count images, as many
+The images are files (--images), a registered set (--dataset, by default the config's test set), or
+the images of a file of pseudo labels (--labels). If there are more than --count images, as many
 are drawn, evenly spread over all. Files have no ground truth: then the columns that need objects
 are left out, and all detections are drawn as correct ones. Pseudo labels stand for the objects, as
 in training. An image that cannot be read is named and left out, and the exit status is then 1.

@@ -244,7 +244,7 @@ class _Panels:
         points = teacher.centers.cpu()[candidates].numpy()
         ranks = {role: _ranks(of[term][0][0].cpu()[candidates]) for role, of in scores.items()}
         best = _ranks(scores[students[0]][term][1][0].cpu()[candidates])
-        # The teacher is in the middle of two students, so that both stand beside it.
+        # The teacher is in the middle of two students, so that lines connect it with both.
         order = {students[0]: ranks[students[0]], "teacher": best, **ranks}
         box = objects.boxes[chosen]
         yield Panel(

@@ -100,7 +100,7 @@ class LibraryWriter(EventWriter, ABC):
 
 
 class WandbWriter(LibraryWriter):
-    """Writes to Weights & Biases. The options are those of `wandb.init`; see `LibraryWriter`."""
+    """Writes to Weights & Biases. `wandb.init` gets the options; see `LibraryWriter`."""
 
     name = "wandb"
 
@@ -123,7 +123,7 @@ class WandbWriter(LibraryWriter):
 
 
 class MLflowWriter(LibraryWriter):
-    """Writes to MLflow. The options are those of `mlflow.start_run`; see `LibraryWriter`."""
+    """Writes to MLflow. `mlflow.start_run` gets the options; see `LibraryWriter`."""
 
     name = "mlflow"
 
