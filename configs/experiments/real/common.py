@@ -22,10 +22,17 @@ from fvcore.common.param_scheduler import CosineParamScheduler
 
 from d2kd import Distiller, Teacher
 from d2kd.backbones import LibraryBackbone
-from d2kd.data import PartialMapper, RandomBlur, RandomErase, TwoViewMapper
+from d2kd.data import (
+    PartialMapper,
+    RandomBlur,
+    RandomErase,
+    TwoViewMapper,
+    exclude_images,
+    mix,
+)
 from d2kd.detectors import GFL, PointHead
 from d2kd.methods import Methods
-from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
+from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher, load_pseudo_labels
 
 from ...demo.common import resnet
 
@@ -175,6 +182,18 @@ def labels(dataset, teacher, weights, classes, output):
         output=output,
         truth=dataset,
     )
+
+
+def add_pseudo_labels(labeled, path, shares=None):
+    """The labeled images, and the other images with a teacher's labels.
+
+    Args:
+        labeled: node of the images with true labels.
+        path: of the teacher's labels.json, which may also have the labeled images.
+        shares: of the two in a batch, see `d2kd.data.mix`. Default: as many as there are.
+    """
+    rest = L(exclude_images)(dataset=L(load_pseudo_labels)(path=path), images=labeled)
+    return L(mix)(labeled=labeled, rest=rest, shares=shares)
 
 
 def with_partial_labels(mapper):
