@@ -1,6 +1,6 @@
 """The student of student_narrow.py, which has converged alone, trains on with its teacher.
 
-Its neck and head have the widths of the teacher's, so no method needs an adapter. The method is given
+Its neck and head are as wide as its teacher's, so no method needs an adapter. The method is given
 on the command line, as in distill.py.
 """
 
