@@ -16,8 +16,6 @@ Shapes: K classes of the student, M labels of one image.
 from __future__ import annotations
 
 import copy
-import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -36,12 +34,11 @@ from ..values import check_number
 from .coco import MIN_SIDE, is_kept
 from .collapse import CollapseWatch, agreement, divergence
 from .fuse import Fusion, Labels
+from .refit import ThresholdFits
 from .teachers import set_output_limits
-from .thresholds import FBetaThresholds, FixedThresholds, ThresholdRule, Thresholds
+from .thresholds import FixedThresholds, ThresholdRule
 
 __all__ = ["MeanTeacher"]
-
-logger = logging.getLogger(__name__)
 
 Loader = Callable[[int, int], Iterable[list[dict]]]
 
@@ -95,16 +92,11 @@ class MeanTeacher(HookBase):
         for name, value in counts.items():
             check_number(f"train.mean_teacher.{name}", value, least=1, whole=True)
         self.burn_in = burn_in
-        self.rule: Any = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
+        rule = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
+        self.fits = ThresholdFits(rule, refit_period, window)
         self.fusion = Fusion() if fusion is None else fusion
-        self.refit_period, self.log_period = refit_period, log_period
+        self.log_period = log_period
         self.score_floor, self.max_detections = score_floor, max_detections
-        self.thresholds: Thresholds | None = None
-        # What thresholds are fitted on: detections in images that lack labels, and, in labeled
-        # images, detections with the true boxes.
-        self._found: deque[Detections] = deque(maxlen=window)
-        self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
-        self._fitted_on = 0  # images in the last fit
         # True boxes, and the labeled images that have them, since the run began.
         self._objects, self._labeled_images = 0, 0
         # The teacher's labels and regions to ignore, and their images, since the last record.
@@ -166,21 +158,23 @@ class MeanTeacher(HookBase):
             return batch
         unlabeled = [i for i, lacks in enumerate(missing) if lacks.any()]
         labeled = [i for i, lacks in enumerate(missing) if not lacks.any()]
-        searched = unlabeled + (labeled if getattr(self.rule, "needs_truths", False) else [])
+        searched = unlabeled + (labeled if self.fits.needs_truths else [])
         found = dict(
             zip(searched, self._detect(self._teacher, [weak[i] for i in searched]), strict=True)
         )
-        self._fit(
+        thresholds = self.fits.update(
+            self.trainer.iter,
             [found[i] for i in unlabeled],
             [(found[i], _truth(batch[i])) for i in labeled if i in found],
+            self.num_classes,
         )
-        if self.thresholds is None:
+        if thresholds is None:
             return batch
         self._last = [weak[i] for i in unlabeled], [found[i] for i in unlabeled]
         for i in unlabeled:
             own = found[i][missing[i][found[i].classes]]
             size = weak[i].shape[-2:]
-            labels = self.fusion([own], missing[i][None], [self.thresholds], size)
+            labels = self.fusion([own], missing[i][None], [thresholds], size)
             labels = _without_slivers(labels)
             self._images += 1
             self._boxes += int((~labels.ignore).sum())
@@ -219,36 +213,6 @@ class MeanTeacher(HookBase):
             ) from e
         return [_detections(y["instances"]) for y in outputs]
 
-    def _fit(self, found: list[Detections], known: list[tuple[Detections, GroundTruth]]) -> None:
-        """Keep the detections, and fit the thresholds if it is time to."""
-        if isinstance(self.rule, FixedThresholds):
-            if self.thresholds is None:
-                self.thresholds = self._fitted([], None)
-            return
-        # All processes fit on the same images, so that they use the same thresholds.
-        for more_found, more_known in comm.all_gather((found, known)):
-            self._found.extend(more_found)
-            self._known.extend(more_known)
-        fits_on_known = isinstance(self.rule, FBetaThresholds)
-        count = len(self._known if fits_on_known else self._found)
-        # The first fits see few images. Each doubling of their number is worth another fit.
-        if self.trainer.iter % self.refit_period and count < 2 * self._fitted_on:
-            return
-        truths = [truth for _, truth in self._known]
-        detections = [own for own, _ in self._known] if fits_on_known else list(self._found)
-        if not detections or (self.rule.needs_truths and not truths):
-            return
-        self._fitted_on = count
-        try:
-            self.thresholds = self._fitted(detections, truths or None)
-        except ValueError as e:  # for example, no box is correct yet
-            logger.warning("mean teacher: step %d: no new thresholds. %s", self.trainer.iter, e)
-
-    def _fitted(
-        self, detections: Sequence[Detections], truths: Sequence[GroundTruth] | None
-    ) -> Thresholds:
-        return self.rule.fit(detections, truths, np.ones(self.num_classes, dtype=bool))
-
     # What it logs
 
     def after_step(self) -> None:
@@ -259,16 +223,17 @@ class MeanTeacher(HookBase):
         self._boxes = self._ignored = self._images = 0
 
     def _record(self) -> None:
-        assert self.thresholds is not None
+        thresholds = self.fits.thresholds
+        assert thresholds is not None
         boxes = self._boxes / self._images
         objects = self._objects / self._labeled_images if self._labeled_images else None
         weak, found = self._last
-        agrees = agreement(found, self._detect(self._evaluated_student, weak), self.thresholds)
+        agrees = agreement(found, self._detect(self._evaluated_student, weak), thresholds)
         apart = divergence(self._ema.model.parameters(), self._student.parameters())
         scalars = {
             "boxes_per_image": boxes,
             "ignored_per_image": self._ignored / self._images,
-            "high_threshold": float(self.thresholds.high.mean()),
+            "high_threshold": float(thresholds.high.mean()),
             "divergence": apart,
         }
         if agrees is not None:
@@ -283,31 +248,15 @@ class MeanTeacher(HookBase):
     # Exact resume
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {
+        return {
             "objects": self._objects,
             "labeled_images": self._labeled_images,
-            "fitted_on": self._fitted_on,
-            "found": [_arrays(d) for d in self._found],
-            "known": [
-                {**_arrays(d), "true_boxes": _tensor(t.boxes), "true_classes": _tensor(t.classes)}
-                for d, t in self._known
-            ],
+            **self.fits.state_dict(),
         }
-        if self.thresholds is not None:
-            state["thresholds"] = {n: _tensor(getattr(self.thresholds, n)) for n in ("high", "low")}
-        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._objects, self._labeled_images = state_dict["objects"], state_dict["labeled_images"]
-        self._fitted_on = state_dict.get("fitted_on", 0)  # 0: a checkpoint of an earlier version
-        self._found.extend(_from_arrays(row) for row in state_dict["found"])
-        self._known.extend(
-            (_from_arrays(x), GroundTruth(x["true_boxes"].numpy(), x["true_classes"].numpy()))
-            for x in state_dict["known"]
-        )
-        if "thresholds" in state_dict and not isinstance(self.rule, FixedThresholds):
-            saved = state_dict["thresholds"]
-            self.thresholds = Thresholds(saved["high"].numpy(), saved["low"].numpy())
+        self.fits.load_state_dict(state_dict)
 
 
 def _share_weights(model: nn.Module) -> Any:
@@ -381,15 +330,3 @@ def _with_labels(x: dict, labels: Labels) -> dict:
         instances.gt_weights = torch.cat([own, weights])
     rest = {k: v for k, v in x.items() if k != "annotated_classes"}
     return {**rest, "instances": instances, "ignore_boxes": regions}
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    return torch.tensor(array)
-
-
-def _arrays(found: Detections) -> dict[str, Tensor]:
-    return {name: _tensor(getattr(found, name)) for name in ("boxes", "scores", "classes")}
-
-
-def _from_arrays(row: dict[str, Tensor]) -> Detections:
-    return Detections(**{n: row[n].numpy() for n in ("boxes", "scores", "classes")})

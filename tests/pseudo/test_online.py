@@ -199,7 +199,7 @@ def test_adaptive_thresholds_are_fitted_on_the_latest_images():
     for step in range(4):
         teach.hook.trainer.iter = step
         teach(unlabeled())
-        highs.append(teach.hook.thresholds.high.tolist())
+        highs.append(teach.hook.fits.thresholds.high.tolist())
     # Fits at the steps 0, 1 (the window is full) and 2 (the period) see the latest two images.
     own = np.ones(CLASSES, bool)
     seen = (rounds[:1], rounds[:2], rounds[1:3])
@@ -215,7 +215,7 @@ def test_until_the_window_is_full_each_doubling_of_the_images_is_fitted():
     for step in range(1, 10):
         teach.hook.trainer.iter = step
         teach(unlabeled())
-        highs.append(teach.hook.thresholds.high.tolist())
+        highs.append(teach.hook.fits.thresholds.high.tolist())
     own = np.ones(CLASSES, bool)
     one, two, four = (rule.fit(rounds[:n], None, own).high.tolist() for n in (1, 2, 4))
     assert highs == [one, two, two] + [four] * 6
@@ -230,7 +230,7 @@ def test_thresholds_that_need_truths_take_the_labeled_images_of_the_batches():
         np.array([[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10.0]]), np.array([0, 1, 2])
     )
     expected = rule.fit([labeled], [truth], np.ones(CLASSES, bool))
-    assert teach.hook.thresholds.high.tolist() == expected.high.tolist()
+    assert teach.hook.fits.thresholds.high.tolist() == expected.high.tolist()
     assert boxes_of(x) == [(0, 0)]
 
 
@@ -256,8 +256,8 @@ def test_state_continues_exactly(tmp_path):
     resumed.hook.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
     (x,) = resumed(unlabeled())
     assert boxes_of(x) == boxes_of(expected[3])
-    assert resumed.hook.thresholds.high.tolist() == whole.hook.thresholds.high.tolist()
-    assert len(resumed.hook._found) == 4
+    assert resumed.hook.fits.thresholds.high.tolist() == whole.hook.fits.thresholds.high.tolist()
+    assert len(resumed.hook.fits._found) == 4
 
 
 def test_measurements_are_recorded_once_a_period():
