@@ -70,7 +70,8 @@ def export(
     """
     output = Path(output)
     check_new_folder("--output", output)
-    required, formats = formats is not None, formats or FORMATS
+    required = formats is not None
+    formats = FORMATS if formats is None else formats
     traced = [x for x in formats if x in ("torchscript", "onnx")]
     if calibration and "onnx" not in formats:
         raise ValueError("--int8: expected onnx among --formats, found " + ", ".join(formats) + ".")

@@ -28,8 +28,11 @@ from detectron2.modeling.backbone.resnet import (
     BottleneckBlock,
     DeformBottleneckBlock,
 )
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import GeneralizedRCNN, RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads import (
     CascadeROIHeads,
@@ -307,6 +310,7 @@ def _anchors(generator: Any) -> Keys:
 
 
 def _matcher(section: str, matcher: Any) -> Keys:
+    _expect("matcher", matcher, Matcher)
     return {
         f"{section}.IOU_THRESHOLDS": matcher.thresholds[1:-1],  # without -inf and inf
         f"{section}.IOU_LABELS": matcher.labels,
@@ -314,6 +318,7 @@ def _matcher(section: str, matcher: Any) -> Keys:
 
 
 def _box_loss(section: str, module: Any, beta: str = "SMOOTH_L1_BETA") -> Keys:
+    _expect("box regression", module.box2box_transform, Box2BoxTransform)
     return {
         f"{section}.BBOX_REG_WEIGHTS": module.box2box_transform.weights,
         f"{section}.BBOX_REG_LOSS_TYPE": module.box_reg_loss_type,
@@ -432,8 +437,9 @@ def _box_head(section: str, head: Any) -> Keys:
 
 
 def _pooler(section: str, pooler: Any) -> Keys:
+    _expect("pooler", pooler, ROIPooler)
     level = pooler.level_poolers[0]
-    _expect("pooler", level, ROIAlign, RoIPool)
+    _expect("pooling of a level", level, ROIAlign, RoIPool)
     keys: Keys = {f"{section}.POOLER_RESOLUTION": pooler.output_size[0]}
     if isinstance(level, RoIPool):
         return {**keys, f"{section}.POOLER_TYPE": "ROIPool"}

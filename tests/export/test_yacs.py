@@ -332,6 +332,8 @@ def test_what_has_no_keys_is_named():
     model = retinanet()
     model.backbone.bottom_up = nn.Identity()
     assert reason(model).startswith("its backbone is Identity, and there are keys for ResNet only")
+    model = retinanet(anchor_matcher=None)
+    assert reason(model) == "its matcher is NoneType, and there are keys for Matcher only"
     model = toys.rcnn()
     model.backbone.top_block = None
     assert reason(model).startswith("its FPN's top block is NoneType, and there are keys for Last")
