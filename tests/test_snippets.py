@@ -24,6 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -33,6 +34,8 @@ from d2kd.checks import check_nodes
 from d2kd.cli import COMMANDS, main
 from d2kd.commands import parse_arguments
 from d2kd.config import config_path, load_config
+from d2kd.export import open_source
+from d2kd.export.yacs import write_yacs
 from d2kd.lazy import apply_overrides, load_lazy_config
 from d2kd.pseudo.job import LabelingJob
 from d2kd.tools import train
@@ -73,6 +76,10 @@ def user(tmp_path_factory):
     (folder / "output/my_distilled").mkdir(parents=True)
     student = instantiate(LazyConfig.load(str(folder / "my_student.py")).model)
     Checkpointer(student, str(folder / "output/my_distilled")).save("model_final")
+    exported = folder / "output/export"
+    exported.mkdir()
+    torch.save({"model": student.state_dict()}, exported / "model.pth")
+    write_yacs(open_source(str(folder / "my_student.py"), exported / "model.pth"), exported)
     (folder / "my_project.py").write_text("class MyDetector: ...")
     for name in ("image.jpg", "board.jpg"):
         cv2.imwrite(str(folder / name), np.full((96, 128, 3), 127, np.uint8))

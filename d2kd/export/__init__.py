@@ -1,5 +1,7 @@
 """The student alone for other programs: Detectron2, safetensors, TorchScript, ONNX.
 
+yacs.py             one of Detectron2's older YAML configs, by `get_cfg`
+structure.py        what differs between two modules besides their weights
 source.py           the detector, by a name in the zoo or by config and checkpoint
 tracing.py          a function of one image, as TorchScript or ONNX
 onnx_detector.py    an ONNX file in Detectron2's interface
@@ -10,7 +12,7 @@ run.py              all of it, in one folder
 """
 
 from .onnx_detector import OnnxDetector
-from .run import FORMATS, export
+from .run import COMPARED, FORMATS, export
 from .source import Source, open_source
 
-__all__ = ["FORMATS", "OnnxDetector", "Source", "export", "open_source"]
+__all__ = ["COMPARED", "FORMATS", "OnnxDetector", "Source", "export", "open_source"]

@@ -14,7 +14,8 @@ from .. import __version__
 from ..files import sha256_of_file
 from ..metrics import read_metrics
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
-from .source import Source
+from .source import Source, dataset_names
+from .yacs import YACS_FILE
 
 __all__ = ["describe", "metrics_of_run", "to_markdown"]
 
@@ -34,6 +35,14 @@ boxes, scores, classes = torch.jit.load("model.ts")(image)
     "model.safetensors": """\
 detector = d2kd.model_zoo.Detector("config.yaml", "model.safetensors")
 found = detector("image.jpg")  # resizes, and gives boxes in pixels of the picture
+boxes, scores, classes = found.pred_boxes, found.scores, found.pred_classes
+""",
+    YACS_FILE: """\
+cfg = detectron2.config.get_cfg()
+cfg.merge_from_file("{file}")  # the weights are in model.pth of the current folder
+cfg.MODEL.DEVICE = "cpu"  # leave this out with a GPU
+predictor = detectron2.engine.DefaultPredictor(cfg)
+found = predictor(cv2.imread("image.jpg"))["instances"]  # resizes, too
 boxes, scores, classes = found.pred_boxes, found.scores, found.pred_classes
 """,
 }
@@ -64,7 +73,7 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
         the content of model_card.json, without the results of checks.
     """
     cfg, detector, entry = source.cfg, source.detector, source.entry
-    test_data = _names(cfg, "test")
+    test_data = dataset_names(cfg, "test")
     if given_ap is not None:
         metrics: dict[str, Any] = {"AP": given_ap, "from": "given", "data": test_data}
     elif entry:
@@ -80,7 +89,7 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
         "metrics": metrics,
         "teacher": _teacher(cfg),
         "methods": _methods(cfg),
-        "training_data": _names(cfg, "train"),
+        "training_data": dataset_names(cfg, "train"),
         "input": {
             "channels": detector.input_format,
             "dtype": "uint8",
@@ -101,11 +110,6 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
         },
         "versions": {"d2kd": __version__, **_versions()},
     }
-
-
-def _names(cfg: DictConfig, section: str) -> list[str]:
-    names = OmegaConf.select(cfg, f"dataloader.{section}.dataset.names")
-    return [names] if isinstance(names, str) else list(names or [])
 
 
 def _target(node: Any) -> str:
@@ -175,6 +179,7 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         f"A check compares all detections: the same class, boxes within {BOX_TOLERANCE} pixels, "
         f"scores within {SCORE_TOLERANCE}.",
         "",
+        *(f"No `{name}`: {reason}.\n" for name, reason in card.get("left_out", {}).items()),
         "## Input and output",
         "",
         f"One image for each call: uint8, (3, height, width), channels {card['input']['channels']}"

@@ -17,6 +17,7 @@ __all__ = [
     "Agreement",
     "check_agreement",
     "compare",
+    "measure_agreement",
     "sizes_of",
 ]
 
@@ -39,6 +40,15 @@ class Agreement(NamedTuple):
     unmatched: int = 0
     box: float = 0.0
     score: float = 0.0
+
+    @property
+    def differs(self) -> bool:
+        """Whether more detections differ than rounding explains.
+
+        A detection whose score or overlap lies on a threshold can be in one output and not in the
+        other one, because of rounding. One in a hundred detections may.
+        """
+        return self.unmatched > MAX_UNMATCHED * self.detections
 
     def __add__(self, other: Any) -> Agreement:
         """Agreement on the images of both."""
@@ -83,30 +93,41 @@ def sizes_of(image: Tensor) -> list[Tensor]:
     return [x.round().to(torch.uint8) for x in resized]
 
 
-def check_agreement(
-    name: str,
+def measure_agreement(
     expected: Iterable[Instances],
     detect: Callable[[Tensor], Instances],
     images: Iterable[Tensor],
 ) -> Agreement:
     """Run a file on images, and compare.
 
-    A detection whose score or overlap lies on a threshold can be in one output and not in the
-    other one, because of rounding. One in a hundred detections may.
-
     Args:
-        name: of the file.
         expected: detections of the Detectron2 model for each image.
         detect: runs the file.
         images: (3, H, W), uint8.
-
-    Raises:
-        ValueError: more detections differ.
     """
     total = Agreement()
     for image, truth in zip(images, expected, strict=True):
         total += compare(truth, detect(image))
-    if total.unmatched > MAX_UNMATCHED * total.detections:
+    return total
+
+
+def check_agreement(
+    name: str,
+    expected: Iterable[Instances],
+    detect: Callable[[Tensor], Instances],
+    images: Iterable[Tensor],
+) -> Agreement:
+    """Run a file on images, and refuse it if it differs.
+
+    Args:
+        name: of the file.
+        expected, detect, images: see `measure_agreement`.
+
+    Raises:
+        ValueError: more detections differ than rounding explains.
+    """
+    total = measure_agreement(expected, detect, images)
+    if total.differs:
         raise ValueError(
             f"{name}: expected the detections of the Detectron2 model (the same class, boxes "
             f"within {BOX_TOLERANCE} pixels, scores within {SCORE_TOLERANCE}), found "

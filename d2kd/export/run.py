@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import LazyConfig
@@ -19,16 +19,18 @@ from ..files import check_new_folder, write_file, write_json
 from ..loading import without_weights
 from ..model_zoo.detector import student_node
 from .card import describe, to_markdown
-from .compare import check_agreement, sizes_of
+from .compare import Agreement, check_agreement, measure_agreement, sizes_of
 from .onnx_detector import OnnxDetector
 from .packages import require
 from .quantize import measure_ap, write_int8
 from .source import Source
 from .tracing import check_supported, write_onnx, write_torchscript
+from .yacs import YACS_FILE, CannotSayError, write_yacs
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["COMPARED", "FORMATS", "export"]
 
-FORMATS = ("detectron2", "safetensors", "torchscript", "onnx")
+FORMATS = ("detectron2", "yacs", "safetensors", "torchscript", "onnx")
+COMPARED = ("yacs", "torchscript", "onnx")  # what is run on images
 
 
 def export(
@@ -36,20 +38,23 @@ def export(
     output: str | os.PathLike,
     images: Sequence[Path],
     *,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] | None = None,
     calibration: Sequence[Path] = (),
     ap: float | None = None,
 ) -> dict[str, Any]:
     """Write a folder with the student alone.
 
-    TorchScript and ONNX files are run on the images and on two other sizes of the first one, and
-    must give the detections of the Detectron2 model. If one does not, there is no folder.
+    TorchScript files, ONNX files and the yacs config are run on the images and on two other sizes
+    of the first one, and must give the detections of the Detectron2 model. If one does not, there
+    is no folder.
 
     Args:
         source: the student, on the CPU.
         output: the new folder.
         images: files of pictures; the student must detect something on one of them.
-        formats: some of `FORMATS`. config.yaml is always written.
+        formats: some of `FORMATS`. config.yaml is always written. Default: all, but the yacs config
+            is left out where it cannot say what the detector is; "left_out" of the card has the
+            reason.
         calibration: files of pictures for an int8 copy of the ONNX file; none: no such copy. The
             AP of both is then measured on the config's test set.
         ap: box AP for the card, in percent; see `describe`.
@@ -60,10 +65,13 @@ def export(
     Raises:
         FileExistsError: the folder exists and is not empty.
         ImportError: onnx or onnxruntime is missing.
-        ValueError: the detector cannot be traced, nothing is detected, or a file is not equal.
+        ValueError: the detector cannot be traced, nothing is detected, a file is not equal, or
+            "yacs" is among the given formats and cannot say what the detector is.
     """
     output = Path(output)
     check_new_folder("--output", output)
+    required = formats is not None
+    formats = FORMATS if formats is None else formats
     traced = [x for x in formats if x in ("torchscript", "onnx")]
     if calibration and "onnx" not in formats:
         raise ValueError("--int8: expected onnx among --formats, found " + ", ".join(formats) + ".")
@@ -78,13 +86,25 @@ def export(
         folder = Path(temporary, "files")
         folder.mkdir()
         _write_plain(source, folder, formats)
-        checks = _write_traced(source, folder, images, traced) if traced else {}
+        checks, left_out = {}, {}
+        if set(COMPARED) & set(formats):
+            pictures = _detect_on(source, images)
+            if "yacs" in formats:
+                try:
+                    checks[YACS_FILE] = _write_yacs(source, folder, pictures)
+                except CannotSayError as reason:
+                    if required:
+                        raise _not_yacs(reason) from reason
+                    (folder / YACS_FILE).unlink(missing_ok=True)
+                    left_out[YACS_FILE] = str(reason)
+            checks |= _write_traced(source, folder, pictures, traced)
         accuracies = _write_int8(source, folder, calibration) if calibration else {}
         card = describe(source, folder, given_ap=ap)
         for name, check in checks.items():
-            card["files"][name]["check"] = check
+            card["files"][name]["check"] = {**check._asdict(), "images": len(pictures.images)}
         for name, accuracy in accuracies.items():
             card["files"][name]["AP"] = accuracy
+        card["left_out"] = left_out
         write_json(folder / "model_card.json", card)
         write_file(folder / "README.md", to_markdown(card))
         os.replace(folder, output)
@@ -100,7 +120,7 @@ def _write_plain(source: Source, folder: Path, formats: Sequence[str]) -> None:
         del cfg.dataloader[key]
     cfg.model = copy.deepcopy(student_node(source.cfg))
     without_weights(cfg.model)
-    plain = "detectron2" in formats
+    plain = "detectron2" in formats or "yacs" in formats
     cfg.train.init_checkpoint = "model.pth" if plain else "model.safetensors"
     LazyConfig.save(cfg, str(folder / "config.yaml"))
     tensors = {k: v.clone().contiguous() for k, v in source.detector.model.state_dict().items()}
@@ -110,10 +130,21 @@ def _write_plain(source: Source, folder: Path, formats: Sequence[str]) -> None:
         write_file(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
 
 
-def _write_traced(
-    source: Source, folder: Path, pictures: Sequence[Path], formats: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """Write TorchScript and ONNX; file name -> result of its check."""
+class _Pictures(NamedTuple):
+    """What files are compared on.
+
+    Attributes:
+        images: (3, H, W), uint8.
+        expected: detections of the student for each image, in pixels of it.
+        most: index of the image with the most detections.
+    """
+
+    images: list[Tensor]
+    expected: list[Instances]
+    most: int
+
+
+def _detect_on(source: Source, pictures: Sequence[Path]) -> _Pictures:
     model, detector = source.detector.model, source.detector
     images = [detector.make_input(path)["image"] for path in pictures]
     images += sizes_of(images[0])
@@ -125,6 +156,36 @@ def _write_traced(
             f"--images: expected a picture on which the student detects something, found no "
             f"detection on {len(pictures)}. Give other pictures, or check the weights."
         )
+    return _Pictures(images, expected, most)
+
+
+def _write_yacs(source: Source, folder: Path, pictures: _Pictures) -> Agreement:
+    """Write one of Detectron2's older configs; the result of its check."""
+    built = write_yacs(source, folder)
+    found = measure_agreement(
+        pictures.expected, lambda image: _detect(built, image), pictures.images
+    )
+    if found.differs:
+        raise CannotSayError(
+            f"{found.unmatched} detections differ, where the student has {found.detections}"
+        )
+    return found
+
+
+def _not_yacs(reason: Exception) -> ValueError:
+    return ValueError(
+        f"--formats yacs: expected a detector that one of Detectron2's older configs can say "
+        f"(RetinaNet, Faster or Cascade R-CNN with Detectron2's ResNet), found that {reason}. "
+        f"Choose other formats. config.yaml is always written; it is a LazyConfig."
+    )
+
+
+def _write_traced(
+    source: Source, folder: Path, pictures: _Pictures, formats: Sequence[str]
+) -> dict[str, Agreement]:
+    """Write TorchScript and ONNX; file name -> result of its check."""
+    model, detector = source.detector.model, source.detector
+    images, expected, most = pictures
     checks = {}
     if "torchscript" in formats:
         path = folder / "model.ts"
@@ -144,7 +205,7 @@ def _write_traced(
         checks[path.name] = check_agreement(
             path.name, expected, lambda image: _detect(onnx, image), images
         )
-    return {name: {**x._asdict(), "images": len(images)} for name, x in checks.items()}
+    return checks
 
 
 def _instances(image: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) -> Instances:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ..data import register_all
 from ..data.classes import classes_of_test_set
@@ -14,7 +14,7 @@ from ..loading import load_detector_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "dataset_names", "open_source"]
 
 
 class Source(NamedTuple):
@@ -79,3 +79,9 @@ def open_source(
         )
     detector.classes = names
     return Source(name, detector, cfg, os.fspath(weights), entry)
+
+
+def dataset_names(cfg: DictConfig, section: str) -> list[str]:
+    """Names of the sets in `dataloader.train` or `dataloader.test`; none if it has none."""
+    names = OmegaConf.select(cfg, f"dataloader.{section}.dataset.names")
+    return [names] if isinstance(names, str) else list(names or [])

@@ -1,8 +1,10 @@
 """Write a student as plain Detectron2 checkpoint and config, safetensors, TorchScript and ONNX.
 
-Of a distiller's config and checkpoint, the student alone is written. TorchScript and ONNX files are
-run on real images, and their detections are compared with those of the Detectron2 model box by box.
-If they differ, nothing is written. A model card (README.md, model_card.json) lies beside the files.
+Of a distiller's config and checkpoint, the student alone is written. The config is a LazyConfig.
+RetinaNet, Faster and Cascade R-CNN with Detectron2's ResNet also get one of the older YAML configs
+(yacs), for get_cfg() and DefaultPredictor. TorchScript files, ONNX files and the yacs config are
+run on real images, and their detections are compared with the Detectron2 model box by box. If they
+differ, nothing is written. A model card (README.md, model_card.json) lies beside the files.
 docs/export.md is the guide.
 """
 
@@ -26,7 +28,7 @@ from omegaconf import OmegaConf
 from d2kd.commands import add_debug
 from d2kd.data import register_all
 from d2kd.data.images import find_images
-from d2kd.export import FORMATS, Source, export, open_source
+from d2kd.export import COMPARED, FORMATS, Source, export, open_source
 from d2kd.export.quantize import check_test_set
 from d2kd.values import check_number
 
@@ -50,7 +52,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("config", help="a name in d2kd's model zoo, or a LazyConfig of a detector or a distiller")
     add("--weights", help="checkpoint of the student or of the distiller, for a config")
     add("--output", type=Path, required=True, help="the new folder")
-    add("--formats", nargs="+", choices=FORMATS, default=FORMATS, help="default: all")
+    add("--formats", nargs="+", choices=FORMATS,
+        help="default: all; yacs only where it can say what the detector is")  # fmt: skip
     add("--images", nargs="+", metavar="PATH",
         help="files or folders to compare on; default: from the config's test set")  # fmt: skip
     add("--count", type=int, default=3, help="number of these images; default: 3")
@@ -97,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     classes = args.classes or ()
     source = open_source(args.config, args.weights, classes=classes, device="cpu")
-    traced = {"torchscript", "onnx"} & set(args.formats)
-    images = pictures("--images", args.images, source, "test")[: args.count] if traced else []
+    compared = set(COMPARED) & set(args.formats or FORMATS)
+    images = pictures("--images", args.images, source, "test")[: args.count] if compared else []
     calibration: list[Path] = []
     if args.int8:
         check_test_set(source.cfg)
@@ -114,5 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         equal = f", {check['detections']} detections compared" if check else ""
         accuracy = f", AP {ap:.1f}" if ap is not None else ""
         print(f"{name}: {file['bytes'] / 1e6:.2f} MB{equal}{accuracy}")
+    for name, reason in card["left_out"].items():
+        print(f"{name}: left out, because {reason}")
     print(f"Written to {args.output}")
     return 0

@@ -69,7 +69,13 @@ def test_all_files_with_their_checks(arguments, onnx, trained, picture, tmp_path
     assert resize == {"class": resize["class"], "short_edge_length": 96, "max_size": 128}
     text = (folder / "README.md").read_text()
     assert "31.2 (given)" in text or "31.2 on never_registered (given)" in text
-    assert "model.onnx: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "model.onnx: " in printed
+    # The ResNet of the toy has one block in each stage, which no depth of Detectron2 has.
+    reason = card["left_out"]["config_yacs.yaml"]
+    assert reason.startswith("its ResNet has 1, 1, 1, 1 blocks (BasicBlock) in its stages")
+    assert f"No `config_yacs.yaml`: {reason}." in text
+    assert f"config_yacs.yaml: left out, because {reason}" in printed
 
 
 def test_the_lines_of_the_card_run(arguments, onnx, tmp_path, monkeypatch):
