@@ -1,15 +1,10 @@
-"""A teacher that sees 256 x 256 pixels, where the student sees 160 x 160.
-
-EfficientNet-Lite0 with ImageNet weights, as in teacher.py.
-"""
+"""The teacher of teacher.py with larger input: 256 x 256 pixels instead of 160 x 160."""
 
 from ..common import dataloader as make_dataloader
 from ..common import efficientnet_lite0, gfl, schedule
 from .common import ANCHORS, LEVELS
 
-SIZE = 256  # pixels
-
-dataloader = make_dataloader("neu_det_train", "neu_det_val", size=SIZE)
+dataloader = make_dataloader("neu_det_train", "neu_det_val", size=256, batch=4)
 model = gfl(
     efficientnet_lite0(LEVELS), 6, neck=64, convs=2, anchors=[1.6 * size for size in ANCHORS]
 )
