@@ -381,7 +381,9 @@ def test_three_steps_have_the_losses_of_detectron2s_trainer(tmp_path):
     train_net.main(argparse.Namespace(**args, opts=opts))
     lines = (tmp_path / "ours" / "metrics.json").read_text().splitlines()
     totals = [json.loads(line)["total_loss"] for line in lines]
-    assert totals == pytest.approx(losses.totals, rel=1e-5) and len(set(totals)) == 3
+    # Detectron2 writes the median of the last 20 steps.
+    medians = [np.median(losses.totals[: i + 1]) for i in range(3)]
+    assert totals == pytest.approx(medians, rel=1e-5) and len(set(losses.totals)) == 3
     final = torch.load(tmp_path / "ours" / "model_final.pth", weights_only=True)["model"]
     for name, x in theirs.model.state_dict().items():
         assert torch.allclose(final[name].float(), x.float(), rtol=1e-4, atol=1e-6), name
