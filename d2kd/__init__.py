@@ -1,6 +1,6 @@
 """Knowledge distillation for Detectron2.
 
-The classes are loaded when they are first used, so that `import d2kd` does not import PyTorch. The
+Its names are loaded when they are first used, so that `import d2kd` does not import PyTorch. The
 `d2kd` command needs this: it sets the number of threads before PyTorch reads it.
 """
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from .distiller import Distiller
     from .feature_teacher import FeatureTeacher
     from .knowledge import Knowledge
+    from .loading import load_student_config
     from .targets import Targets
     from .teacher import Teacher
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "FeatureTeacher", "Knowledge", "Targets", "Teacher"]
+__all__ = ["Distiller", "FeatureTeacher", "Knowledge", "Targets", "Teacher", "load_student_config"]
 
-_MODULES = {"FeatureTeacher": "feature_teacher"}  # of the others: the name in lower case
+# Of the others, the module is the name in lower case.
+_MODULES = {"FeatureTeacher": "feature_teacher", "load_student_config": "loading"}
 
 
 def __getattr__(name: str) -> Any:

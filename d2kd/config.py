@@ -29,7 +29,8 @@ from .checks import (
     nodes,
 )
 from .data.partial import load_class_subset
-from .lazy import apply_overrides, load_lazy_config, resolve_target
+from .lazy import apply_overrides, resolve_target
+from .loading import load_student_config, node_input_format
 from .pseudo.coco import load_pseudo_labels
 from .writers.libraries import check_writers
 
@@ -44,10 +45,11 @@ __all__ = [
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Load a LazyConfig, fill in the fields of `train` that it leaves out, and apply overrides.
+    """Load a config, fill in the fields of `train` that it leaves out, and apply overrides.
 
     Args:
-        path: path of the config, or the name of one of d2kd's, see `d2kd.model_zoo`.
+        path: path of a LazyConfig or of a yacs file, see `load_student_config`; or the name of one
+            of d2kd's configs, see `d2kd.model_zoo`.
         overrides: changes such as "train.max_iter=1000", in Hydra's syntax.
 
     Returns:
@@ -59,7 +61,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
             that is not there; or a field of `train` has an unknown name or an impossible value.
     """
     path = config_path(path)
-    cfg = load_lazy_config(path)
+    cfg = load_student_config(path)
     _check_sections(path, cfg)
     check_train(cfg.train)
     _fill_in(cfg.train, model_zoo.get_config("common/train.py").train)
@@ -232,7 +234,7 @@ def _check_channel_order(cfg: DictConfig) -> None:
             f"model.input_format: expected the channel order of the images, since the student is "
             f"built from {student!r}, found none. Set model.input_format={loaded}."
         )
-    own = student.get("input_format") if isinstance(student, DictConfig) else None
+    own = node_input_format(student) if isinstance(student, DictConfig) else None
     expected = cfg.model.get("input_format") or own or "BGR"
     if loaded != expected:
         raise ValueError(

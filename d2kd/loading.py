@@ -20,7 +20,8 @@ from .checkpoint import load_strictly
 from .lazy import load_lazy_config
 from .resolution import square_size
 from .upright import check_upright
-from .yacs_config import build_yacs, read_yacs, setup_without_yacs
+from .yacs_config import build_yacs, is_yacs_file, read_yacs, setup_without_yacs
+from .yacs_student import to_lazy_config
 
 __all__ = [
     "BuiltDetector",
@@ -30,6 +31,8 @@ __all__ = [
     "check_input_format",
     "fuse_norms",
     "load_detector_config",
+    "load_student_config",
+    "node_input_format",
     "predictions_in_fp32",
     "without_weights",
     "zoo_weights",
@@ -166,6 +169,35 @@ def load_detector_config(source: str, setup: Callable[[Any], Any] | str | None =
             raise setup_without_yacs(source)
         return load_lazy_config(source)
     return read_yacs(source, setup)
+
+
+def load_student_config(source: str, setup: Callable[[Any], Any] | str | None = None) -> DictConfig:
+    """Read the config of a detector that is to be trained or was trained, as a LazyConfig.
+
+    Args:
+        source: path of a LazyConfig (.py, .yaml) or of a yacs (.yaml) file, or a name in
+            Detectron2's model zoo. `d2kd.yacs_student.to_lazy_config` says what becomes of a yacs
+            config.
+        setup: see `load_detector_config`.
+
+    Returns:
+        the sections of the LazyConfig. From a yacs config, these are `model`, `dataloader`,
+        `optimizer`, `lr_multiplier` and `train`. They do not need the file any more.
+
+    Raises:
+        FileNotFoundError: there is no file and no zoo entry of that name.
+        ValueError: a key or a value of a yacs file is unknown, or `setup` is given for a
+            LazyConfig.
+    """
+    if setup is None and os.path.isfile(source) and not is_yacs_file(source):
+        return load_lazy_config(source)
+    config = load_detector_config(source, setup)
+    return to_lazy_config(config, source, setup) if "MODEL" in config else config
+
+
+def node_input_format(node: DictConfig) -> str | None:
+    """Channel order that the node of a detector says, "BGR" or "RGB"; None if it says none."""
+    return node.get("input_format") or OmegaConf.select(node, "config.INPUT.FORMAT")
 
 
 class FrozenDetector:

@@ -7,16 +7,29 @@ also registers the modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-__all__ = ["build_yacs", "read_yacs", "setup_without_yacs"]
+__all__ = [
+    "Setup",
+    "build_yacs",
+    "build_yacs_model",
+    "is_yacs_file",
+    "name_of_setup",
+    "read_yacs",
+    "setup_without_yacs",
+    "yacs_num_classes",
+]
 
 Setup = Callable[[Any], Any] | str  # the function, or its dotted name
+
+_FIELD = "build_yacs_model.config"
 
 
 def read_yacs(source: str, setup: Setup | None) -> CfgNode:
@@ -59,6 +72,67 @@ def build_yacs(config: CfgNode, source: str, setup: Setup | None) -> nn.Module:
         if setup is not None or "registry" not in str(e):
             raise
         raise _unknown_to_detectron2(source, str(e.args[0])) from None
+
+
+def build_yacs_model(config: Mapping[str, Any], setup: str | None = None) -> nn.Module:
+    """Build the detector of a yacs config that is a field of a LazyConfig.
+
+    It is on the CPU, without its weights: `train.device` and `train.init_checkpoint` say these.
+
+    Args:
+        config: the whole yacs config, as dicts, lists, texts and numbers. Keys that are left out
+            have Detectron2's defaults.
+        setup: dotted name of the function that adds a project's keys, see `read_yacs`.
+
+    Raises:
+        ValueError: a key, the kind of a value or the name of a module is unknown.
+    """
+    values = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
+    merged = get_cfg()
+    if setup is not None:
+        _find_setup(setup)(merged)
+    try:
+        merged.merge_from_other_cfg(CfgNode(values))
+    except KeyError as e:
+        raise _unknown_to_detectron2(_FIELD, str(e.args[0])) from None
+    except ValueError as e:
+        raise ValueError(f"{_FIELD}: expected the kinds of Detectron2's values, found: {e}") from e
+    merged.MODEL.DEVICE = "cpu"
+    model = build_yacs(merged, _FIELD, setup)
+    if not hasattr(model, "input_format"):  # a SemanticSegmentor; `Distiller` looks for it
+        model.input_format = merged.INPUT.FORMAT
+    return model
+
+
+def is_yacs_file(path: str) -> bool:
+    """Whether a file is a yacs config: YAML with a section in capitals, or with a base."""
+    if not path.endswith((".yaml", ".yml")):
+        return False
+    with open(path, errors="replace") as f:
+        return any(re.match(r"(_BASE_|[A-Z][A-Z0-9_]*)\s*:", line) for line in f)
+
+
+def yacs_num_classes(config: Any) -> tuple[str, int] | None:
+    """The key of a yacs config that says how many classes the detector has, and the number.
+
+    Args:
+        config: a `CfgNode`, or the field `config` of `build_yacs_model`.
+
+    Returns:
+        None for a detector without classes, and for one of a project, whose keys are not known.
+    """
+    sections = dict(RetinaNet="RETINANET", GeneralizedRCNN="ROI_HEADS", PanopticFPN="ROI_HEADS")
+    section = sections.get(config["MODEL"]["META_ARCHITECTURE"])
+    if section is None:
+        return None
+    return f"MODEL.{section}.NUM_CLASSES", int(config["MODEL"][section]["NUM_CLASSES"])
+
+
+def name_of_setup(setup: Setup) -> str:
+    """The dotted name of a setup, which a config can be saved with."""
+    if isinstance(setup, str):
+        return setup
+    return f"{setup.__module__}.{setup.__qualname__}"
 
 
 def _find_setup(setup: Setup) -> Callable[[Any], Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..loading import load_detector_config
+from ..yacs_config import yacs_num_classes
 
 __all__ = ["num_classes", "student_classes"]
 
@@ -27,13 +28,15 @@ def num_classes(node: Any, path: str, setup: Any = None) -> tuple[str, int | Non
         with contextlib.suppress(Exception):  # building the model reports what is wrong with it
             config = load_detector_config(node, setup)
             if "MODEL" in config:  # yacs
-                kind = config.MODEL.META_ARCHITECTURE
-                section = "RETINANET" if kind == "RetinaNet" else "ROI_HEADS"
-                return path, int(config.MODEL[section].NUM_CLASSES)
+                _, number = yacs_num_classes(config) or ("", None)
+                return path, number
             inner = config.model.get("student", config.model)
             return path, num_classes(inner, path)[1]
         return path, None
     if isinstance(node, DictConfig):
+        if OmegaConf.select(node, "config.MODEL"):  # from a yacs config
+            key, number = yacs_num_classes(node.config) or ("", None)
+            return f"{path}.config.{key}" if key else path, number
         for key in ("num_classes", "roi_heads.num_classes"):
             number = OmegaConf.select(node, key)
             if isinstance(number, int):

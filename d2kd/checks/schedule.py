@@ -43,10 +43,11 @@ def check_schedule(cfg: DictConfig, nodes: Sequence[tuple[str, DictConfig]]) -> 
             f"lr_multiplier: expected a scheduler of fvcore.common.param_scheduler, found "
             f"{type(schedule).__name__}."
         )
-    for step in dict.fromkeys([0, steps // 4, steps // 2, steps * 3 // 4, steps - 1]):
+    # Detectron2 also asks for the step after the last one, and fvcore's StepParamScheduler fails.
+    for step in dict.fromkeys([0, steps // 4, steps // 2, steps * 3 // 4, steps - 1, steps]):
         try:
             factor = schedule(step / steps)
-        except ArithmeticError as error:
+        except (ArithmeticError, IndexError) as error:
             factor = f"{type(error).__name__}: {error}"
         if not is_number(factor) or factor < 0:
             raise ValueError(

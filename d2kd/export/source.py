@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..data import register_all
 from ..data.classes import classes_of_test_set
-from ..loading import load_detector_config
+from ..loading import load_student_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
 
@@ -68,7 +68,7 @@ def open_source(
     else:
         detector = Detector(name, weights, device=device)
         config = name if os.path.isfile(name) else get_config_file(name.removeprefix("configs/"))
-    cfg = load_detector_config(config)
+    cfg = load_student_config(config)
     count = get_reader(detector.model).num_classes
     register_all()
     names = tuple(classes) or (entry.classes if entry else classes_of_test_set(cfg, count))

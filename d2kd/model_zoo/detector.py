@@ -17,7 +17,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
-from ..loading import FrozenDetector, load_detector_config
+from ..loading import FrozenDetector, load_student_config
 from .recipes import get_config_file
 
 __all__ = ["Detector", "student_node"]
@@ -32,8 +32,8 @@ class Detector(FrozenDetector):
 
     Args:
         config: path of a LazyConfig, or the name of one of d2kd's, with `model` and
-            `dataloader.test.mapper`. Of a distiller's config, the student is built and the teacher
-            is not.
+            `dataloader.test.mapper`, or path of a yacs config. Of a distiller's config, the student
+            is built and the teacher is not.
         weights: path or URL of the detector's checkpoint, of a distiller's checkpoint, or of a file
             by `save_student`. It is loaded strictly.
         classes: names of the classes, in the order of `pred_classes`.
@@ -61,13 +61,12 @@ class Detector(FrozenDetector):
         path = os.fspath(config)
         if not os.path.isfile(path):
             path = get_config_file(path.removeprefix("configs/"))
-        cfg = load_detector_config(path)
+        cfg = load_student_config(path)
         mapper = OmegaConf.select(cfg, "dataloader.test.mapper") if "model" in cfg else None
         if mapper is None or "augmentations" not in mapper:
             raise ValueError(
                 f"{path}: expected a LazyConfig with `model` and "
-                f"`dataloader.test.mapper.augmentations`, found a file without. For a yacs config, "
-                f"use Detectron2's DefaultPredictor."
+                f"`dataloader.test.mapper.augmentations`, or a yacs config, found another file."
             )
         # The order is the test mapper's. FrozenDetector on its own would not know it of a node.
         super().__init__(
@@ -134,4 +133,6 @@ class Detector(FrozenDetector):
 def student_node(cfg: DictConfig) -> DictConfig:
     """The node of the detector, or of a distiller's student."""
     node = cfg.model.get("student", cfg.model)
-    return student_node(load_detector_config(node)) if isinstance(node, str) else node
+    if isinstance(node, str):
+        return student_node(load_student_config(node, cfg.model.get("setup")))
+    return node

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", help="LazyConfig of a detector or a distiller")
+    add("config", help="config of a detector or a distiller")
     add("weights", nargs="?", help="path or URL of the checkpoint; with --teacher: the config's")
     add("overrides", nargs="*", help="fields of the config, key=value")
     add("--teacher", action="store_true", help="evaluate the teacher of a distiller's config")

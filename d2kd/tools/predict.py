@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", help="a name in d2kd's model zoo, or a LazyConfig of a detector or a distiller")
+    add("config", help="a name in d2kd's model zoo, or a config of a detector or a distiller")
     add("--weights", help="checkpoint of the student or of the distiller, for a config")
     add("--images", nargs="+", metavar="PATH", required=True, help="files or folders")
     add("--output", type=Path, required=True, help="the new folder")

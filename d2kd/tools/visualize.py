@@ -190,7 +190,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", help="LazyConfig of a detector or a distiller, or a name in d2kd's model zoo")
+    add("config", help="config of a detector or a distiller, or a name in d2kd's model zoo")
     add("overrides", nargs="*", help="fields of the config, key=value, before other options")
     add("--weights", help="checkpoint of the student; default: train.init_checkpoint of a detector")
     add("--alone", metavar="WEIGHTS", help="checkpoint of the same student, trained alone")

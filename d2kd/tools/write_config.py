@@ -30,8 +30,12 @@ from d2kd import methods
 from d2kd.commands import parse_arguments
 from d2kd.engine import launch
 from d2kd.files import write_file
-from d2kd.lazy import load_lazy_config
-from d2kd.loading import load_detector_config, zoo_weights
+from d2kd.loading import (
+    load_detector_config,
+    load_student_config,
+    node_input_format,
+    zoo_weights,
+)
 from d2kd.tools import train
 
 __all__ = ["RECOMMENDED", "config_text", "main", "method_classes", "write_config"]
@@ -77,8 +81,8 @@ def config_text(
 
     Args:
         path: absolute path of the file that will have this text.
-        student: absolute path of the student's LazyConfig. A file in the same folder is imported,
-            as in the README; any other file is loaded by its path.
+        student: absolute path of the student's config. A Python file in the same folder is
+            imported, as in the README; any other file is loaded by its path.
         teacher: absolute path of the teacher's config, or a name in Detectron2's model zoo.
         weights: absolute path or URL of the teacher's checkpoint, or "zoo".
         method: a key of `method_classes()`, or "recommended".
@@ -96,20 +100,24 @@ def config_text(
         class_name = method_classes()[method].__name__
         imported = sorted([class_name, "Methods"], key=lambda name: (name != name.upper(), name))
         node = f"L(Methods)({method}=L({class_name})())"
-    stem = student.stem
-    lines = [
+    stem, python = student.stem, student.suffix == ".py"
+    imports = [
+        "from detectron2.config import LazyCall as L",
         "from d2kd import Distiller, Teacher",
         f"from d2kd.methods import {', '.join(imported)}",
     ]
-    if student.parent == path.parent and stem.isidentifier() and not keyword.iskeyword(stem):
-        lines = ["from detectron2.config import LazyCall as L", *lines]
+    importable = python and stem.isidentifier() and not keyword.iskeyword(stem)
+    if student.parent == path.parent and importable:
         names = ", ".join(name for name in SECTIONS if name != "model")
-        lines += [f"from .{stem} import {names}, model as student", ""]
+        lines = [*imports, f"from .{stem} import {names}, model as student", ""]
     else:
-        lines = ["from detectron2.config import LazyCall as L, LazyConfig", *lines, ""]
+        load = "LazyConfig.load" if python else "load_student_config"
+        imports[0 if python else 1] += ", LazyConfig" if python else f", {load}"
         names = ", ".join("student" if name == "model" else name for name in SECTIONS)
-        lines += [
-            f"_config = LazyConfig.load({str(student)!r})",
+        lines = [
+            *imports,
+            "",
+            f"_config = {load}({str(student)!r})",
             f"{names} = (_config[section] for section in {SECTIONS!r})",
         ]
     lines += [
@@ -192,9 +200,11 @@ def _file(name: str, flag: str) -> Path:
 
 
 def _check_student(path: Path, names_data: bool) -> DictConfig:
-    if path.suffix != ".py":
-        raise ValueError(f"--student: expected a LazyConfig (.py), found {path.name!r}.")
-    config = load_lazy_config(path)
+    if path.suffix not in (".py", ".yaml", ".yml"):
+        raise ValueError(
+            f"--student: expected a LazyConfig (.py) or a yacs config (.yaml), found {path.name!r}."
+        )
+    config = load_student_config(str(path))
     missing = [name for name in SECTIONS if name not in config]
     if missing:
         raise ValueError(
@@ -217,20 +227,27 @@ def _check_student(path: Path, names_data: bool) -> DictConfig:
 def _kind(*configs: Any) -> str:
     """Which recommended recipe fits all these detectors, by their LazyConfigs or yacs configs."""
     for config in configs:
-        if "MODEL" in config:  # yacs, where RetinaNet is Detectron2's only dense detector
-            dense = config.MODEL.META_ARCHITECTURE == "RetinaNet"
+        model = config.get("model", {})
+        model = model.get("student", model)
+        yacs = config.get("MODEL") or _yacs_section(model)
+        if yacs is not None:  # RetinaNet is Detectron2's only dense detector there
+            dense = yacs.META_ARCHITECTURE == "RetinaNet"
         else:
-            model = config.get("model", {})
-            dense = "proposal_generator" not in model.get("student", model)
+            dense = "proposal_generator" not in model
         if not dense:
             return "two_stage"
     return "dense"
 
 
+def _yacs_section(model: Any) -> Any:
+    """MODEL of the yacs config that a node is built from; None if there is none."""
+    return OmegaConf.select(model, "config.MODEL") if isinstance(model, DictConfig) else None
+
+
 def _input_format(student: DictConfig) -> str | None:
     """The channel order of the images, where the student's model does not say it."""
     loaded = OmegaConf.select(student, "dataloader.train.mapper.image_format")
-    return loaded if student.model.get("input_format") is None and loaded != "BGR" else None
+    return loaded if node_input_format(student.model) is None and loaded != "BGR" else None
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -239,7 +256,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.prog, parser.description, parser.epilog = "d2kd train", __doc__, EXAMPLES
     group = parser.add_argument_group("a config for people who have none")
     add = group.add_argument
-    add("--student", help="LazyConfig of the student, with " + ", ".join(SECTIONS))
+    add("--student", help="yacs config of the student, or LazyConfig with " + ", ".join(SECTIONS))
     add("--teacher", help="LazyConfig or yacs config, or a name in Detectron2's model zoo")
     add("--weights", help="the teacher's checkpoint; zoo for the model zoo's")
     add("--method", help=f"{', '.join(method_classes())}; default: {RECOMMENDED}, d2kd's recipe")

@@ -6,7 +6,11 @@ import pytest
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.solver import WarmupParamScheduler
-from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    StepParamScheduler,
+)
 from omegaconf import OmegaConf
 
 from d2kd.checks import check_schedule
@@ -80,6 +84,12 @@ def test_a_factor_that_is_negative_or_infinite_is_named():
     infinite = L(CosineParamScheduler)(start_value=float("inf"), end_value=0.0)
     with pytest.raises(ValueError, match=r"at step 0 of 90, found (inf|nan)"):
         check(infinite)
+
+
+def test_a_schedule_that_fails_after_the_last_step_is_named():
+    steps = L(StepParamScheduler)(num_updates=90, values=[1.0, 0.1])
+    with pytest.raises(ValueError, match=r"at step 90 of 90, found '.*IndexError: list index"):
+        check(steps)
 
 
 def test_milestones_that_are_scaled_to_another_length_are_said(caplog):

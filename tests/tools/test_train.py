@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
 
 import train_net
 from d2kd import Distiller
@@ -104,6 +105,59 @@ def test_written_config_loads_from_any_folder(folder, elsewhere, tmp_path, monke
     assert torch.equal(model.head.cls_score.weight, weights["head.cls_score.weight"])
 
 
+def write_yacs(path: Path) -> str:
+    path.write_text(
+        """MODEL:
+  META_ARCHITECTURE: RetinaNet
+  DEVICE: cpu
+  BACKBONE: {NAME: build_retinanet_resnet_fpn_backbone}
+  RESNETS: {OUT_FEATURES: [res3, res4, res5], DEPTH: 18, RES2_OUT_CHANNELS: 64}
+  FPN: {IN_FEATURES: [res3, res4, res5], OUT_CHANNELS: 16}
+  RETINANET: {IN_FEATURES: [p3, p4, p5, p6, p7], NUM_CLASSES: 10, NUM_CONVS: 1}
+DATASETS: {TRAIN: [toy_write], TEST: []}
+DATALOADER: {NUM_WORKERS: 0}
+INPUT: {FORMAT: RGB, MIN_SIZE_TRAIN: [64], MIN_SIZE_TEST: 64}
+SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 1, STEPS: []}
+VERSION: 2
+"""
+    )
+    return str(path)
+
+
+def test_a_student_in_a_yacs_config(folder, tmp_path):
+    path = write_yacs(folder / "yacs.yaml")
+    config = get_cfg()
+    config.merge_from_file(path)
+    Checkpointer(build_model(config), str(folder)).save("yacs")
+    given = dict(student="mine/yacs.yaml", teacher="mine/yacs.yaml", weights="mine/yacs.pth")
+    argv = arguments("--output", "run", "--inherit", method="recommended", **given)
+    assert write_config.main(argv) == 0  # it also trains
+    text = (folder / "yacs_recommended.py").read_text()
+    assert f"_config = load_student_config({path!r})" in text
+    assert "recommended()" in text and "input_format" not in text
+    cfg = load_config("mine/yacs_recommended.py")
+    check_config(cfg)
+    assert cfg.dataloader.train.mapper.image_format == "RGB" and cfg.train.max_iter == 1
+    # The checkpoint of the distilled training is one of Detectron2's own model.
+    weights = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    student = {k: x for k, x in weights.items() if not k.startswith("distillation.")}
+    build_model(config).load_state_dict(student, strict=False)
+    assert student.keys() == build_model(config).state_dict().keys()
+    # Its saved config needs neither the file nor the student's own config.
+    Path(path).unlink()
+    saved = load_config(str(tmp_path / "run" / "config.yaml"))
+    assert type(instantiate(saved.model.student)).__name__ == "RetinaNet"
+
+
+def test_a_two_stage_student_in_a_yacs_config_gets_the_recipe_on_features(folder):
+    (folder / "rcnn.yaml").write_text(
+        "MODEL: {META_ARCHITECTURE: GeneralizedRCNN}\nDATASETS: {TRAIN: [toy_write]}\nVERSION: 2\n"
+    )
+    argv = arguments("--config-only", student="mine/rcnn.yaml", method="recommended")
+    assert write_config.main(argv) == 0
+    assert "methods=recommended('two_stage')," in (folder / "rcnn_recommended.py").read_text()
+
+
 def test_each_method_has_a_name_and_loads(folder):
     known = write_config.method_classes()
     names = {"mimic", "fgd", "mgd", "pkd", "cwd", "pgd", "ld", "rank_mimic", "pfi"}
@@ -195,7 +249,11 @@ def test_own_text_is_never_lost(folder, capsys):
         ({"weights": "no.pth"}, FileNotFoundError, r"--weights: expected a file, found none"),
         ({"weights": "zoo"}, FileNotFoundError, r"weights='zoo': expected `model` to be a name"),
         ({"student": "mine/bare.py"}, ValueError, r"found no lr_multiplier, optimizer in"),
-        ({"student": "mine/teacher.pth"}, ValueError, r"--student: expected a LazyConfig \(.py\)"),
+        (
+            {"student": "mine/teacher.pth"},
+            ValueError,
+            r"--student: expected a LazyConfig \(.py\) or a y",
+        ),
         ({"student": "mine/pkd.py"}, ValueError, r"found a distiller's"),
     ],
 )

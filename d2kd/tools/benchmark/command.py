@@ -190,7 +190,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="*",
         help="fields of the config, key=value; before options that take several values",
     )
-    add("--config-file", required=True, help="LazyConfig of a detector or a distiller")
+    add("--config-file", required=True, help="config of a detector or a distiller")
     add("--output", type=Path, required=True, help="folder for the results")
     add(
         "--sizes", type=parse_size, nargs="+", default=[], metavar="HxW", help="of images in pixels"

@@ -210,7 +210,10 @@ def _scores(values: dict) -> dict[str, float]:
 
 
 def digest_sources(config: Path) -> str:
-    """sha256 of a config, of the files that it imports by relative paths, and so on."""
+    """sha256 of a config, of the files that it imports by relative paths, and so on.
+
+    Of yacs configs, these are the file that `load_student_config` reads, and its `_BASE_`.
+    """
     contents: dict[Path, bytes] = {}
     waiting = [config.resolve()]
     while waiting:
@@ -221,5 +224,9 @@ def digest_sources(config: Path) -> str:
         for dots, name in re.findall(rb"(?m)^\s*from (\.+)([\w.]+) import", contents[path]):
             folder = path.parents[len(dots) - 1]
             waiting.append(folder.joinpath(*name.decode().split(".")).with_suffix(".py"))
+        for name in re.findall(rb"load_student_config\(\s*['\"]([^'\"]+)", contents[path]):
+            waiting.append(Path(name.decode()).resolve())
+        for name in re.findall(rb"(?m)^_BASE_\s*:\s*['\"]?([^'\"\s]+)", contents[path]):
+            waiting.append((path.parent / name.decode()).resolve())
     digests = (hashlib.sha256(contents[path]).digest() for path in sorted(contents))
     return hashlib.sha256(b"".join(digests)).hexdigest()

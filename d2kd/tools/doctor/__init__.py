@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="?", help="LazyConfig of a detector or a distiller")
+    parser.add_argument("config", nargs="?", help="config of a detector or a distiller")
     parser.add_argument("overrides", nargs="*", help="fields of the config, key=value")
     parser.add_argument("--num-gpus", type=int, default=1, help="that share a batch; default: 1")
     parser.add_argument("--no-step", action="store_true", help="measure no step")
