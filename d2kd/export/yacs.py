@@ -136,7 +136,6 @@ def make_yacs(source: Source) -> CfgNode:
     """
     model: Any = source.detector.model
     _expect("detector", model, RetinaNet, GeneralizedRCNN)
-    node = student_node(source.cfg)
     keys = {
         "MODEL.META_ARCHITECTURE": type(model).__name__,
         "MODEL.WEIGHTS": "model.pth",
@@ -145,7 +144,7 @@ def make_yacs(source: Source) -> CfgNode:
         "INPUT.FORMAT": source.detector.input_format,
         "DATASETS.TEST": dataset_names(source.cfg, "test"),
         **_test_size(source.detector.augmentations.augs),
-        **_backbone(model.backbone, node),
+        **_backbone(model.backbone, _freeze_at(student_node(source.cfg))),
         **(_retinanet(model) if isinstance(model, RetinaNet) else _rcnn(model)),
     }
     config = get_cfg()
@@ -207,10 +206,20 @@ def _test_size(augmentations: list[Any]) -> Keys:
     )
 
 
-def _backbone(backbone: Any, node: Any) -> Keys:
+def _freeze_at(node: Any) -> int | None:
+    """The number of frozen stages in a config: of a ResNet, of an FPN on it, or a yacs config."""
+    places = (
+        "backbone.freeze_at",
+        "backbone.bottom_up.freeze_at",
+        "config.MODEL.BACKBONE.FREEZE_AT",
+    )
+    values = (OmegaConf.select(node, place) for place in places)
+    return next((value for value in values if value is not None), None)
+
+
+def _backbone(backbone: Any, freeze_at: int | None) -> Keys:
     _expect("backbone", backbone, FPN, ResNet)
     if isinstance(backbone, ResNet):
-        freeze_at = OmegaConf.select(node, "backbone.freeze_at")
         return {"MODEL.BACKBONE.NAME": "build_resnet_backbone", **_resnet(backbone, freeze_at)}
     _expect("FPN's top block", backbone.top_block, LastLevelMaxPool, LastLevelP6P7)
     dense = isinstance(backbone.top_block, LastLevelP6P7)
@@ -222,7 +231,7 @@ def _backbone(backbone: Any, node: Any) -> Keys:
         "MODEL.FPN.OUT_CHANNELS": lateral.out_channels,
         "MODEL.FPN.NORM": _norm("FPN", lateral.norm),
         "MODEL.FPN.FUSE_TYPE": backbone._fuse_type,
-        **_resnet(backbone.bottom_up, OmegaConf.select(node, "backbone.bottom_up.freeze_at")),
+        **_resnet(backbone.bottom_up, freeze_at),
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2 import model_zoo
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.modeling.backbone import resnet
@@ -20,6 +20,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from omegaconf import OmegaConf
 from torch import nn
 
+from d2kd import load_student_config
 from d2kd.export import run
 from d2kd.export.source import Source
 from d2kd.export.yacs import CannotSayError, make_yacs, write_yacs
@@ -389,3 +390,15 @@ def test_a_config_that_detects_something_else_is_not_written(arguments, tmp_path
     assert card["files"].keys() == {"config.yaml", "model.pth"}
     assert not (tmp_path / "out/config_yacs.yaml").exists()
     assert "detections differ, where the student has" in card["left_out"]["config_yacs.yaml"]
+
+
+def test_a_student_from_a_yacs_config_gets_its_model_back():
+    student = load_student_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    model = student.model.config.MODEL
+    model.RESNETS.DEPTH, model.RESNETS.RES2_OUT_CHANNELS = 18, 64
+    model.BACKBONE.FREEZE_AT, model.FPN.NORM = 1, "GN"
+    model.RETINANET.NUM_CLASSES, model.WEIGHTS = 3, "model.pth"
+    written = make_yacs(source(instantiate(student.model), node=student.model))
+    for section in ("BACKBONE", "RESNETS", "FPN", "RETINANET"):
+        expected = OmegaConf.to_container(model[section])
+        assert json.loads(json.dumps(written.MODEL[section])) == expected, section
