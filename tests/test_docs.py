@@ -159,7 +159,7 @@ def test_your_detector_is_distilled_and_then_loads_without_d2kd(folder):
 def test_a_teacher_of_the_model_zoo_names_a_config_that_exists():
     from detectron2 import model_zoo
 
-    snippet = snippets("your_detector.md")[1]
+    snippet = snippets("your_detector.md")[2]
     name = re.search(r'model="([^"]+)"', snippet).group(1)
     assert model_zoo.get_checkpoint_url(name).startswith("https://")
 

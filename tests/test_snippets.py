@@ -70,6 +70,8 @@ def user(tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     for name, depth in dict(my_student=18, my_teacher=34, my_retinanet=18).items():
         (folder / f"{name}.py").write_text(STUDENT.format(depth=depth))
+    for name in ("my_student.yaml", "my_teacher.yaml"):
+        (folder / name).write_text("MODEL: {META_ARCHITECTURE: RetinaNet}\nVERSION: 2\n")
     for snippet in SNIPPETS:  # configs that one snippet shows and another uses
         if name := re.match(r"# (\w+\.py)\b", snippet.text):
             (folder / name[1]).write_text(snippet.text)

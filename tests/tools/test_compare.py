@@ -258,10 +258,15 @@ def test_runs_of_the_first_version_are_known_without_a_digest(root):
     assert len(calls(root)) == 1
 
 
-@pytest.mark.parametrize("changed", ["c.py", "parts/base.py"])
+@pytest.mark.parametrize("changed", ["c.py", "parts/base.py", "yacs.yaml", "parts/base.yaml"])
 def test_a_config_that_was_changed_since_is_refused(root, changed):
-    (root / "c.py").write_text("from .parts.base import model\n")
+    yacs = str(root / "yacs.yaml")
+    (root / "c.py").write_text(
+        f"from .parts.base import model\n_config = load_student_config({yacs!r})\n"
+    )
     (root / "parts").mkdir()
+    (root / "yacs.yaml").write_text('_BASE_: "parts/base.yaml"\n')
+    (root / "parts" / "base.yaml").write_text("VERSION: 2\n")
     (root / "parts" / "base.py").write_text("model = 1\n")
     (root / "other.py").write_text("")
     run_main(root, "a: c.py", "--seeds", "1")
