@@ -14,6 +14,7 @@ myst_heading_anchors = 4  # for links to sections, such as results.md#the-demo
 
 default_role = "code"  # docstrings have Markdown's backticks
 autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 80  # longer ones have a line for each parameter
 autodoc_inherit_docstrings = False  # those of Detectron2 and PyTorch have another markup
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -24,5 +25,23 @@ def to_page(app, name, source):
     source[0] = re.sub(r"\]\(\.\./datasets/README\.md", "](datasets.md", source[0])
 
 
+# Where a long name in a table may break: in a/b, a_b, a=b, f(x and a.b, not in 1.5.
+BREAKS = re.compile(r"(?<=\w[/_=(])(?=\w)|(?<=[a-z]\.)(?=[a-z])")
+
+
+def make_readable(app, page, template, context, tree):
+    """Let long names in tables break, so that they hide no column; link pictures to the files."""
+    if "body" not in context:
+        return
+    body = re.sub(r"(?s)<td.*?</td>", break_names, context["body"])
+    context["body"] = re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', body)
+
+
+def break_names(cell):
+    """A cell with breaks in its texts. Texts with a backslash are equations and stay whole."""
+    return re.sub(r">[^<\\]+(?=<)", lambda text: BREAKS.sub("<wbr>", text[0]), cell[0])
+
+
 def setup(app):
     app.connect("source-read", to_page)
+    app.connect("html-page-context", make_readable)
