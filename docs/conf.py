@@ -25,8 +25,9 @@ def to_page(app, name, source):
     source[0] = re.sub(r"\]\(\.\./datasets/README\.md", "](datasets.md", source[0])
 
 
-# Where a long name in a table may break: in a/b, a_b, a=b, f(x and a.b, not in 1.5.
-BREAKS = re.compile(r"(?<=\w[/_=(])(?=\w)|(?<=[a-z]\.)(?=[a-z])")
+# Names of 20 characters and more in tables may break after these characters.
+LONG_NAME = re.compile(r"[^\s<>\\]{20,}")
+BREAKS = re.compile(r"(?<=\w[/_=(])(?=\w)|(?<=[a-z]\.)(?=\w+[.=])")
 
 
 def make_readable(app, page, template, context, tree):
@@ -39,9 +40,19 @@ def make_readable(app, page, template, context, tree):
 
 def break_names(cell):
     """A cell with breaks in its texts. Texts with a backslash are equations and stay whole."""
-    return re.sub(r">[^<\\]+(?=<)", lambda text: BREAKS.sub("<wbr>", text[0]), cell[0])
+
+    def break_text(text):
+        return LONG_NAME.sub(lambda name: BREAKS.sub("<wbr>", name[0]), text[0])
+
+    return re.sub(r">[^<\\]+(?=<)", break_text, cell[0])
+
+
+def shorten_defaults(app, what, name, item, options, signature, returns):
+    """Write the default of a dataclass's field as "...": Sphinx cannot parse "<factory>"."""
+    return signature and signature.replace("<factory>", "..."), returns
 
 
 def setup(app):
     app.connect("source-read", to_page)
     app.connect("html-page-context", make_readable)
+    app.connect("autodoc-process-signature", shorten_defaults)
