@@ -16,6 +16,7 @@ from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
 from d2kd.config import load_config
 from d2kd.methods import FeatureMethod, Method, Methods
+from tests.snippets import PAGES, find_snippets
 from tests.test_readme import STUDENT
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -57,6 +58,16 @@ def test_builds_without_warnings_and_without_broken_links(tmp_path):
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "api.html").read_text()
     assert 'id="d2kd.Distiller"' in api and 'id="d2kd.methods.FGD"' in api
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_shown_as_code(page):
+    """Right after a list, Markdown takes an indented block for a paragraph of the last item."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt()
+    tokens = parser.parse((DOCS.parent / page).read_text())
+    code = {" ".join(x.content.split()) for x in tokens if x.type in ("code_block", "fence")}
+    shell = [x for x in find_snippets(page) if x.kind == "shell"]
+    assert not [x.line for x in shell if " ".join(x.text.split()) not in code]
 
 
 def test_every_page_is_in_the_table_of_contents():

@@ -16,6 +16,7 @@ from scipy.stats import ttest_rel
 from d2kd import threads
 from d2kd.tools import paths
 from d2kd.tools.compare import entries, statistics
+from d2kd.tools.compare.describe import describe
 from d2kd.tools.compare.entries import Entry
 from d2kd.tools.compare.run import EntryRun
 from d2kd.tools.compare.table import table
@@ -74,6 +75,14 @@ def test_a_file_gives_further_entries(root):
     file.write_text("# of the paper\n\nb: c.py x=1\n  d: c.py 'y=#'\n")
     rows = entries.read_entries(["a: c.py"], file)
     assert [(e.name, e.overrides) for e in rows] == [("a", ()), ("b", ("x=1",)), ("d", ("y=#",))]
+
+
+def test_a_teacher_has_the_same_digest_in_each_process_and_another_with_other_data():
+    first = [Entry("a", "demo/distill_continued.py", ())]
+    other = Entry("b", "demo/distill_continued.py", ("dataloader.test.dataset.names=demo_fog_val",))
+    (found,), (again, on_fog) = describe(first, 1), describe([*first, other], 1)
+    assert found.teacher == again.teacher != on_fog.teacher
+    assert found.teacher and on_fog.teacher
 
 
 def test_entries_that_would_share_a_folder_are_refused(root):

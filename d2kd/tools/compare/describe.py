@@ -84,12 +84,8 @@ def _describe(config: str, overrides: Sequence[str]) -> Description:
 def _identity(cfg: Any) -> str:
     """Digest of a distiller's teacher, its weights and the data of the evaluation."""
 
-    def plain(node: Any) -> Any:
-        if hasattr(node, "items"):
-            return {str(k): plain(v) for k, v in node.items()}
-        if isinstance(node, (list, tuple)) or type(node).__name__ == "ListConfig":
-            return [plain(v) for v in node]
-        return node if isinstance(node, (str, int, float, bool, type(None))) else repr(node)
+    # By names: the repr of a function has its address, which is another one in each process.
+    from d2kd.pseudo.fingerprint import plain
 
     teacher, parts = cfg.model.teacher, []
     model, weights = teacher.get("model"), str(teacher.get("weights"))
@@ -97,6 +93,6 @@ def _identity(cfg: Any) -> str:
         parts.append(digest_sources(Path(model)))
     if os.path.isfile(weights):
         parts.append(sha256_of_file(weights))
-    settings = {k: plain(v) for k, v in cfg.dataloader.items() if k in ("test", "evaluator")}
-    parts.append(json.dumps([plain(teacher), settings], sort_keys=True))
+    settings = {k: v for k, v in cfg.dataloader.items() if k in ("test", "evaluator")}
+    parts.append(json.dumps(plain([teacher, settings], depth=50), sort_keys=True))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
