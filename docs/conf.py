@@ -25,8 +25,8 @@ def to_page(app, name, source):
     source[0] = re.sub(r"\]\(\.\./datasets/README\.md", "](datasets.md", source[0])
 
 
-# Names of 16 characters and more in tables may break after these characters.
-LONG_NAME = re.compile(r"[^\s<>\\]{16,}")
+# Names of 12 characters and more in tables may break after these characters.
+LONG_NAME = re.compile(r"[^\s<>\\]{12,}")
 BREAKS = re.compile(r"(?<=\w[/_=(])(?=\w)|(?<=[a-z]\.)(?=\w+[.=])")
 
 
