@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from detectron2.config import instantiate
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, ListConfig
 from ..lazy import resolve_target
 from .crowdhuman import CrowdHumanEvaluator
 
-__all__ = ["build_evaluator", "evaluator_nodes", "is_certain", "rehearse"]
+__all__ = ["build_evaluator", "evaluator_nodes", "is_certain", "rehearse", "takes_image_ids"]
 
 MASKED = 32  # at most this many made-up detections of an image have masks, which are large
 KEYPOINTS = 17  # of COCO's people; used where the data set does not name its own
@@ -43,6 +43,11 @@ def _accepts(target: Any, name: str) -> bool:
         return False
 
 
+def takes_image_ids(node: DictConfig) -> bool:
+    """Whether an evaluator can be restricted to some images, as COCO's can."""
+    return _accepts(getattr(resolve_target(node), "evaluate", None), "img_ids")
+
+
 def build_evaluator(node: Any, **fields: Any) -> DatasetEvaluator:
     """Build `dataloader.evaluator`. Unless it says otherwise, no cached annotations are used.
 
@@ -54,7 +59,7 @@ def build_evaluator(node: Any, **fields: Any) -> DatasetEvaluator:
         fields: replace fields of the nodes whose target has them.
     """
     if isinstance(node, (list, tuple, ListConfig)):
-        return instantiate(node)
+        return DatasetEvaluators([build_evaluator(x, **fields) for x in node])
     if not (isinstance(node, (dict, DictConfig)) and "_target_" in node):
         return instantiate(node)
     target = resolve_target(node)

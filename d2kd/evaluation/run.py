@@ -19,7 +19,7 @@ from torch import nn
 from ..data.named_errors import build_loader
 from ..distiller import Distiller
 from ..finite import non_finite_names
-from .rehearsal import build_evaluator
+from .rehearsal import build_evaluator, evaluator_nodes, takes_image_ids
 
 __all__ = ["check_teacher", "evaluate", "teacher_of"]
 
@@ -105,7 +105,10 @@ def check_teacher(cfg, model: Any) -> None:
     test = {k: v for k, v in cfg.dataloader.test.items() if k != "dataset"}
     test["dataset"] = instantiate(cfg.dataloader.test.dataset)[: check.images]
     image_ids = [x["image_id"] for x in test["dataset"]]
-    evaluator = _OnSomeImages(build_evaluator(cfg.dataloader.evaluator), image_ids)
+    node = cfg.dataloader.evaluator
+    # Of several evaluators, only one of COCO's interface can be restricted to some images.
+    node = next((n for n in evaluator_nodes(node) if takes_image_ids(n)), node)
+    evaluator = _OnSomeImages(build_evaluator(node), image_ids)
     results = inference_on_dataset(detect, build_loader(test), evaluator)
     if not comm.is_main_process():
         return

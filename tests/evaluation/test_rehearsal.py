@@ -6,14 +6,14 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from d2kd.audit import audit_config
 from d2kd.data import register_crowdhuman, register_folder
 from d2kd.evaluation.crowdhuman import CrowdHumanEvaluator
-from d2kd.evaluation.rehearsal import build_evaluator, rehearse
+from d2kd.evaluation.rehearsal import build_evaluator, rehearse, takes_image_ids
 from tests.audit.test_run import config
 from tests.data.audit import sets
 
@@ -183,3 +183,22 @@ def test_rehearsal_of_crowdhuman(tmp_path):
             assert "3 of 3 boxes extend beyond the border" in audit.messages[0][1]
     finally:
         register_crowdhuman()
+
+
+class Remembers(DatasetEvaluator):
+    def __init__(self, folder, allow_cached_coco=True):
+        (folder / str(allow_cached_coco)).touch()
+
+    def evaluate(self):
+        return {"remembered": {}}
+
+
+def test_no_evaluator_of_a_list_uses_cached_annotations(tmp_path):
+    nodes = [
+        L(Remembers)(folder=tmp_path),
+        L(COCOPanopticEvaluator)(dataset_name="coco_2017_val_panoptic"),
+    ]
+    evaluator = build_evaluator(nodes[:1])
+    assert evaluator.evaluate() == {"remembered": {}}
+    assert [x.name for x in tmp_path.iterdir()] == ["False"]
+    assert [takes_image_ids(x) for x in (*nodes, L(COCOEvaluator)())] == [False, False, True]
