@@ -24,7 +24,6 @@ from PIL import Image as Picture
 
 from d2kd import Distiller
 from d2kd.config import check_config
-from d2kd.data import register_all
 from d2kd.data.demo import SPLITS, make_demo, register_demo
 from d2kd.data.folders import register_folders
 from d2kd.data.manifest import Image
@@ -62,7 +61,8 @@ DEMO = 20  # training images, of which a fifth is four
 @pytest.fixture(autouse=True, scope="module")
 def _data(_as_train_net, tmp_path_factory):  # noqa: F811
     """A small demo set, and one image for each other split. COCO and VOC are not needed."""
-    root, before = tmp_path_factory.mktemp("datasets"), set(DatasetCatalog.list())
+    root, before = tmp_path_factory.mktemp("datasets"), DatasetCatalog.list()
+    functions, metadata = dict(DatasetCatalog.data), dict(MetadataCatalog.data)
     for name, (labeled, others, classes) in FOLDERS.items():
         for split in (*labeled, *others):
             (root / name / split).mkdir(parents=True)
@@ -82,7 +82,8 @@ def _data(_as_train_net, tmp_path_factory):  # noqa: F811
     make_demo(root, {split: DEMO if split == "demo_train" else 2 for split in SPLITS})
     register_demo(root)
     for name in before:
-        if name.startswith(tuple(f"{folder}_" for folder in FOLDERS)):  # the user's data
+        # The user's data, and sets of Detectron2, such as cityscapes_fine_instance_seg_train.
+        if name.startswith(tuple(f"{folder}_" for folder in FOLDERS)):
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
     register_folders(root)
@@ -96,10 +97,7 @@ def _data(_as_train_net, tmp_path_factory):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DatasetCatalog, "get", get)
         yield
-    for name in set(DatasetCatalog.list()) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.pop(name, None)
-    register_all()
+    DatasetCatalog.data, MetadataCatalog.data = functions, metadata
 
 
 @functools.cache
