@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from importlib import metadata
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
 from ..files import sha256_of_file
+from ..lazy import resolve_target
 from ..metrics import read_metrics
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
 from .source import Source, dataset_names
@@ -131,10 +133,17 @@ def _teacher(cfg: DictConfig) -> dict[str, Any] | None:
 def _methods(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     nodes = cfg.model.get("methods") or {}
     return {
-        name: {"class": _target(node), "weight": node.get("weight", 1.0)}
+        name: {"class": _target(node), "weight": _weight(node)}
         for name, node in nodes.items()
         if isinstance(node, DictConfig)
     }
+
+
+def _weight(node: DictConfig) -> Any:
+    """The weight of a method's node, or the default of its class, such as 6 for PKD."""
+    if "weight" in node:
+        return node.weight
+    return inspect.signature(resolve_target(node)).parameters["weight"].default
 
 
 def _versions() -> dict[str, str]:
@@ -150,8 +159,9 @@ def _versions() -> dict[str, str]:
 def to_markdown(card: Mapping[str, Any]) -> str:
     """README.md of a folder of exported files. `card` is what `describe` gives, with checks."""
     order = "[..., ::-1]" if card["input"]["channels"] == "RGB" else ""
+    count = len(card["classes"])
     lines = [
-        f"# {card['detector']} with {len(card['classes'])} classes",
+        f"# {card['detector']} with {count} class{'' if count == 1 else 'es'}",
         "",
         f"Config `{card['config']}`, {card['parameters'] / 1e6:.2f} M parameters. "
         f"Classes, in order: {', '.join(card['classes'])}.",

@@ -19,10 +19,10 @@ def threshold_hint(best_scores: Sequence[float], threshold: float) -> str:
     without = sum(score < threshold for score in best_scores)
     if not best_scores or 2 * without < len(best_scores):
         return ""
-    highest = max(best_scores)
+    highest = max(score for score in best_scores if score < threshold)
     line = (
-        f"No detection on {without} of {len(best_scores)} images has a score of at least "
-        f"{threshold:g}. The highest score is {highest:.2g}"
+        f"{without} of {len(best_scores)} images have no detection with a score of at least "
+        f"{threshold:g}. The highest score there is {highest:.2g}"
     )
     # Of the images, more than half have a score of at least this.
     lower = math.floor(100 * statistics.median_low(best_scores)) / 100
