@@ -88,7 +88,8 @@ def test_a_threshold_that_is_too_high_is_told(zoo, published, images, tmp_path, 
     run(images, tmp_path / "none", "--threshold", "1")
     output = capsys.readouterr().out
     assert "0 detections on 2 images, written" in output
-    assert "on 2 of 2 images has a score of at least 1." in output and "try --threshold" in output
+    assert "2 of 2 images have no detection with a score of at least 1." in output
+    assert "try --threshold" in output
 
 
 def test_mistakes_are_named(zoo, published, images, tmp_path):
