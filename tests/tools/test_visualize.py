@@ -166,7 +166,7 @@ def test_key_regions_are_those_of_the_resized_boxes(folder, sheet, monkeypatch):
 def test_a_threshold_that_is_too_high_is_told(folder, sheet, capsys):
     argv = ["detector.py", *WEIGHTS, "--count", "2", "--output", "o", "--threshold"]
     visualize.main([*argv, "1"])
-    hint = re.search(r"on 2 of 2 images .* try --threshold (\S+)\.$", capsys.readouterr().out)
+    hint = re.search(r"2 of 2 images .* try --threshold (\S+)\.$", capsys.readouterr().out)
     visualize.main([*argv, hint[1]])
     assert "--threshold" not in capsys.readouterr().out
 
