@@ -9,7 +9,9 @@ Two nodes are ours: `build_yacs_model`, because yacs alone says how the model is
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,7 +147,9 @@ def _check(config: CfgNode, source: str) -> None:
     check_number(f"{source}: SOLVER.BASE_LR", config.SOLVER.BASE_LR, above=0)
     choices = {
         "SOLVER.LR_SCHEDULER_NAME": (
-            *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+            "WarmupMultiStepLR",
+            "WarmupCosineLR",
+            "WarmupStepWithFixedGammaLR",
         ),
         "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
         "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", "RepeatFactorTrainingSampler"),
@@ -153,13 +157,10 @@ def _check(config: CfgNode, source: str) -> None:
     if config.SOLVER.CLIP_GRADIENTS.ENABLED:
         choices["SOLVER.CLIP_GRADIENTS.CLIP_TYPE"] = ("value", "norm", "full_model")
     for key, known in choices.items():
-        section, _, name = key.partition(".")
-        found: Any = config[section]
-        for part in name.split("."):
-            found = found[part]
+        found = functools.reduce(operator.getitem, key.split("."), config)
         if found not in known:
             fix = ""
-            if name == "SAMPLER_TRAIN":
+            if key == "DATALOADER.SAMPLER_TRAIN":
                 fix = (
                     " Set it to TrainingSampler, and set dataloader.train.sampler in the LazyConfig"
                     " that loads this file."
