@@ -83,8 +83,6 @@ def _describe(config: str, overrides: Sequence[str]) -> Description:
 
 def _identity(cfg: Any) -> str:
     """Digest of a distiller's teacher, its weights and the data of the evaluation."""
-
-    # By names: the repr of a function has its address, which is another one in each process.
     from d2kd.pseudo.fingerprint import plain
 
     teacher, parts = cfg.model.teacher, []
@@ -94,5 +92,6 @@ def _identity(cfg: Any) -> str:
     if os.path.isfile(weights):
         parts.append(sha256_of_file(weights))
     settings = {k: v for k, v in cfg.dataloader.items() if k in ("test", "evaluator")}
+    # By names: the repr of a function has its address, which is another one in each process.
     parts.append(json.dumps(plain([teacher, settings], depth=50), sort_keys=True))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
