@@ -71,8 +71,8 @@ def _folder(root: str | Path | None) -> Path:
 def make_demo(root: str | Path | None = None, sizes: Mapping[str, int] | None = None) -> Path:
     """Make the demo set in ``root``/demo unless it exists, and return that folder.
 
-    It is built in a temporary folder and renamed when it is complete. If two processes build it at
-    the same time, the second one uses the result of the first.
+    It is built in a temporary folder and renamed when it is complete. If two processes make it at
+    the same time, the second one waits and uses the result of the first.
 
     Args:
         root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.
@@ -83,12 +83,21 @@ def make_demo(root: str | Path | None = None, sizes: Mapping[str, int] | None = 
         FileExistsError: the folder exists and is not a demo set.
         ImportError: scikit-learn or scikit-image is missing.
     """
+    from iopath.common.file_io import file_lock
+
     folder = _folder(root)
     if _is_made(folder, sizes):
         return folder
     load_material()  # finds a missing package before anything is written
     folder.parent.mkdir(parents=True, exist_ok=True)
-    sizes = sizes or {split: spec.size for split, spec in SPLITS.items()}
+    with file_lock(str(folder.with_name(".demo"))):  # .demo.lock
+        if not _is_made(folder, sizes):
+            _make(folder, sizes or {split: spec.size for split, spec in SPLITS.items()})
+    return folder
+
+
+def _make(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Build the set in a temporary folder, which then replaces `folder` if there is one."""
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent) as work:
         logger.info(f"Making the demo set in {folder}: about a minute, once")
         new = Path(work, "new")
@@ -100,14 +109,9 @@ def make_demo(root: str | Path | None = None, sizes: Mapping[str, int] | None = 
             expected = SPLITS[split].sha256
             if sizes[split] == SPLITS[split].size and digest != expected:
                 logger.warning(f"{split}: expected the published sha256 {expected}, found {digest}")
-        try:
-            if folder.exists() and not _is_made(folder, sizes):  # an older recipe or another size
-                folder.rename(Path(work, "old"))
-            new.rename(folder)
-        except OSError:  # another process was faster
-            if not _is_made(folder, sizes):
-                raise
-    return folder
+        if folder.exists():  # of an older recipe, or of other sizes
+            folder.rename(Path(work, "old"))
+        new.rename(folder)
 
 
 def load_split(root: str | Path | None, split: str) -> list[dict[str, Any]]:

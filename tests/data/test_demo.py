@@ -190,7 +190,7 @@ def test_made_again_only_for_other_sizes_or_another_recipe(root, tmp_path, monke
     monkeypatch.setattr(demo, "RECIPE", demo.RECIPE + 1)
     made = json.loads((demo.make_demo(tmp_path, {"demo_val": 3}) / "made.json").read_text())
     assert made["recipe"] == demo.RECIPE
-    assert os.listdir(tmp_path) == ["demo"]
+    assert sorted(os.listdir(tmp_path)) == [".demo.lock", "demo"]
 
 
 def test_a_killed_run_leaves_nothing_that_looks_made(tmp_path):
@@ -215,17 +215,24 @@ def test_a_folder_that_d2kd_did_not_make_is_not_changed(tmp_path):
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_two_concurrent_makers_give_one_set(tmp_path, monkeypatch, older):
-    if older:  # both find a set of another size, which they replace
+def test_the_second_of_two_concurrent_makers_uses_the_set_of_the_first(
+    tmp_path, monkeypatch, older
+):
+    if older:  # both find a set of another size, which is replaced
         demo.make_demo(tmp_path, {"demo_val": 1})
-    barrier, draw = threading.Barrier(2, timeout=30), demo.draw
+    draw, load_material, sizes = demo.draw, demo.load_material, {"demo_val": 2}
+    both_began, drawn, results = threading.Barrier(2, timeout=30), [], []
 
-    def together(split, index):
-        barrier.wait()  # neither can finish before the other has begun
+    def began():
+        both_began.wait()  # neither can be done before the other has found that there is no set
+        return load_material()
+
+    def count(split, index):
+        drawn.append(index)
         return draw(split, index)
 
-    monkeypatch.setattr(demo, "draw", together)
-    results, sizes = [], {"demo_val": 2}
+    monkeypatch.setattr(demo, "load_material", began)
+    monkeypatch.setattr(demo, "draw", count)
 
     def make():
         results.append(demo.make_demo(tmp_path, sizes))
@@ -236,7 +243,8 @@ def test_two_concurrent_makers_give_one_set(tmp_path, monkeypatch, older):
     for thread in threads:
         thread.join()
     assert results == [tmp_path / "demo"] * 2
-    assert os.listdir(tmp_path) == ["demo"]
+    assert len(drawn) == 2
+    assert sorted(os.listdir(tmp_path)) == [".demo.lock", "demo"]
     assert len(list((tmp_path / "demo" / "demo_val").iterdir())) == 2
 
 
