@@ -3,7 +3,7 @@
 PYTHON ?= python3
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint wheel-test docs bench gpu clean distclean
+.PHONY: help setup demo test lint wheel-test notebooks docs links bench gpu clean distclean
 
 help:
 	@echo "make demo       train a small student with and without its teacher; a table and a picture (about 10 minutes)"
@@ -11,6 +11,8 @@ help:
 	@echo "make lint       check style (ruff), layers of the package (import-linter) and types (mypy)"
 	@echo "make wheel-test build a wheel, install it into a fresh environment and run it there"
 	@echo "make docs       build the documentation as a web site, docs/_build/html/index.html"
+	@echo "make links      check that the links of the documentation to other sites work; needs the internet"
+	@echo "make notebooks  run the notebooks with a few steps (about three minutes)"
 	@echo "make bench      measure what distillation costs on this CPU; a table and a picture (about two minutes)"
 	@echo "make gpu        run and measure all that needs a GPU, in under nine minutes; docs/performance_gpu.md"
 	@echo "make setup      only make .venv; PYTHON=/path/to/python takes the Detectron2 of that Python"
@@ -37,6 +39,12 @@ wheel-test: $(READY)
 
 docs: $(READY)
 	.venv/bin/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+links: $(READY)
+	.venv/bin/python -m sphinx -b linkcheck docs docs/_build/links
+
+notebooks: $(READY)
+	.venv/bin/python -m pytest -q -m slow tests/test_notebooks.py
 
 bench: $(READY)
 	.venv/bin/python -m d2kd benchmark --config-file configs/demo/distill.py train.device=cpu \

@@ -12,6 +12,11 @@ html_title = "d2kd"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # for links to sections, such as results.md#the-demo
 
+# `make links` visits each page once. It does not look for the section, which GitHub's pages make later.
+linkcheck_anchors = False
+linkcheck_timeout = 20
+linkcheck_retries = 2
+
 default_role = "code"  # docstrings have Markdown's backticks
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 80  # longer ones have a line for each parameter
