@@ -34,8 +34,19 @@ from d2kd.logs import setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
-from d2kd.resume import RunRecord, first_step, run_settings, training_classes
-from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
+from d2kd.resume import (
+    RunRecord,
+    explain_interruption,
+    first_step,
+    run_settings,
+    training_classes,
+)
+from d2kd.run_lock import (
+    check_run_folder,
+    drop_kept_checkpoints,
+    keep_finished_run,
+    lock_run_folder,
+)
 from d2kd.student_files import BestStudent, FinalStudent, closing_line
 from d2kd.visualize import training_pictures
 from d2kd.writers import default_writers
@@ -43,13 +54,14 @@ from d2kd.writers import default_writers
 logger = logging.getLogger("d2kd")
 
 
-def do_train(args, cfg, dataset=None):
+def do_train(args, cfg, dataset=None, kept=None):
     """
     Args:
         cfg: the sections of Detectron2's lazyconfig_train_net.py: model, optimizer, lr_multiplier,
             dataloader.{train,test,evaluator} and train. configs/common/train.py explains the fields
             of `train`.
         dataset: the training set, where the audit had to load it.
+        kept: folder of what an earlier run left in this place.
     """
     loader = TrainLoader(cfg.dataloader.train, cfg.train.accumulate, dataset)
     loader.prepare()
@@ -101,10 +113,14 @@ def do_train(args, cfg, dataset=None):
     checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
     if distiller is not None and not resuming:
         distiller.inherit()  # after loading, because initial weights would overwrite it
+    comm.synchronize()  # all processes have loaded
+    if kept is not None and comm.is_main_process():
+        drop_kept_checkpoints(cfg.train.output_dir, kept)
     start = first_step(trainer.iter + 1, cfg.train.max_iter) if resuming else 0
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
-    trainer.train(start, cfg.train.max_iter)
+    with explain_interruption(trainer, period, resuming):
+        trainer.train(start, cfg.train.max_iter)
     if comm.is_main_process():
         # The saved config also has the overrides; the original one may register its data.
         changed = any(x.startswith(("model.", "dataloader.")) for x in args.opts)
@@ -192,12 +208,13 @@ def train_or_evaluate(args, cfg):
     )
     # This also makes the demo's data, if the config uses them.
     dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
+    kept = None
     if not evaluated and not args.resume:
-        on_main_process(lambda: keep_finished_run(cfg.train.output_dir))
+        kept = on_main_process(lambda: keep_finished_run(cfg.train.output_dir))
     # After the checks, because it replaces the config.yaml of an earlier run.
     default_setup(cfg, args)
     if not evaluated:
-        do_train(args, cfg, dataset)
+        do_train(args, cfg, dataset, kept)
         return
     model = instantiate(cfg.model).to(cfg.train.device)
     if args.eval_teacher:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, TrainerBase
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 __all__ = [
     "RunRecord",
+    "explain_interruption",
     "first_step",
     "run_settings",
     "same_hyperparameters",
@@ -47,6 +48,33 @@ def first_step(done: int, max_iter: int) -> int:
     else:
         logger.info("--resume: %d of %d steps are done", done, max_iter)
     return done
+
+
+@contextlib.contextmanager
+def explain_interruption(trainer: TrainerBase, period: int, resuming: bool) -> Iterator[None]:
+    """If the training in the block is interrupted (Ctrl-C), say what is kept and how to go on.
+
+    Args:
+        trainer: its `iter` is the step that was interrupted.
+        period: steps between two checkpoints.
+        resuming: whether the run began with a checkpoint of its own.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        step, saved = trainer.iter, max(trainer.iter // period * period, trainer.start_iter)
+        if saved > trainer.start_iter or resuming:
+            fix = (
+                f"Its last checkpoint is of step {saved}. To go on from there, use the same "
+                f"command with --resume."
+            )
+        else:
+            fix = (
+                f"It had saved no checkpoint yet, because train.checkpointer.period is {period}. "
+                f"The same command begins again."
+            )
+        logger.warning(f"Stopped at step {step} of {trainer.max_iter}. {fix}")
+        raise
 
 
 def training_classes(cfg: DictConfig) -> list[str] | None:

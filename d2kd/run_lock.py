@@ -18,7 +18,7 @@ from socket import gethostname
 
 from .files import file_in_the_way
 
-__all__ = ["check_run_folder", "keep_finished_run", "lock_run_folder"]
+__all__ = ["check_run_folder", "drop_kept_checkpoints", "keep_finished_run", "lock_run_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,9 @@ def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool 
 def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     """Give what a finished run left a second place, so that a new run replaces nothing.
 
-    `model_final.pth`, `student*.pth` and `config.yaml` also become files of `previous_1`,
-    `previous_2`, ... in the folder. They stay where they are until the new run replaces them,
-    because it may start from them.
+    All checkpoints, `student*.pth` and `config.yaml` also become files of `previous_1`,
+    `previous_2`, ... in the folder. They stay where they are until the new run has started, because
+    it may start from them.
 
     Args:
         folder: `train.output_dir` of a training that does not resume. URLs are not looked at.
@@ -75,7 +75,7 @@ def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     half = Path(tempfile.mkdtemp(prefix=".previous_", dir=path))
     half.chmod(path.stat().st_mode)
     config = path / "config.yaml"
-    for weights in (path / "model_final.pth", *sorted(path.glob("student*.pth"))):
+    for weights in sorted((*path.glob("model_*.pth"), *path.glob("student*.pth"))):
         try:
             # A second name of the same file. Checkpoints are replaced, never written over.
             os.link(weights.resolve(), half / weights.name)
@@ -91,6 +91,20 @@ def keep_finished_run(folder: str | os.PathLike) -> Path | None:
         kept.name,
     )
     return kept
+
+
+def drop_kept_checkpoints(folder: str | os.PathLike, kept: Path) -> None:
+    """Remove what would be taken for the new run's: the earlier run's checkpoints of single steps.
+
+    Call it when the new run has loaded its weights.
+
+    Args:
+        folder: `train.output_dir`.
+        kept: what `keep_finished_run` returned; the files are kept there.
+    """
+    for weights in kept.glob("model_[0-9]*.pth"):
+        Path(folder, weights.name).unlink(missing_ok=True)
+    Path(folder, "last_checkpoint").unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-from d2kd.run_lock import check_run_folder, keep_finished_run, lock_run_folder
+from d2kd.run_lock import (
+    check_run_folder,
+    drop_kept_checkpoints,
+    keep_finished_run,
+    lock_run_folder,
+)
 
 HOLD = """
 import sys, time
@@ -110,6 +115,21 @@ def test_what_a_finished_run_left_is_kept(tmp_path, monkeypatch, links):
         assert (kept / "config.yaml").read_text() == f"config {i}"
         assert (kept / "student_ema_final.pth").read_text() == f"average {i}"
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == set()
+
+
+def test_earlier_checkpoints_of_single_steps_do_not_stay_beside_the_new_ones(tmp_path):
+    for name in ("model_0000499.pth", "model_final.pth", "student_final.pth"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    kept = keep_finished_run(tmp_path)
+    assert (tmp_path / "model_0000499.pth").exists()  # until the new run has loaded its weights
+    (tmp_path / "model_0000999.pth").write_text("new")
+    drop_kept_checkpoints(tmp_path, kept)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model_0000999.pth", "model_final.pth", "student_final.pth", "previous_1"}
+    names = ["model_0000499.pth", "model_final.pth", "student_final.pth"]
+    assert sorted(os.listdir(kept)) == names
+    assert all((kept / name).read_text() == name for name in names)
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -103,6 +103,19 @@ def run_and_kill(monkeypatch, config: Path, folder: Path, *opts: str) -> None:
         run(config, folder, *opts)
 
 
+def test_an_interruption_says_how_to_go_on(config, tmp_path, monkeypatch):
+    new = ["train.checkpointer.period=100"]
+    run_and_kill(monkeypatch, config, tmp_path / "new", *new)
+    assert "Stopped at step 4 of 6. It had saved no checkpoint yet" in last_line(tmp_path / "new")
+    run_and_kill(monkeypatch, config, tmp_path / "old", "train.checkpointer.period=3")
+    assert "Stopped at step 4 of 6. Its last checkpoint is of step 3" in last_line(tmp_path / "old")
+    assert (tmp_path / "old" / "last_checkpoint").read_text() == "model_0000002.pth"
+
+
+def last_line(folder: Path) -> str:
+    return (folder / "log.txt").read_text().splitlines()[-1]
+
+
 def test_resumed_run_equals_uninterrupted_one(config, tmp_path, monkeypatch):
     whole = run(config, tmp_path / "whole")
     assert any(k.startswith("distillation.") for k in whole)
@@ -329,6 +342,7 @@ def test_a_new_run_keeps_the_result_of_the_finished_one_in_its_folder(config, tm
     run(config, tmp_path, *short, f"train.init_checkpoint={tmp_path}/model_final.pth")
     assert (tmp_path / "previous_1/model_final.pth").read_bytes() == first
     assert (tmp_path / "model_final.pth").read_bytes() != first
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert "init_checkpoint: ''" in (tmp_path / "previous_1/config.yaml").read_text()
     run(config, tmp_path, "train.max_iter=3", "train.eval_period=0", resume=True)  # more steps
     assert not (tmp_path / "previous_2").exists()

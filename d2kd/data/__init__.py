@@ -11,6 +11,7 @@
     views.py        a weak and a strong view of each image
     partial.py      images with pseudo labels, with labels of some classes only, or without labels
     two_sizes.py    one view of an image at the sizes of student and teacher
+    workers.py      the worker processes of data loaders
     augment.py      strong augmentations that Detectron2 does not have
 
 Names are imported when they are first used: some of these modules import PyTorch, which takes

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import instantiate
+from torch.utils.data import get_worker_info
+
+from .workers import ignore_interrupts
 
 __all__ = ["NamedErrors", "build_loader", "name_errors"]
 
@@ -15,6 +18,9 @@ class NamedErrors:
 
     Decoders do not know the name: "image file is truncated" is all that they say about a file that
     is damaged behind its header. `d2kd.data.audit` finds most of them before training.
+
+    Detectron2's loaders have no place for a function that starts a worker, so the first image does
+    what `ignore_interrupts` is for.
 
     Args:
         mapper: function from a dict of Detectron2's dataset format to an input of a model.
@@ -29,6 +35,8 @@ class NamedErrors:
             ValueError: an image cannot be read.
             Exception: whatever else the mapper raised, unchanged, for an image without a file.
         """
+        if get_worker_info() is not None:
+            ignore_interrupts()
         name = image.get("file_name") if isinstance(image, Mapping) else None
         try:
             return self.mapper(image)

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.audit.images import read_header
 from ..data.manifest import Image, Manifest
+from ..data.workers import ignore_interrupts
 from ..matching import Detections
 from ..threads import available_cpus
 from .cache import Claims, RawCache, Unit
@@ -180,6 +181,7 @@ def _load(
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_identity,
+        worker_init_fn=ignore_interrupts,
     )
 
 

@@ -109,5 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--overwrite", action="store_true", help="replace labels of other settings")
     args = parse_arguments(parser, argv)
     args.config_file = config_path(args.config_file)
-    launch(run, args)
+    try:
+        launch(run, args)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from there.", file=sys.stderr)
+        return 130
     return 0
