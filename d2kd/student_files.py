@@ -86,9 +86,10 @@ def closing_line(config: str, weights: str, metrics: Mapping[str, tuple[float, i
     if "bbox/AP" not in metrics:
         return f"Finished: {weights}."
     ap = metrics["bbox/AP"][0]
-    score = f" (AP {ap:.1f})" if math.isfinite(ap) else ""
+    # COCO's evaluation gives no number for these.
+    score = f"AP {ap:.1f}" if math.isfinite(ap) else "no AP: no detections, or no boxes to find"
     look = ["d2kd", "predict", config, "--weights", weights]
     return (
-        f"Finished: {weights}{score}. To look at it: {shlex.join(look)} --images IMAGES "
+        f"Finished: {weights} ({score}). To look at it: {shlex.join(look)} --images IMAGES "
         f"--output FOLDER"
     )

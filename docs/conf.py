@@ -12,7 +12,7 @@ html_title = "d2kd"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # for links to sections, such as results.md#the-demo
 
-# `make links` visits each page once. It does not look for the section, which GitHub's pages make later.
+# `make links` does not look for sections: GitHub's pages make theirs after they are loaded.
 linkcheck_anchors = False
 linkcheck_timeout = 20
 linkcheck_retries = 2

@@ -78,7 +78,8 @@ train = model_zoo.get_config("common/train.py").train
 train.device = "cuda" if torch.cuda.is_available() else "cpu"
 train.seed = 1
 train.max_iter = max(1000, EPOCHS * DATA.images // BATCH)
-train.eval_period = train.checkpointer.period = train.max_iter // 4
+train.eval_period = train.max_iter // 4
+train.checkpointer.period = 250
 train.checkpointer.max_to_keep = 1
 train.clip_grad_norm = 35.0
 

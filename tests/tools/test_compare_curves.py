@@ -258,7 +258,7 @@ def test_a_comparison_has_steps_minutes_curves_and_warnings(root, capsys):
         first = next(csv.DictReader(file))
     assert first["steps"] == "3" and float(first["train min"]) == pytest.approx(13 / 60)
     words = "Warning: whether 'alone' has converged was not checked: add an entry with"
-    assert words in text and words in capsys.readouterr().err
+    assert words in text and words in capsys.readouterr().out
     assert cv2.imread(str(root / "out/curves.png")).shape[1] == 1650
     # A row of an earlier call is in the curves too, and its figures outlive its folder.
     before = (root / "out/results.csv").read_text()

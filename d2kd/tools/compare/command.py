@@ -255,8 +255,6 @@ def compare(args: argparse.Namespace) -> int:
         failed = train(args, todo, comparison) if todo else {}
     text = comparison.publish()
     print(text)
-    for warning in comparison.warnings():
-        print(f"Warning: {warning}", file=sys.stderr)
     for failure, problem in failed.items():
         print(f"{failure.title}: {problem}\n", file=sys.stderr)
     if args.into:
