@@ -163,9 +163,17 @@ def _check_datasets(cfg: DictConfig) -> None:
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"dataloader.{path}: expected a registered dataset, found {name!r}."
-                f"{nearest(name, DatasetCatalog.list())} Register it in the config or with "
-                f"detectron2.data.datasets.register_coco_instances."
+                f"{nearest(name, _alike(name))} Put its folder into $DETECTRON2_DATASETS "
+                f"(datasets/README.md), or register it in the config with "
+                f"detectron2.data.datasets.register_coco_instances. The config.yaml of a run "
+                f"registers nothing: use the config that the run was started with."
             )
+
+
+def _alike(name: str) -> list[str]:
+    """Registered datasets whose first word is like the name's: not demo_train for my_train."""
+    word = name.split("_")[0]
+    return [x for x in DatasetCatalog.list() if nearest(word, [x.split("_")[0]])]
 
 
 def class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:

@@ -94,6 +94,7 @@ def test_unknown_field_in_a_config_is_named(dataset):
     [
         (dict(train="toy_imges"), r"dataloader.train.*'toy_imges'. Did you mean toy_images"),
         (dict(test="toy_imges"), r"dataloader.test.*'toy_imges'. Did you mean toy_images"),
+        (dict(test="my_images"), r"found 'my_images'. Put its folder into \$DETECTRON2_DATASETS"),
     ],
 )
 def test_misspelled_datasets_are_named(dataset, names, message):

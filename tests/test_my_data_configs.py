@@ -65,7 +65,11 @@ def test_without_the_folder_one_error_says_what_to_do(monkeypatch, capsys):
     monkeypatch.setenv("D2KD_DATA", "no/such/folder")
     assert main(["train", "--config-file", "my_data/student.py"]) == 2
     text = capsys.readouterr().err
-    assert "Traceback" not in text and "'no/such/folder', found none. Set D2KD_DATA" in text
+    assert "Traceback" not in text
+    assert "'no/such/folder', found none. Set D2KD_DATA to your folder" in text
+    monkeypatch.delenv("D2KD_DATA")
+    assert main(["train", "--config-file", "my_data/student.py"]) == 2
+    assert "Set D2KD_DATA (the variable is not set) to" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -90,7 +90,8 @@ class Audit:
             ValueError: going on would be wrong.
         """
         if len(self.refused) > 1:
-            raise ValueError("\n".join(["expected other data, found:", *self.refused]))
+            lines = ["expected data that fit the config, found:", *self.refused]
+            raise ValueError("\n".join(lines))
         if self.refused:
             raise ValueError(self.refused[0])
 

@@ -65,9 +65,10 @@ def register_coco_folder(folder: str | os.PathLike) -> CocoFolder:
     """
     root = Path(folder).expanduser().resolve()
     if not root.is_dir():
+        unset = "" if os.environ.get("D2KD_DATA") else " (the variable is not set)"
         raise FileNotFoundError(
             f"expected a folder with images, train.json and val.json at {os.fspath(folder)!r}, "
-            f"found none. Set D2KD_DATA to your folder, or move it there."
+            f"found none. Set D2KD_DATA{unset} to your folder: export D2KD_DATA=path/to/folder"
         )
     names, tables = {}, {}
     for split, words in SPLITS.items():
@@ -84,10 +85,23 @@ def _find_table(root: Path, words: tuple[str, ...]) -> tuple[Path, str]:
     for place, word in places:
         if (root / place).is_file():
             return root / place, word
+    usual = {
+        pattern.format(word) for pattern in TABLES for group in SPLITS.values() for word in group
+    }
+    found = (
+        str(path.relative_to(root)) for glob in ("*.json", "*/*.json") for path in root.glob(glob)
+    )
+    others = sorted(set(found) - usual)
+    if others:
+        fix = (
+            f"found {', '.join(others[:5])}. Rename the right one, or make a link in that folder, "
+            f"for example: ln -s {others[0]} {words[0]}.json"
+        )
+    else:
+        fix = "found none of these files. `d2kd data` converts VOC and YOLO labels."
     raise FileNotFoundError(
         f"{root}: expected the {words[0]} labels in COCO's format in one of "
-        f"{', '.join(place for place, _ in places)}, found none of these files. "
-        f"`d2kd data` converts VOC and YOLO labels."
+        f"{', '.join(place for place, _ in places)}, {fix}"
     )
 
 

@@ -44,7 +44,7 @@ logger = logging.getLogger("d2kd")
 
 EXAMPLES = """\
 examples:
-  d2kd evaluate my_student.py output/my_distilled/model_final.pth --num-gpus 8
+  d2kd evaluate my_student.py --weights output/my_distilled/model_final.pth --num-gpus 8
   d2kd evaluate my_distilled.py --teacher train.device=cpu
 """
 
@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("config", help="config of a detector or a distiller")
-    add("weights", nargs="?", help="path or URL of the checkpoint; with --teacher: the config's")
+    add("checkpoint", nargs="?", help="the same as --weights")
     add("overrides", nargs="*", help="fields of the config, key=value")
+    add("--weights", help="path or URL of the checkpoint; with --teacher: default: the config's")
     add("--teacher", action="store_true", help="evaluate the teacher of a distiller's config")
     kinds = "; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items())
     add("--errors", action="store_true",
@@ -96,11 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--num-gpus", type=int, default=1, help="processes; default: 1")
     add_debug(parser)
     args = parser.parse_intermixed_args(argv)
-    if args.weights and "=" in args.weights and not os.path.exists(args.weights):
-        args.overrides.insert(0, args.weights)
-        args.weights = None
+    if args.checkpoint and "=" in args.checkpoint and not os.path.exists(args.checkpoint):
+        args.overrides.insert(0, args.checkpoint)
+        args.checkpoint = None
+    if args.checkpoint and args.weights:
+        parser.error(f"expected one checkpoint, found {args.checkpoint} and {args.weights}")
+    args.weights = args.weights or args.checkpoint
     if not args.weights and not args.teacher:
-        parser.error("expected a checkpoint after the config, or --teacher, found neither")
+        parser.error("expected --weights or --teacher, found neither")
     # Detectron2's launch asks for these.
     args.num_machines, args.machine_rank, args.dist_url = 1, 0, "auto"
     launch(run, args)

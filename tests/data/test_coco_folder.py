@@ -55,7 +55,12 @@ def test_another_dataset_has_the_name(tmp_path):
 @pytest.mark.parametrize(
     "damage, error, message",
     [
-        (lambda f: (f / "val.json").unlink(), FileNotFoundError, r"val labels .*val\.json, valid"),
+        (lambda f: (f / "val.json").unlink(), FileNotFoundError, r"val labels .*val\.json, valid.*found none"),
+        (
+            lambda f: (f / "val.json").rename(f / "farm_test.json"),
+            FileNotFoundError,
+            r"val labels .*found farm_test.json. .*: ln -s farm_test.json val.json",
+        ),
         (lambda f: (f / "images").rename(f / "jpg"), FileNotFoundError, r"'0\.png', in one of"),
         (lambda f: (f / "train.json").write_text("[]"), ValueError, "a list of images, found list"),
         (lambda f: (f / "train.json").write_text("{"), ValueError, "expected a JSON file"),

@@ -118,7 +118,12 @@ def test_something_must_be_evaluated(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["config.py", "train.device=cpu"])
     assert stop.value.code == 2
-    assert "expected a checkpoint after the config, or --teacher" in capsys.readouterr().err
+    assert "expected --weights or --teacher, found neither" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main(["config.py", "teacher.pth", "--weights", "student.pth"])
+    assert "expected one checkpoint, found teacher.pth and student.pth" in capsys.readouterr().err
     Path("config.py").write_text(CONFIG + "del dataloader.evaluator\n")
     with pytest.raises(ValueError, match=r"config.py: expected dataloader.evaluator, found none"):
         evaluate.main(["config.py", "teacher.pth"])
+    with pytest.raises(ValueError, match=r"config.py: expected dataloader.evaluator, found none"):
+        evaluate.main(["config.py", "--weights", "teacher.pth"])
