@@ -75,5 +75,7 @@ def test_the_last_line_says_only_what_is_known():
     line = closing_line("my config.py", weights, {"bbox/AP": (32.14, 6)})
     assert line.startswith(f"Finished: {weights} (AP 32.1). {look}")
     line = closing_line("my config.py", weights, {"bbox/AP": (float("nan"), 6)})
-    assert line.startswith(f"Finished: {weights} (no AP: no detections, or no boxes to find). {look}")
+    assert line.startswith(
+        f"Finished: {weights} (no AP: no detections, or no boxes to find). {look}"
+    )
     assert closing_line("c.py", weights, {"sem_seg/mIoU": (50.0, 6)}) == f"Finished: {weights}."

@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..files import write_json
 from .demo_images import CLASSES, RECIPE, SIDE, SPLITS, draw, load_material
 
 __all__ = ["CLASSES", "SPLITS", "load_split", "load_truth", "make_demo", "register_demo"]
@@ -51,33 +52,26 @@ def _write_split(folder: Path, split: str, size: int) -> str:
     return hashlib.sha256(b"".join(everything)).hexdigest()[:16]
 
 
-def _is_made(folder: Path, sizes: Mapping[str, int] | None) -> bool:
-    """Whether ``folder`` has a complete demo set of this recipe (and of these sizes, if given)."""
-    if (folder / "made.json").exists():
-        made = json.loads((folder / "made.json").read_text())
-        return made["recipe"] == RECIPE and sizes in (None, made["sizes"])
-    if folder.exists():
-        raise FileExistsError(
-            f"{folder}: expected a demo set of d2kd, found no made.json. Move the folder away."
-        )
-    return False
-
-
 def _folder(root: str | Path | None) -> Path:
     root = root or os.environ.get("DETECTRON2_DATASETS", "datasets")
     return Path(os.path.abspath(os.path.expanduser(root)), "demo")
 
 
-def make_demo(root: str | Path | None = None, sizes: Mapping[str, int] | None = None) -> Path:
-    """Make the demo set in ``root``/demo unless it exists, and return that folder.
+def make_demo(
+    root: str | Path | None = None,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    splits: Iterable[str] = tuple(SPLITS),
+) -> Path:
+    """Make the splits of the demo set that are not in ``root``/demo yet, and return that folder.
 
-    It is built in a temporary folder and renamed when it is complete. If two processes make it at
-    the same time, the second one waits and uses the result of the first.
+    A split counts as made when all of its files are written. If two processes make the set at the
+    same time, the second one waits and uses the result of the first.
 
     Args:
         root: the data folder; default: $DETECTRON2_DATASETS, or ``datasets``.
-        sizes: split -> number of images, for a smaller set, which replaces a set of other sizes.
-            None accepts an existing set of any size, and makes the full set if there is none.
+        sizes: split -> number of images, for smaller splits. A split of another size is made again.
+        splits: the splits to make if `sizes` is None. An existing split may have any size.
 
     Raises:
         FileExistsError: the folder exists and is not a demo set.
@@ -86,39 +80,57 @@ def make_demo(root: str | Path | None = None, sizes: Mapping[str, int] | None = 
     from iopath.common.file_io import file_lock
 
     folder = _folder(root)
-    if _is_made(folder, sizes):
+    wanted = dict.fromkeys(splits) if sizes is None else dict(sizes)
+    if not _missing(folder, wanted):
         return folder
     load_material()  # finds a missing package before anything is written
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(str(folder.with_name(".demo"))):  # .demo.lock
-        if not _is_made(folder, sizes):
-            _make(folder, sizes or {split: spec.size for split, spec in SPLITS.items()})
+        for split in _missing(folder, wanted):
+            _make_split(folder, split, wanted[split] or SPLITS[split].size)
     return folder
 
 
-def _make(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Build the set in a temporary folder, which then replaces `folder` if there is one."""
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent) as work:
-        logger.info(f"Making the demo set in {folder}: about a minute, once")
-        new = Path(work, "new")
-        (new / "annotations").mkdir(parents=True)
-        digests = {split: _write_split(new, split, size) for split, size in sizes.items()}
-        made = {"recipe": RECIPE, "sizes": dict(sizes), "sha256": digests}
-        (new / "made.json").write_text(json.dumps(made, indent=1))
-        for split, digest in digests.items():
-            expected = SPLITS[split].sha256
-            if sizes[split] == SPLITS[split].size and digest != expected:
-                logger.warning(f"{split}: expected the published sha256 {expected}, found {digest}")
-        if folder.exists():  # of an older recipe, or of other sizes
-            folder.rename(Path(work, "old"))
-        new.rename(folder)
+def _missing(folder: Path, wanted: Mapping[str, int | None]) -> list[str]:
+    """The splits that are not made, or have another size than the wanted one."""
+    made = _read_made(folder)["sizes"]
+    return [x for x, size in wanted.items() if x not in made or size not in (None, made[x])]
+
+
+def _read_made(folder: Path) -> dict[str, Any]:
+    """What made.json says of the splits that this recipe has made."""
+    if (folder / "made.json").exists():
+        made = json.loads((folder / "made.json").read_text())
+        if made["recipe"] == RECIPE:
+            return made
+    elif folder.exists():
+        raise FileExistsError(
+            f"{folder}: expected a demo set of d2kd, found no made.json. Move the folder away."
+        )
+    return {"recipe": RECIPE, "sizes": {}, "sha256": {}}
+
+
+def _make_split(folder: Path, split: str, size: int) -> None:
+    """Make a split, and then add it to made.json."""
+    made = _read_made(folder)
+    for values in (made["sizes"], made["sha256"]):
+        values.pop(split, None)  # from now on, it is not made
+    (folder / "annotations").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "made.json", made)
+    logger.info(f"Making {split} of the demo set in {folder}, once")
+    shutil.rmtree(folder / split, ignore_errors=True)  # of another size, or half made
+    digest, expected = _write_split(folder, split, size), SPLITS[split].sha256
+    if size == SPLITS[split].size and digest != expected:
+        logger.warning(f"{split}: expected the published sha256 {expected}, found {digest}")
+    made["sizes"][split], made["sha256"][split] = size, digest
+    write_json(folder / "made.json", made)
 
 
 def load_split(root: str | Path | None, split: str) -> list[dict[str, Any]]:
-    """Load a split, and make the demo set if it is not there yet; see `make_demo`."""
+    """Load a split, and make it if it is not there yet; see `make_demo`."""
     from detectron2.data.datasets import load_coco_json
 
-    folder = make_demo(root)
+    folder = make_demo(root, splits=[split])
     return load_coco_json(f"{folder}/annotations/{split}.json", f"{folder}/{split}", split)
 
 
@@ -142,7 +154,7 @@ def load_truth(root: str | Path | None, split: str) -> list[dict[str, Any]]:
 
 
 def register_demo(root: str | Path | None = None) -> None:
-    """Register all splits with Detectron2. The demo set is made when a split is first loaded.
+    """Register all splits with Detectron2. A split is made when it is first loaded.
 
     Splits without labels are also registered with their true labels, as `<split>_truth`.
 

@@ -91,7 +91,7 @@ def pictures(option: str, paths: Sequence[str] | None, source: Source, section: 
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"{option}: expected images, found none, and the config's set {name!r} is not "
-                f"registered. Add {option} PATH, or give the config that registers the set, which a "
+                f"registered. Add {option} PATH, or give the config that registers the set: a "
                 f"run's config.yaml does not."
             )
     return [Path(record["file_name"]) for record in instantiate(node)]

@@ -55,7 +55,11 @@ def test_another_dataset_has_the_name(tmp_path):
 @pytest.mark.parametrize(
     "damage, error, message",
     [
-        (lambda f: (f / "val.json").unlink(), FileNotFoundError, r"val labels .*val\.json, valid.*found none"),
+        (
+            lambda f: (f / "val.json").unlink(),
+            FileNotFoundError,
+            r"val labels .*val\.json, valid.*found none",
+        ),
         (
             lambda f: (f / "val.json").rename(f / "farm_test.json"),
             FileNotFoundError,

@@ -181,16 +181,28 @@ def test_fog_is_bright_and_flat_and_night_is_dark():
         assert mean_of(np.mean, f"demo_night_{part}") < 0.6 * mean_of(np.mean, f"demo_{part}")
 
 
-def test_made_again_only_for_other_sizes_or_another_recipe(root, tmp_path, monkeypatch):
+def test_made_again_only_for_other_sizes_or_another_recipe(tmp_path, monkeypatch):
     folder = demo.make_demo(tmp_path, {"demo_val": 2})
     stamp = (folder / "made.json").stat().st_mtime_ns
-    assert demo.make_demo(tmp_path) == demo.make_demo(tmp_path, {"demo_val": 2}) == folder
+    assert demo.make_demo(tmp_path, splits=["demo_val"]) == folder
+    assert demo.make_demo(tmp_path, {"demo_val": 2}) == folder
     assert (folder / "made.json").stat().st_mtime_ns == stamp
-    assert len(list((demo.make_demo(tmp_path, {"demo_val": 3}) / "demo_val").iterdir())) == 3
+    for size in (3, 1):
+        demo.make_demo(tmp_path, {"demo_val": size})
+        assert len(list((folder / "demo_val").iterdir())) == size
     monkeypatch.setattr(demo, "RECIPE", demo.RECIPE + 1)
     made = json.loads((demo.make_demo(tmp_path, {"demo_val": 3}) / "made.json").read_text())
     assert made["recipe"] == demo.RECIPE
     assert sorted(os.listdir(tmp_path)) == [".demo.lock", "demo"]
+
+
+def test_a_split_is_made_when_it_is_loaded_and_the_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.SPLITS, "demo_fog_val", demo.SPLITS["demo_fog_val"]._replace(size=2))
+    demo.make_demo(tmp_path, {"demo_val": 1})
+    assert len(demo.load_split(tmp_path, "demo_fog_val")) == 2
+    made = json.loads((tmp_path / "demo" / "made.json").read_text())
+    assert made["sizes"] == {"demo_val": 1, "demo_fog_val": 2}
+    assert set(os.listdir(tmp_path / "demo")) == {*made["sizes"], "annotations", "made.json"}
 
 
 def test_a_killed_run_leaves_nothing_that_looks_made(tmp_path):
@@ -201,9 +213,13 @@ def test_a_killed_run_leaves_nothing_that_looks_made(tmp_path):
         f"demo.make_demo({str(tmp_path)!r}, {{'demo_train': 3, 'demo_val': 3}})"
     )
     assert done.returncode == 9, done.stderr
-    assert not (tmp_path / "demo").exists() and list(tmp_path.glob(".demo-*/new/demo_train"))
+    made = tmp_path / "demo" / "made.json"
+    assert json.loads(made.read_text())["sizes"] == {"demo_train": 3}
+    first = tmp_path / "demo" / "demo_train" / "000000.png"
+    stamp = first.stat().st_mtime_ns
     folder = demo.make_demo(tmp_path, {"demo_train": 3, "demo_val": 3})
     assert len(list((folder / "demo_val").iterdir())) == 3
+    assert first.stat().st_mtime_ns == stamp  # what was complete is kept
 
 
 def test_a_folder_that_d2kd_did_not_make_is_not_changed(tmp_path):
@@ -314,8 +330,7 @@ def test_labels_of_splits_without_labels_are_drawn_again(root, catalogs):
 
 
 def test_data_are_made_when_first_loaded(tmp_path, catalogs, monkeypatch):
-    make = demo.make_demo
-    monkeypatch.setattr(demo, "make_demo", lambda root: make(root, {"demo_val": 2}))
+    monkeypatch.setitem(demo.SPLITS, "demo_val", demo.SPLITS["demo_val"]._replace(size=2))
     register_all(str(tmp_path))
     assert not os.listdir(tmp_path)
     assert len(DatasetCatalog.get("demo_val")) == 2

@@ -91,7 +91,8 @@ def coco_source(name: str) -> CocoSource | None:
             return CocoSource(str(function.args[0]), str(function.args[1]))
         if function.func is not demo.load_split:
             return None
-        demo.make_demo(function.args[0])  # its file does not exist before
+        root, split = function.args
+        demo.make_demo(root, splits=[split])  # its file does not exist before
     elif getattr(function, "__qualname__", "") != "register_coco_instances.<locals>.<lambda>":
         return None
     metadata = MetadataCatalog.get(name)
