@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Mapping
 from importlib import metadata
@@ -12,9 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
+from ..checks.names import nodes
 from ..files import sha256_of_file
 from ..lazy import resolve_target
 from ..metrics import read_metrics
+from ..pseudo import load_pseudo_labels
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
 from .source import Source, dataset_names
 from .yacs import YACS_FILE
@@ -91,6 +94,7 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
         "metrics": metrics,
         "teacher": _teacher(cfg),
         "methods": _methods(cfg),
+        "labels_by_teachers": [entry.labels] if entry and entry.labels else _labels(cfg),
         "training_data": dataset_names(cfg, "train"),
         "input": {
             "channels": detector.input_format,
@@ -128,6 +132,21 @@ def _teacher(cfg: DictConfig) -> dict[str, Any] | None:
     if not isinstance(node, DictConfig):
         return None
     return {"model": _target(node.get("model")), "weights": node.get("weights")}
+
+
+def _labels(cfg: DictConfig) -> list[str]:
+    """Files of labels by teachers, with the teachers and the digests of their weights."""
+    files = []
+    for _, node in nodes(cfg.dataloader.get("train")):
+        if "_target_" in node and resolve_target(node) is load_pseudo_labels:
+            provenance = Path(node.path).with_name("provenance.json")
+            teachers: dict[str, Any] = {}
+            if provenance.is_file():
+                made_from = json.loads(provenance.read_text()).get("made_from", {})
+                teachers = made_from.get("teachers", {})
+            names = (f"{name} (sha256 {x['weights'][:12]})" for name, x in teachers.items())
+            files.append(f"{node.path} by {', '.join(names) or 'teachers that are not known'}")
+    return files
 
 
 def _methods(cfg: DictConfig) -> dict[str, dict[str, Any]]:
@@ -171,6 +190,7 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         f"| box AP | {_accuracy(card['metrics'])} |",
         f"| training data | {', '.join(card['training_data']) or 'not named in the config'} |",
         f"| teacher | {_teacher_cell(card['teacher'])} |",
+        f"| labels by teachers | {', '.join(card['labels_by_teachers']) or 'none in the config'} |",
         f"| methods | {_methods_cell(card['methods'])} |",
         f"| checkpoint | `{card['checkpoint']['file']}`, sha256 "
         f"`{card['checkpoint']['sha256'][:12]}` |",

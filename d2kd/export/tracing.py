@@ -6,6 +6,7 @@ Shapes: R detections of an image. Boxes are x1y1x2y2 in pixels of the image that
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import warnings
@@ -120,14 +121,17 @@ def write_onnx(
     """
     onnx = require("onnx")
     free = {name: {0: "detections"} for name in OUTPUTS}
+    # The newer exporter (dynamo=True) cannot follow Detectron2's structures. Before PyTorch 2.5,
+    # there was no choice.
+    parameters = inspect.signature(torch.onnx.export).parameters
+    exporter = {"dynamo": False} if "dynamo" in parameters else {}
     with _quiet():
         _register_deformable_convolution()
-        # The newer exporter (dynamo=True) cannot follow Detectron2's structures.
         torch.onnx.export(
             make_traceable(model, image),
             (image,),
             str(path),
-            dynamo=False,
+            **exporter,
             opset_version=OPSET,
             input_names=["image"],
             output_names=list(OUTPUTS),

@@ -38,6 +38,7 @@ class Entry(NamedTuple):
         parameters: number of parameters.
         gflops: 10^9 multiply-adds for one picture of the data.
         training: where the training command is documented.
+        labels: which teacher made labels that the student was trained on; "" if none did.
     """
 
     config: str
@@ -49,6 +50,7 @@ class Entry(NamedTuple):
     parameters: int
     gflops: float
     training: str
+    labels: str = ""
 
     @property
     def path(self) -> Path:

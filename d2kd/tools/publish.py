@@ -58,6 +58,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--classes", nargs="+", help="default: the classes of the config's test set")
     add("--image", help="a picture of the data; default: the first of the config's test set")
     add("--training", default="docs/model_zoo.md", help="where the training command is documented")
+    add("--labels", default="", help="which teacher made labels that it was trained on")
     add("--half", action="store_true", help="store fp16 values; measure --ap with this file")
     add_debug(parser)
     args = parser.parse_args(argv)
@@ -110,6 +111,7 @@ def publish(args: argparse.Namespace) -> str:
         parameters=count_parameters(detector.model),
         gflops=round(gflops, 4),
         training=args.training,
+        labels=args.labels,
     )
     write_entry(args.name, entry)
     size = weights.stat().st_size / 1e6

@@ -1,11 +1,15 @@
 """The model card of an export."""
 
+import json
+
 import pytest
 from detectron2.config import LazyCall as L
 from omegaconf import OmegaConf
 
 from d2kd import methods
-from d2kd.export.card import _methods
+from d2kd.data import load_unlabeled, mix
+from d2kd.export.card import _labels, _methods
+from d2kd.pseudo import load_pseudo_labels
 
 
 @pytest.mark.parametrize("kind", ["PKD", "FGD", "CWD", "MGD", "Mimic"])
@@ -15,3 +19,20 @@ def test_the_weight_of_a_method_is_the_one_that_it_trains_with(kind):
     cfg = OmegaConf.create({"model": {"methods": nodes}}, flags={"allow_objects": True})
     found = {name: row["weight"] for name, row in _methods(cfg).items()}
     assert found == {"default": cls().weight, "given": 0.25}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_teachers_that_made_the_labels_are_named(tmp_path, kept):
+    path = str(tmp_path / "labels.json")
+    if kept:
+        teachers = {"big": {"weights": "ab" * 32}, "old": {"weights": "cd" * 32}}
+        provenance = {"schema": 2, "made_from": {"teachers": teachers}}
+        (tmp_path / "provenance.json").write_text(json.dumps(provenance))
+    dataset = L(mix)(source=L(load_unlabeled)(name="x"), target=L(load_pseudo_labels)(path=path))
+    cfg = OmegaConf.create({"dataloader": {"train": {"dataset": dataset}}})
+    (line,) = _labels(cfg)
+    if kept:
+        assert line == f"{path} by big (sha256 abababababab), old (sha256 cdcdcdcdcdcd)"
+    else:
+        assert line == f"{path} by teachers that are not known"
+    assert _labels(OmegaConf.create({"dataloader": {}})) == []

@@ -39,6 +39,7 @@ def test_file_and_row(zoo, trained, capsys):
         data="toy_test",
         parameters=sum(p.numel() for p in trained.parameters()),
         training="docs/results.md#toy",
+        labels="",
     )
     assert len(model_zoo.get_detector("toy_tiny", device="cpu")(str(zoo / "picture.png"))) > 0
     cells = [cell.strip() for cell in capsys.readouterr().out.strip().strip("|").split("|")]

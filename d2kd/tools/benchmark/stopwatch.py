@@ -89,8 +89,8 @@ class Turn:
             for function in self.phases.values():
                 value = function(value)
         events = profile.profiler.kineto_results.events()
-        events = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-        used = list(itertools.accumulate((n for _, n in sorted(events)), initial=0))
+        memory = sorted((e for e in events if e.name() == "[memory]"), key=_start)
+        used = list(itertools.accumulate((e.nbytes() for e in memory), initial=0))
         self.peak.append(max(used))
         self.kept.append(used[-1])
         del value
@@ -100,6 +100,11 @@ class Turn:
         what = dict(scene=self.scene, boxes=self.boxes, name=self.name)
         memory = dict(peak_bytes=self.peak, kept_bytes=self.kept)
         return dict(what, seconds=self.seconds, **memory)
+
+
+def _start(event: Any) -> int:
+    """The start of an event of the profiler. PyTorch before 2.4 counts microseconds."""
+    return event.start_ns() if hasattr(event, "start_ns") else event.start_us()
 
 
 def _mark(cuda: bool) -> Any:
