@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
 import contextlib
 import logging
+import os
 import sys
 
 import torch
@@ -122,9 +123,11 @@ def do_train(args, cfg, dataset=None, kept=None):
     with explain_interruption(trainer, period, resuming):
         trainer.train(start, cfg.train.max_iter)
     if comm.is_main_process():
-        # The saved config also has the overrides; the original one may register its data.
+        # The saved config also has the overrides; the original one may register its data. A config
+        # that YAML cannot say is saved as a pickle only.
         changed = any(x.startswith(("model.", "dataloader.")) for x in args.opts)
-        config = f"{cfg.train.output_dir}/config.yaml" if changed else args.config_file
+        saved = f"{cfg.train.output_dir}/config.yaml"
+        config = saved if changed and os.path.isfile(saved) else args.config_file
         weights, metrics = checkpointer.get_checkpoint_file(), trainer.storage.latest()
         logger.info(closing_line(config, weights, metrics))
 

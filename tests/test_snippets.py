@@ -109,7 +109,7 @@ def keep_values(code: str) -> ast.Module:
 
 def run_python(snippet, names: dict) -> None:
     """Run a snippet as a config if it imports one next to it, and else as code of its page."""
-    if re.search(r"(?m)^from \.my_", snippet.text):
+    if re.search(r"(?m)^from \.(my_|labels\b)", snippet.text):
         Path("snippet.py").write_text(snippet.text)
         names.update(load_lazy_config("snippet.py"))
     else:

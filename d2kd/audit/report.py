@@ -90,7 +90,7 @@ class Audit:
             ValueError: going on would be wrong.
         """
         if len(self.refused) > 1:
-            lines = ["expected data that fit the config, found:", *self.refused]
+            lines = ["expected data and a config that fit each other, found:", *self.refused]
             raise ValueError("\n".join(lines))
         if self.refused:
             raise ValueError(self.refused[0])

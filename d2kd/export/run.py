@@ -21,7 +21,7 @@ from ..model_zoo.detector import student_node
 from .card import describe, to_markdown
 from .compare import Agreement, check_agreement, measure_agreement, sizes_of
 from .onnx_detector import OnnxDetector
-from .packages import require
+from .packages import check_exporter, require
 from .quantize import measure_ap, write_int8
 from .source import Source
 from .tracing import check_supported, write_onnx, write_torchscript
@@ -64,7 +64,7 @@ def export(
 
     Raises:
         FileExistsError: the folder exists and is not empty.
-        ImportError: onnx or onnxruntime is missing.
+        ImportError: onnx or onnxruntime is missing, or PyTorch is too old for ONNX.
         ValueError: the detector cannot be traced, nothing is detected, a file is not equal, or
             "yacs" is among the given formats and cannot say what the detector is.
     """
@@ -80,6 +80,7 @@ def export(
     if "onnx" in formats:
         require("onnx")
         require("onnxruntime")
+        check_exporter()
     output.parent.mkdir(parents=True, exist_ok=True)
     # A temporary folder beside it, which gets its name when all files are in it.
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:

@@ -6,7 +6,6 @@ Shapes: R detections of an image. Boxes are x1y1x2y2 in pixels of the image that
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import json
 import warnings
@@ -20,7 +19,7 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from torch import Tensor, nn
 
-from .packages import require
+from .packages import check_exporter, require
 
 __all__ = ["OUTPUTS", "check_supported", "make_traceable", "write_onnx", "write_torchscript"]
 
@@ -116,22 +115,20 @@ def write_onnx(
         metadata: what is written into the file, name -> value; values become JSON.
 
     Raises:
-        ImportError: the package onnx is missing.
+        ImportError: the package onnx is missing, or PyTorch is too old.
         ValueError: the detector is of another kind, see `check_supported`.
     """
     onnx = require("onnx")
+    check_exporter()
     free = {name: {0: "detections"} for name in OUTPUTS}
-    # The newer exporter (dynamo=True) cannot follow Detectron2's structures. Before PyTorch 2.5,
-    # there was no choice.
-    parameters = inspect.signature(torch.onnx.export).parameters
-    exporter = {"dynamo": False} if "dynamo" in parameters else {}
     with _quiet():
         _register_deformable_convolution()
+        # The newer exporter (dynamo=True) cannot follow Detectron2's structures.
         torch.onnx.export(
             make_traceable(model, image),
             (image,),
             str(path),
-            **exporter,
+            dynamo=False,
             opset_version=OPSET,
             input_names=["image"],
             output_names=list(OUTPUTS),

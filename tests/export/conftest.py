@@ -9,6 +9,7 @@ from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from d2kd.export.packages import check_exporter
 from tests import toys
 
 
@@ -63,6 +64,10 @@ def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def onnx():
-    """Skips the test where onnx or onnxruntime is absent."""
+    """Skips the test where onnx or onnxruntime is absent, or PyTorch is too old."""
+    try:
+        check_exporter()
+    except ImportError as error:
+        pytest.skip(str(error))
     pytest.importorskip("onnxruntime", reason="needs pip install onnxruntime")
     return pytest.importorskip("onnx", reason="needs pip install onnx")
