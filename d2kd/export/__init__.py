@@ -1,6 +1,6 @@
 """The student alone for other programs: Detectron2, safetensors, TorchScript, ONNX.
 
-yacs.py             one of Detectron2's older YAML configs, by `get_cfg`
+yacs.py             one of Detectron2's older YAML configs (yacs_keys.py reads its keys)
 structure.py        what differs between two modules besides their weights
 source.py           the detector, by a name in the zoo or by config and checkpoint
 tracing.py          a function of one image, as TorchScript or ONNX

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from .. import __version__
 from ..checks.names import nodes
@@ -20,6 +20,7 @@ from ..metrics import read_metrics
 from ..pseudo import load_pseudo_labels
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
 from .source import Source, dataset_names
+from .structure import to_plain
 from .yacs import YACS_FILE
 
 __all__ = ["describe", "metrics_of_run", "to_markdown"]
@@ -101,7 +102,7 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
             "dtype": "uint8",
             "shape": [3, "height", "width"],
             "resized_for_evaluation": [
-                {"class": _target(x), **{k: _plain(v) for k, v in x.items() if k != "_target_"}}
+                {"class": _target(x), **{k: to_plain(v) for k, v in x.items() if k != "_target_"}}
                 for x in cfg.dataloader.test.mapper.augmentations
             ],
         },
@@ -121,10 +122,6 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
 def _target(node: Any) -> str:
     target = node.get("_target_") if isinstance(node, DictConfig) else node
     return target if isinstance(target, str) else getattr(target, "__qualname__", str(target))
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _teacher(cfg: DictConfig) -> dict[str, Any] | None:
