@@ -76,6 +76,7 @@ def config_text(
     input_format: str | None = None,
     dataset_train: Sequence[str] = (),
     output: str | None = None,
+    setup: str | None = None,
 ) -> str:
     """The text of a distiller's LazyConfig.
 
@@ -92,6 +93,7 @@ def config_text(
         input_format: channel order of the images; None where the student's config says it.
         dataset_train: names of the data sets to train on. If empty, the student's config says them.
         output: `train.output_dir`. Default: output/ and the name of the file.
+        setup: dotted name of the function that adds a project's keys to yacs configs.
     """
     if method == RECOMMENDED:
         imported = ["recommended"]
@@ -114,16 +116,19 @@ def config_text(
         load = "LazyConfig.load" if python else "load_student_config"
         imports[0 if python else 1] += ", LazyConfig" if python else f", {load}"
         names = ", ".join("student" if name == "model" else name for name in SECTIONS)
+        source = repr(str(student)) + (f", setup={setup!r}" if setup and not python else "")
         lines = [
             *imports,
             "",
-            f"_config = {load}({str(student)!r})",
+            f"_config = {load}({source})",
             f"{names} = (_config[section] for section in {SECTIONS!r})",
         ]
+    given = f"model={teacher!r}, weights={weights!r}"
+    given += f", setup={setup!r}" if setup and _takes_setup(teacher) else ""
     lines += [
         "model = L(Distiller)(",
         "    student=student,",
-        f"    teacher=L(Teacher)(model={teacher!r}, weights={weights!r}),",
+        f"    teacher=L(Teacher)({given}),",
         f"    methods={node},",
     ]
     lines += ["    inherit=True,"] if inherit else []
@@ -155,11 +160,17 @@ def write_config(args: argparse.Namespace) -> Path:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"--method: expected {', '.join(known)}, found {args.method!r}.{hint}")
     student = _file(args.student, "--student")
-    student_config = _check_student(student, bool(args.dataset_train))
+    student_config = _check_student(student, bool(args.dataset_train), args.setup)
     teacher = args.teacher
     if os.path.isfile(teacher):
         teacher = str(_file(teacher, "--teacher"))
-    teacher_config = load_detector_config(teacher)  # raises unless a file or a name in the zoo
+    if args.setup and not any(map(_takes_setup, (str(student), teacher))):
+        raise ValueError(
+            f"--setup: expected the file of a yacs config (.yaml) as --student or --teacher, found "
+            f"{student.name} and {teacher}."
+        )
+    # raises unless it is a file or a name in the zoo
+    teacher_config = load_detector_config(teacher, args.setup if _takes_setup(teacher) else None)
     weights = args.weights
     if weights == "zoo":
         zoo_weights(teacher)
@@ -178,6 +189,7 @@ def write_config(args: argparse.Namespace) -> Path:
         input_format=_input_format(student_config),
         dataset_train=args.dataset_train,
         output=os.path.abspath(args.output) if args.output else None,
+        setup=args.setup,
     )
     if path.exists():
         if path.read_text() == text:
@@ -199,12 +211,17 @@ def _file(name: str, flag: str) -> Path:
     return Path(os.path.abspath(name))
 
 
-def _check_student(path: Path, names_data: bool) -> DictConfig:
+def _takes_setup(config: str) -> bool:
+    """Whether it is a YAML file, and no name in Detectron2's model zoo."""
+    return config.endswith((".yaml", ".yml")) and os.path.isfile(config)
+
+
+def _check_student(path: Path, names_data: bool, setup: str | None = None) -> DictConfig:
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise ValueError(
             f"--student: expected a LazyConfig (.py) or a yacs config (.yaml), found {path.name!r}."
         )
-    config = load_student_config(str(path))
+    config = load_student_config(str(path), setup if _takes_setup(str(path)) else None)
     missing = [name for name in SECTIONS if name not in config]
     if missing:
         raise ValueError(
@@ -259,6 +276,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--student", help="yacs config of the student, or LazyConfig with " + ", ".join(SECTIONS))
     add("--teacher", help="LazyConfig or yacs config, or a name in Detectron2's model zoo")
     add("--weights", help="the teacher's checkpoint; zoo for the model zoo's")
+    add("--setup", metavar="FUNCTION",
+        help="function of a project that adds its keys to the yacs configs, such as "
+        "point_rend.add_pointrend_config")  # fmt: skip
     add("--method", help=f"{', '.join(method_classes())}; default: {RECOMMENDED}, d2kd's recipe")
     add("--inherit", action="store_true", help="start with the teacher's neck and head")
     add("--dataset-train", nargs="+", default=[], metavar="NAME", help="registered data sets")
@@ -279,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.config_file:
         others = given + [
             f"--{name.replace('_', '-')}"
-            for name in ("inherit", "dataset_train", "output", "write_to", "config_only")
+            for name in ("inherit", "setup", "dataset_train", "output", "write_to", "config_only")
             if getattr(args, name)
         ]
         if others:

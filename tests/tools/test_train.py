@@ -18,7 +18,7 @@ from d2kd.checkpoint import Checkpointer
 from d2kd.config import check_config, load_config
 from d2kd.methods import FGD, PKD, recommended
 from d2kd.tools import train, write_config
-from tests import toys
+from tests import project, toys
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,6 +147,22 @@ def test_a_student_in_a_yacs_config(folder, tmp_path):
     Path(path).unlink()
     saved = load_config(str(tmp_path / "run" / "config.yaml"))
     assert type(instantiate(saved.model.student)).__name__ == "RetinaNet"
+
+
+def test_setup_adds_the_keys_of_a_project(folder):
+    path = project.write_config(folder / "project.yaml")
+    Path(path).write_text(Path(path).read_text() + "DATASETS: {TRAIN: [toy_write], TEST: []}\n")
+    setup = ["--setup", "tests.project.add_project_config"]
+    argv = arguments("--config-only", *setup, student="mine/project.yaml", method="pkd")
+    assert write_config.main(argv) == 0
+    cfg = load_config("mine/project_pkd.py")
+    assert type(instantiate(cfg.model.student)).__name__ == "ProjectNet"
+    argv = arguments("--config-only", *setup, teacher="mine/project.yaml", method="fgd")
+    assert write_config.main(argv) == 0
+    teacher = load_config("mine/student_fgd.py").model.teacher
+    assert teacher.setup == "tests.project.add_project_config" and teacher.model == path
+    with pytest.raises(ValueError, match=r"--setup: expected the file of a yacs config .* found"):
+        write_config.main(arguments("--config-only", *setup))
 
 
 def test_a_two_stage_student_in_a_yacs_config_gets_the_recipe_on_features(folder):

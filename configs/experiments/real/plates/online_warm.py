@@ -7,7 +7,7 @@ images.
 from detectron2.config import LazyCall as L
 
 from d2kd.data import relabel
-from d2kd.pseudo import load_pseudo_labels
+from d2kd.pseudo import FixedThresholds, load_pseudo_labels
 
 from .online import dataloader, lr_multiplier, model, optimizer, train
 
@@ -15,4 +15,5 @@ dataloader.train.dataset.target = L(relabel)(
     images=L(load_pseudo_labels)(path="output/real/plates/labels/labels.json")
 )
 train.mean_teacher.burn_in = 1000
+train.mean_teacher.thresholds = L(FixedThresholds)(high=0.5, low=0.3)
 train.output_dir = "output/real/plates/online_warm"
