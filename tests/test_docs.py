@@ -186,3 +186,20 @@ def test_the_snippets_about_pictures(tmp_path):
     exec(attention, names)
     assert names["heat"].shape == (320, 320)
     assert names["heat"].mean() == pytest.approx(1, abs=0.1)
+
+
+def test_the_pinned_column_of_the_versions_is_the_file_of_constraints():
+    rows = re.findall(r"(?m)^\| ([^|]+) \| ([^|]+) \|", (DOCS / "versions.md").read_text())
+    table = {name: value for name, value in rows}
+    pinned = (DOCS.parent / "docker" / "constraints.txt").read_text()
+    versions = dict(re.findall(r"(?m)^(\S+)==(\S+)$", pinned))
+    assert f"Python {table['Python']}" in pinned
+    for title, names in {
+        "PyTorch, torchvision": ("torch", "torchvision"),
+        "NumPy, SciPy": ("numpy", "scipy"),
+        "OmegaConf, Hydra": ("omegaconf", "hydra-core"),
+        "fvcore, iopath": ("fvcore", "iopath"),
+        "timm": ("timm",),
+        "onnx, onnxruntime": ("onnx", "onnxruntime"),
+    }.items():
+        assert table[title].split(", ") == [versions[name] for name in names]

@@ -73,7 +73,7 @@ def check_python():
     if sys.version_info < (3, 10):  # noqa: UP036
         stop(f"d2kd needs Python 3.10 to 3.13, {found}.\n  run  make setup PYTHON=python3.11")
     if sys.version_info >= (3, 14):
-        print(f"d2kd is tested with Python 3.10 to 3.13, {found}; going on with it.")
+        print(f"d2kd is tested with Python 3.11 and 3.13, {found}; going on with it.")
     if importlib.util.find_spec("ensurepip") is None:
         hint = f"apt install python{version}-venv (on Debian and Ubuntu), then this again"
         stop(f"{sys.executable} cannot make virtual environments.\n  run  {hint}")

@@ -10,6 +10,7 @@ from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from omegaconf import OmegaConf
+from packaging.specifiers import SpecifierSet
 from torch import nn
 
 from d2kd.checkpoint import Checkpointer
@@ -323,26 +324,29 @@ def test_annotations_beyond_the_classes(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("versions", "python", "pkg_resources", "expected"),
+    ("versions", "python", "pkg_resources", "needs", "expected"),
     [
-        ({"torch": "2.4.1", "torchvision": "0.19.1", "numpy": "2.0"}, (3, 12), True, None),
-        (
-            {"torch": "2.4.1+cu121", "torchvision": "0.18.0"},
-            (3, 12),
-            True,
-            "needs torchvision 0.19",
-        ),
-        ({"torch": "1.13.1", "torchvision": "0.14.1", "numpy": "1.26"}, (3, 10), True, None),
-        ({"torch": "1.13.1", "torchvision": "0.15.0"}, (3, 10), True, "needs torchvision 0.14"),
-        ({"torch": "2.2.0", "torchvision": "0.17.0", "numpy": "2.1.0"}, (3, 12), True, "NumPy 1"),
-        ({"torch": "2.4.0", "torchvision": "0.19.0"}, (3, 13), True, "needs PyTorch 2.5"),
-        ({"torch": "2.9.0", "detectron2": "0.6"}, (3, 12), False, "setuptools<81"),
-        ({}, (3, 12), True, None),
+        ({"torch": "2.4.1", "torchvision": "0.19.1"}, (3, 12), True, "==2.4.1", None),
+        ({"torch": "2.4.1+cu121", "torchvision": "0.19.1"}, (3, 12), True, "==2.4.1", None),
+        # Since 0.29, a release of torchvision works with several of PyTorch.
+        ({"torch": "2.15.0+cu132", "torchvision": "0.29.2"}, (3, 13), True, ">=2.14.0", None),
+        ({"torch": "2.4.1", "torchvision": "0.18.0"}, (3, 12), True, "==2.3.0", "PyTorch==2.3.0"),
+        ({"torch": "2.4.1", "torchvision": "built by hand"}, (3, 12), True, "", None),
+        ({"torch": "1.13.1", "numpy": "1.26"}, (3, 10), True, "", None),
+        ({"torch": "2.2.0", "numpy": "2.1.0"}, (3, 12), True, "", "NumPy 1"),
+        ({"torch": "2.4.0"}, (3, 13), True, "", "needs PyTorch 2.5"),
+        ({"torch": "2.9.0", "detectron2": "0.6"}, (3, 12), False, "", "setuptools<81"),
+        ({}, (3, 12), True, "==2.4.1", None),
     ],
 )
-def test_pairs_of_versions(versions, python, pkg_resources, expected):
-    found = machine.version_problems(versions, python, pkg_resources)
+def test_pairs_of_versions(versions, python, pkg_resources, needs, expected):
+    found = machine.version_problems(versions, python, pkg_resources, needs)
     assert len(found) == (expected is not None) and (not expected or expected in found[0])
+
+
+def test_what_torchvision_needs_is_what_pip_has_checked():
+    needs = machine._torchvision_needs()
+    assert needs and torch.__version__.split("+")[0] in SpecifierSet(needs)
 
 
 def test_what_cannot_be_imported_is_named(monkeypatch, capsys):

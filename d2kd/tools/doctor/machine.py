@@ -11,7 +11,11 @@ import shutil
 import sys
 import tempfile
 import warnings
+from importlib import metadata
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import d2kd
 from d2kd.threads import available_cpus
@@ -54,10 +58,13 @@ def check_machine(report: Report) -> bool:
     shown = [f"Python {platform.python_version()}"]
     shown += [f"{_NAMES.get(n, n)} {v}" for n, v in versions.items() if n != "pycocotools"]
     report.ok("versions", ", ".join([*shown, f"d2kd {d2kd.__version__}"]))
-    for problem in version_problems(versions, sys.version_info[:2], _has_pkg_resources()):
+    found = version_problems(
+        versions, sys.version_info[:2], _has_pkg_resources(), _torchvision_needs()
+    )
+    for problem in found:
         report.problem("versions", problem)
     if sys.version_info >= (3, 14):
-        report.warning("versions", "d2kd is tested with Python 3.10 to 3.13.")
+        report.warning("versions", "d2kd is tested with Python 3.11 and 3.13.")
     if failed:
         return False
     with report.check("devices"):
@@ -68,7 +75,10 @@ def check_machine(report: Report) -> bool:
 
 
 def version_problems(
-    versions: dict[str, str], python: tuple[int, int], pkg_resources: bool
+    versions: dict[str, str],
+    python: tuple[int, int],
+    pkg_resources: bool,
+    torchvision_needs: str = "",
 ) -> list[str]:
     """Pairs of versions that are known not to work together.
 
@@ -76,6 +86,8 @@ def version_problems(
         versions: name of the imported module -> its version.
         python: major and minor version.
         pkg_resources: whether this module can be imported.
+        torchvision_needs: the versions of PyTorch that the package torchvision asks for, such as
+            "==2.4.1"; "" if that is unknown.
 
     Returns:
         one sentence for each pair, with the fix.
@@ -85,15 +97,14 @@ def version_problems(
         name: tuple(int(x) for x in re.findall(r"\d+", version)[:2])
         for name, version in versions.items()
     }
-    torch, torchvision = numbers.get("torch", ()), numbers.get("torchvision", ())
-    if len(torch) == len(torchvision) == 2:
-        # Each release of torchvision is compiled for one release of PyTorch.
-        minor = {1: torch[1] + 1, 2: torch[1] + 15}.get(torch[0])
-        if minor is not None and torchvision != (0, minor):
-            problems.append(
-                f"PyTorch {versions['torch']} needs torchvision 0.{minor}, found "
-                f"{versions['torchvision']}. Install them together."
-            )
+    torch = numbers.get("torch", ())
+    # pip installs another PyTorch into an environment without looking at torchvision again.
+    specifier = SpecifierSet(torchvision_needs)
+    if torch and not specifier.contains(versions["torch"], prereleases=True):
+        problems.append(
+            f"torchvision needs PyTorch{torchvision_needs}, found PyTorch {versions['torch']}. "
+            f"Install them together: pip install torch torchvision"
+        )
     if torch and torch < (2, 3) and numbers.get("numpy", (0,)) >= (2,):
         problems.append(
             f"PyTorch {versions['torch']} is compiled for NumPy 1, found NumPy "
@@ -107,6 +118,15 @@ def version_problems(
             "have. Install 'setuptools<81'."
         )
     return problems
+
+
+def _torchvision_needs() -> str:
+    """The versions of PyTorch that the installed torchvision asks for; "" if it does not say."""
+    try:
+        needs = [Requirement(line) for line in metadata.requires("torchvision") or ()]
+    except metadata.PackageNotFoundError:
+        return ""
+    return next((str(need.specifier) for need in needs if need.name == "torch"), "")
 
 
 def _has_pkg_resources() -> bool:
