@@ -190,7 +190,7 @@ def test_the_snippets_about_pictures(tmp_path):
 
 def test_the_pinned_column_of_the_versions_is_the_file_of_constraints():
     rows = re.findall(r"(?m)^\| ([^|]+) \| ([^|]+) \|", (DOCS / "versions.md").read_text())
-    table = {name: value for name, value in rows}
+    table = dict(rows)
     pinned = (DOCS.parent / "docker" / "constraints.txt").read_text()
     versions = dict(re.findall(r"(?m)^(\S+)==(\S+)$", pinned))
     assert f"Python {table['Python']}" in pinned
