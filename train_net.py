@@ -120,7 +120,7 @@ def do_train(args, cfg, dataset=None, kept=None):
     start = first_step(trainer.iter + 1, cfg.train.max_iter) if resuming else 0
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
-    with explain_interruption(trainer, period, resuming):
+    with explain_interruption(trainer, lambda: checkpointer.own):
         trainer.train(start, cfg.train.max_iter)
     if comm.is_main_process():
         # The saved config also has the overrides; the original one may register its data. A config

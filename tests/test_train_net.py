@@ -104,12 +104,29 @@ def run_and_kill(monkeypatch, config: Path, folder: Path, *opts: str) -> None:
 
 
 def test_an_interruption_says_how_to_go_on(config, tmp_path, monkeypatch):
-    new = ["train.checkpointer.period=100"]
-    run_and_kill(monkeypatch, config, tmp_path / "new", *new)
-    assert "Stopped at step 4 of 6. It had saved no checkpoint yet" in last_line(tmp_path / "new")
-    run_and_kill(monkeypatch, config, tmp_path / "old", "train.checkpointer.period=3")
-    assert "Stopped at step 4 of 6. Its last checkpoint is of step 3" in last_line(tmp_path / "old")
-    assert (tmp_path / "old" / "last_checkpoint").read_text() == "model_0000002.pth"
+    new, old = tmp_path / "new", tmp_path / "old"
+    run_and_kill(monkeypatch, config, old, "train.checkpointer.period=3")
+    saved = f"of step 3 ({old}/model_0000002.pth). The same command with --resume"
+    assert f"Stopped at step 4 of 6. The last checkpoint is {saved}" in last_line(old)
+    assert (old / "last_checkpoint").read_text() == "model_0000002.pth"
+    # A checkpoint that another run has left is not this run's.
+    run_and_kill(monkeypatch, config, old, "train.checkpointer.period=100")
+    run_and_kill(monkeypatch, config, new, "train.checkpointer.period=100")
+    for folder in (old, new):
+        assert "Stopped at step 4 of 6. No checkpoint is saved yet" in last_line(folder)
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(config, tmp_path, monkeypatch):
+    def interrupt(cfg, model):
+        raise KeyboardInterrupt
+
+    for period, done in ((2, "step 1 of 6. The last checkpoint is of step 2"), (0, "the evaluation")):
+        short = [f"train.eval_period={period}", "train.checkpointer.period=2"]
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(train_net, "evaluate", interrupt)
+            run(config, tmp_path / str(period), *short)
+        assert f"Stopped at {done}" in last_line(tmp_path / str(period))
+    assert f"The result is {tmp_path}/0/model_final.pth. The same" in last_line(tmp_path / "0")
 
 
 def last_line(folder: Path) -> str:
