@@ -44,7 +44,7 @@ from d2kd.resume import (
 )
 from d2kd.run_lock import (
     check_run_folder,
-    drop_kept_checkpoints,
+    drop_kept_weights,
     keep_finished_run,
     lock_run_folder,
 )
@@ -116,7 +116,7 @@ def do_train(args, cfg, dataset=None, kept=None):
         distiller.inherit()  # after loading, because initial weights would overwrite it
     comm.synchronize()  # all processes have loaded
     if kept is not None and comm.is_main_process():
-        drop_kept_checkpoints(cfg.train.output_dir, kept)
+        drop_kept_weights(cfg.train.output_dir, kept)
     start = first_step(trainer.iter + 1, cfg.train.max_iter) if resuming else 0
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)

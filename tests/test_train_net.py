@@ -361,6 +361,9 @@ def test_a_new_run_keeps_the_result_of_the_finished_one_in_its_folder(config, tm
     assert (tmp_path / "model_final.pth").read_bytes() != first
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert "init_checkpoint: ''" in (tmp_path / "previous_1/config.yaml").read_text()
+    for folder in (tmp_path, tmp_path / "previous_1"):  # a curve each
+        lines = (folder / "metrics.json").read_text().splitlines()
+        assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
     run(config, tmp_path, "train.max_iter=3", "train.eval_period=0", resume=True)  # more steps
     assert not (tmp_path / "previous_2").exists()
 
