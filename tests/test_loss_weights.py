@@ -335,7 +335,9 @@ def test_warning_of_a_large_method_needs_several_records_in_a_row(caplog, storag
     assert 10 < storage.latest()["distill/m/ratio"][0] < 50 and not warnings(caplog)
 
 
-def test_warning_of_a_method_that_is_far_too_large_comes_early_and_once(caplog, storage, same_normalizer):
+def test_warning_of_a_method_that_is_far_too_large_comes_early_and_once(
+    caplog, storage, same_normalizer
+):
     model = distiller(m=Mimic(weight=1.0))
     counts = []
     for _ in range(12):

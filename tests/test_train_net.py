@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -120,7 +121,10 @@ def test_an_interrupted_evaluation_says_how_to_go_on(config, tmp_path, monkeypat
     def interrupt(cfg, model):
         raise KeyboardInterrupt
 
-    for period, done in ((2, "step 1 of 6. The last checkpoint is of step 2"), (0, "the evaluation")):
+    for period, done in (
+        (2, "step 1 of 6. The last checkpoint is of step 2"),
+        (0, "the evaluation"),
+    ):
         short = [f"train.eval_period={period}", "train.checkpointer.period=2"]
         with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
             m.setattr(train_net, "evaluate", interrupt)
@@ -380,6 +384,21 @@ def test_masks_that_boxes_are_computed_from_are_missed_before_training(config, t
     with pytest.raises(ValueError, match=r"recompute_boxes: expected a mask .*, found 0 for"):
         run(config, tmp_path, *(f"+dataloader.train.mapper.{field}" for field in fields))
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_config_that_is_refused_leaves_no_folder(config, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a registered dataset, found 'none'"):
+        run(config, tmp_path / "run", "dataloader.train.dataset.names=none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings_of_the_checks_are_in_the_log(config, tmp_path, monkeypatch):
+    def check(*_, **__):
+        logging.getLogger("d2kd.checks").warning("the schedule ends early")
+
+    monkeypatch.setattr(train_net, "check_config", check)
+    run(config, tmp_path, "train.max_iter=1", "train.eval_period=0")
+    assert (tmp_path / "log.txt").read_text().count("the schedule ends early") == 1
 
 
 def test_values_that_the_optimizer_refuses_are_named(config, tmp_path):
