@@ -31,7 +31,7 @@ from d2kd.data import register_all
 from d2kd.ema import EMA
 from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
-from d2kd.logs import setup_loggers
+from d2kd.logs import hold_messages, setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
@@ -44,7 +44,7 @@ from d2kd.resume import (
 )
 from d2kd.run_lock import (
     check_run_folder,
-    drop_kept_checkpoints,
+    drop_kept_weights,
     keep_finished_run,
     lock_run_folder,
 )
@@ -116,11 +116,11 @@ def do_train(args, cfg, dataset=None, kept=None):
         distiller.inherit()  # after loading, because initial weights would overwrite it
     comm.synchronize()  # all processes have loaded
     if kept is not None and comm.is_main_process():
-        drop_kept_checkpoints(cfg.train.output_dir, kept)
+        drop_kept_weights(cfg.train.output_dir, kept)
     start = first_step(trainer.iter + 1, cfg.train.max_iter) if resuming else 0
     if start == cfg.train.max_iter:  # a run may have been killed just before this
         checkpointer.save_missing("model_final", iteration=start - 1)
-    with explain_interruption(trainer, period, resuming):
+    with explain_interruption(trainer, lambda: checkpointer.own):
         trainer.train(start, cfg.train.max_iter)
     if comm.is_main_process():
         # The saved config also has the overrides; the original one may register its data. A config
@@ -188,27 +188,28 @@ def main(args):
     args.config_file = config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     trains = not (args.eval_only or args.eval_teacher)
-    # Before the lock and the log, so that a folder that is refused stays as it is.
-    on_main_process(
-        lambda: check_run_folder(cfg.train.output_dir, training=trains, resume=args.resume)
-    )
+    # Before the lock and the log, so that a run that is refused leaves nothing behind.
+    with hold_messages() as messages:
+        on_main_process(lambda: check_run(args, cfg, trains))
     locks = comm.is_main_process() and trains
     with lock_run_folder(cfg.train.output_dir) if locks else contextlib.nullcontext():
-        train_or_evaluate(args, cfg)
+        train_or_evaluate(args, cfg, messages)
 
 
-def train_or_evaluate(args, cfg):
-    setup_loggers(cfg.train.output_dir, comm.get_rank())
-    evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher
-    on_main_process(
-        lambda: check_config(
-            cfg,
-            training=not evaluated,
-            initial_weights=not (args.eval_teacher or args.resume),
-            teacher=True,
-            evaluates_teacher=args.eval_teacher,
-        )
+def check_run(args, cfg, trains):
+    check_run_folder(cfg.train.output_dir, training=trains, resume=args.resume)
+    check_config(
+        cfg,
+        training=trains,
+        initial_weights=not (args.eval_teacher or args.resume),
+        teacher=True,
+        evaluates_teacher=args.eval_teacher,
     )
+
+
+def train_or_evaluate(args, cfg, messages):
+    setup_loggers(cfg.train.output_dir, comm.get_rank(), messages)
+    evaluated = ["student"] * args.eval_only + ["teacher"] * args.eval_teacher
     # This also makes the demo's data, if the config uses them.
     dataset = audit_in_all_processes(cfg, ["test"] if evaluated else ["train", "test"], evaluated)
     kept = None

@@ -15,10 +15,13 @@ import importlib
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from .files import file_in_the_way
@@ -36,6 +39,8 @@ __all__ = [
 
 DEBUG = "--debug"
 _DEBUG_VARIABLE = "D2KD_DEBUG"  # tells child processes of --debug
+
+_SECONDS_TO_STOP = 30  # for processes that Ctrl-C ends; they are killed then
 
 _PACKAGES = ("torch", "torchvision", "detectron2")
 # A disk that is full or read-only, a folder in the way: the user can mend these. What else the
@@ -95,6 +100,7 @@ def call(name: str, main: Callable[[list[str]], Any], argv: Sequence[str] | None
     try:
         return main(words) or 0
     except KeyboardInterrupt:
+        _end_workers()
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
@@ -182,6 +188,9 @@ class _ChildError(Exception):
 def launch_processes(launch: Callable, main: Callable, processes: int, machines: int = 1) -> None:
     """Start processes that share the CPUs, and report an error of one of them once.
 
+    Ctrl-C reaches this process alone. It then ends the others, so that each of them stops at one
+    place and nothing but the main process reports it.
+
     Args:
         launch: function of a picklable function; it runs that function in each process and returns
             after the last. With one process on one machine, it calls the function itself.
@@ -196,7 +205,7 @@ def launch_processes(launch: Callable, main: Callable, processes: int, machines:
     messages = multiprocessing.get_context("spawn").SimpleQueue()
     os.environ.update(child_environment(processes))
     try:
-        launch(functools.partial(_in_child, main, messages))
+        _wait_for(launch, functools.partial(_in_child, main, messages))
     except Exception:
         # Its text is the traceback of the child.
         if messages.empty():
@@ -208,9 +217,62 @@ def launch_processes(launch: Callable, main: Callable, processes: int, machines:
         os.environ.update(before)
 
 
+def _wait_for(launch: Callable, function: Callable) -> None:
+    """Call `launch(function)`; at Ctrl-C, end the processes that it has started."""
+    # Processes inherit blocked signals from the thread that starts them. This is the only way to
+    # keep Ctrl-C from a process that still imports PyTorch, and from the workers of its loaders.
+    block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, [signal.SIGINT])
+    others = multiprocessing.active_children()
+    with ThreadPoolExecutor(1, initializer=block) as thread:
+        done = thread.submit(launch, function)
+        try:
+            done.result()
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            wait([done], timeout=_SECONDS_TO_STOP)
+            raise
+        finally:
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.kill()
+
+
+def _end_workers() -> None:
+    """End the workers of a data loader that was interrupted while it started them.
+
+    Python would end them when it exits, and PyTorch's handler would report that with a traceback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # a notebook's; only a main thread sets handlers
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    signal.signal(signal.SIGCHLD, handler)
+
+
+def _stop_with_sigterm() -> None:
+    """Make SIGTERM in this process what Ctrl-C is elsewhere."""
+    from torch import multiprocessing as torch_multiprocessing
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    # On Linux, PyTorch lets the death of the main process send SIGINT, which is blocked here.
+    if set_signal := getattr(torch_multiprocessing, "_prctl_pr_set_pdeathsig", None):
+        set_signal(signal.SIGTERM)
+
+
 def _in_child(main: Callable, messages: Any, *args: Any) -> None:
+    _stop_with_sigterm()
     try:
         main(*args)
+    except KeyboardInterrupt:
+        _end_workers()  # and no exit status: PyTorch would report it
     except Exception as error:
         message = describe_error(error)
         if message is None:

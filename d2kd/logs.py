@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from logging.handlers import BufferingHandler
 
-__all__ = ["PlainFormatter", "remove_colors", "setup_loggers"]
+__all__ = ["PlainFormatter", "hold_messages", "remove_colors", "setup_loggers"]
 
 _COLOR_CODE = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -22,7 +24,20 @@ class PlainFormatter(logging.Formatter):
         return _COLOR_CODE.sub("", self.formatter.format(record))
 
 
-def setup_loggers(output_dir: str, rank: int) -> None:
+@contextlib.contextmanager
+def hold_messages() -> Iterator[list[logging.LogRecord]]:
+    """Collect what d2kd logs in the block, for `setup_loggers`: it comes before the log file."""
+    logger, handler = logging.getLogger("d2kd"), BufferingHandler(1000)
+    handlers, logger.handlers = logger.handlers, [handler]
+    messages: list[logging.LogRecord] = []
+    try:
+        yield messages
+        messages += handler.buffer
+    finally:
+        logger.handlers = handlers
+
+
+def setup_loggers(output_dir: str, rank: int, held: Iterable[logging.LogRecord] = ()) -> None:
     """Set up the loggers of a training so that its log files have no color codes.
 
     Call it before Detectron2's `default_setup`, which logs the highlighted config at once. That
@@ -32,6 +47,7 @@ def setup_loggers(output_dir: str, rank: int) -> None:
     Args:
         output_dir: folder of log.txt.
         rank: of this process.
+        held: messages from `hold_messages`, which are logged now.
     """
     from detectron2.utils.logger import setup_logger
 
@@ -39,6 +55,8 @@ def setup_loggers(output_dir: str, rank: int) -> None:
     setup_logger(output_dir, distributed_rank=rank)
     setup_logger(output_dir, distributed_rank=rank, name="d2kd")
     remove_colors()
+    for record in held:
+        logging.getLogger(record.name).handle(record)
 
 
 def remove_colors(loggers: Iterable[str] = ("detectron2", "fvcore", "d2kd")) -> None:

@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 # In fp16 a gradient at the neck is often smaller than the smallest fp16 number.
 _GRADIENT_SCALE = 1024.0
 # A method is reported as too strong when its gradient (or its loss, where gradients are not
-# measured) exceeds the student's by this factor in this many consecutive records. A single high
-# ratio is usual at the start of training, when student and teacher still differ everywhere.
-_TOO_STRONG, _TOO_STRONG_RECORDS = 10, 10
+# measured) exceeds the student's by one of these factors in as many consecutive records. A single
+# high ratio is usual at the start of training, when student and teacher still differ everywhere.
+# A ratio above 50 is reported after two records, because a short run does not have ten.
+_TOO_STRONG = {50: 2, 10: 10}
 
 
 class GradientBalance(nn.Module):
@@ -160,7 +161,9 @@ class LossWeights:
         self.methods = methods
         self.log_period, self.balance_period = log_period, balance_period
         self.progress: float | None = None
-        self._too_strong = dict.fromkeys(methods, 0)
+        # How many consecutive records of each method were above each factor; what has been said.
+        self._too_strong = {name: dict.fromkeys(_TOO_STRONG, 0) for name in methods}
+        self._warned: set[str] = set()
         # The latest measured ratio of each method's weighted gradient to the task's gradient.
         self._gradient_ratios: dict[str, Tensor] = {}
         self._calls = 0
@@ -295,18 +298,29 @@ class LossWeights:
             if name in self._gradient_ratios:
                 scalars["gradient_ratio"] = ratio = self._gradient_ratios[name].item()
                 quantity = "gradient at the neck"
-            self._too_strong[name] = self._too_strong[name] + 1 if ratio > _TOO_STRONG else 0
-            if self._too_strong[name] == _TOO_STRONG_RECORDS:
-                field = "weight" if self.methods[name].balance is None else "balance"
-                logger.warning(
-                    "Method %s: its %s is %.0f times the student's own. Lower its %s, unless the "
-                    "ratio falls soon.",
-                    *(name, quantity, ratio, field),
-                )
+            self._warn_if_too_strong(name, quantity, ratio)
             storage.put_scalars(
                 smoothing_hint=False,
                 **{f"distill/{name}/{term}": value for term, value in scalars.items()},
             )
+
+    def _warn_if_too_strong(self, name: str, quantity: str, ratio: float) -> None:
+        counts = self._too_strong[name]
+        for factor in counts:
+            counts[factor] = counts[factor] + 1 if ratio > factor else 0
+        if name in self._warned or all(counts[x] < _TOO_STRONG[x] for x in counts):
+            return
+        self._warned.add(name)
+        field = f"model.methods.{name}"
+        fix = (
+            f"Set {field}.balance=1.0, which measures the factor, or lower {field}.weight"
+            if self.methods[name].balance is None
+            else f"Lower {field}.balance"
+        )
+        logger.warning(
+            "Method %s: its %s is %.0f times the student's own. %s, unless the ratio falls soon.",
+            *(name, quantity, ratio, fix),
+        )
 
 
 def _zero_loss(method: nn.Module, like: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,29 +52,27 @@ def first_step(done: int, max_iter: int) -> int:
 
 
 @contextlib.contextmanager
-def explain_interruption(trainer: TrainerBase, period: int, resuming: bool) -> Iterator[None]:
+def explain_interruption(trainer: TrainerBase, saved: Callable[[], str]) -> Iterator[None]:
     """If the training in the block is interrupted (Ctrl-C), say what is kept and how to go on.
 
     Args:
         trainer: its `iter` is the step that was interrupted.
-        period: steps between two checkpoints.
-        resuming: whether the run began with a checkpoint of its own.
+        saved: gives the path of the run's last checkpoint, "" if there is none.
     """
     try:
         yield
     except KeyboardInterrupt:
-        step, saved = trainer.iter, max(trainer.iter // period * period, trainer.start_iter)
-        if saved > trainer.start_iter or resuming:
-            fix = (
-                f"Its last checkpoint is of step {saved}. To go on from there, use the same "
-                f"command with --resume."
-            )
+        path, place = saved(), f"step {trainer.iter} of {trainer.max_iter}"
+        if path and trainer.iter == trainer.max_iter:
+            place = "the evaluation after the last step"
+            fix = f"The result is {path}. The same command with --resume evaluates it."
+        elif path:
+            number = re.search(r"model_(\d+)\.pth$", path)  # of the last step before it, from 0
+            step = f"of step {int(number[1]) + 1} ({path})" if number else path
+            fix = f"The last checkpoint is {step}. The same command with --resume goes on from it."
         else:
-            fix = (
-                f"It had saved no checkpoint yet, because train.checkpointer.period is {period}. "
-                f"The same command begins again."
-            )
-        logger.warning(f"Stopped at step {step} of {trainer.max_iter}. {fix}")
+            fix = "No checkpoint is saved yet, so the same command begins again."
+        logger.warning(f"Stopped at {place}. {fix}")
         raise
 
 

@@ -18,7 +18,7 @@ from socket import gethostname
 
 from .files import file_in_the_way
 
-__all__ = ["check_run_folder", "drop_kept_checkpoints", "keep_finished_run", "lock_run_folder"]
+__all__ = ["check_run_folder", "drop_kept_weights", "keep_finished_run", "lock_run_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,10 @@ def check_run_folder(folder: str | os.PathLike, *, training: bool, resume: bool 
 def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     """Give what a finished run left a second place, so that a new run replaces nothing.
 
-    All checkpoints, `student*.pth` and `config.yaml` also become files of `previous_1`,
-    `previous_2`, ... in the folder. They stay where they are until the new run has started, because
-    it may start from them.
+    All checkpoints and `student*.pth` also become files of `previous_1`, `previous_2`, ... in the
+    folder. They stay where they are until the new run has started, because it may start from them.
+    The config and the metrics move there at once: Detectron2 would replace the config, and write
+    the metrics of both runs into one curve.
 
     Args:
         folder: `train.output_dir` of a training that does not resume. URLs are not looked at.
@@ -74,27 +75,32 @@ def keep_finished_run(folder: str | os.PathLike) -> Path | None:
     kept = next(p for i in itertools.count(1) if not (p := path / f"previous_{i}").exists())
     half = Path(tempfile.mkdtemp(prefix=".previous_", dir=path))
     half.chmod(path.stat().st_mode)
-    config = path / "config.yaml"
-    for weights in sorted((*path.glob("model_*.pth"), *path.glob("student*.pth"))):
+    for weights in _weights(path):
         try:
             # A second name of the same file. Checkpoints are replaced, never written over.
             os.link(weights.resolve(), half / weights.name)
         except OSError:  # a file system without hard links
             shutil.copy2(weights, half / weights.name)
-    if config.exists():
-        shutil.copy2(config, half / config.name)  # Detectron2 writes over it
     os.rename(half, kept)
+    for pattern in ("config.yaml*", "metrics.json", "events.out.tfevents.*"):
+        for file in path.glob(pattern):
+            os.rename(file, kept / file.name)
     logger.warning(
         "train.output_dir %s has a finished run, and this is a new one. The earlier "
-        "weights and config.yaml are kept in %s. Delete that folder if you do not need it.",
+        "weights, metrics and config.yaml are kept in %s. Delete that folder if you do not need "
+        "it.",
         folder,
         kept.name,
     )
     return kept
 
 
-def drop_kept_checkpoints(folder: str | os.PathLike, kept: Path) -> None:
-    """Remove what would be taken for the new run's: the earlier run's checkpoints of single steps.
+def _weights(folder: Path) -> list[Path]:
+    return sorted((*folder.glob("model_*.pth"), *folder.glob("student*.pth")))
+
+
+def drop_kept_weights(folder: str | os.PathLike, kept: Path) -> None:
+    """Remove the earlier run's weights where they would be taken for the new run's.
 
     Call it when the new run has loaded its weights.
 
@@ -102,7 +108,7 @@ def drop_kept_checkpoints(folder: str | os.PathLike, kept: Path) -> None:
         folder: `train.output_dir`.
         kept: what `keep_finished_run` returned; the files are kept there.
     """
-    for weights in kept.glob("model_[0-9]*.pth"):
+    for weights in _weights(kept):
         Path(folder, weights.name).unlink(missing_ok=True)
     Path(folder, "last_checkpoint").unlink(missing_ok=True)
 

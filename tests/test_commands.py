@@ -4,6 +4,7 @@ import argparse
 import ast
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,57 @@ def test_bugs_in_several_processes_keep_their_traceback(monkeypatch):
         commands.launch_processes(start, in_a_child, 2)
 
 
+INTERRUPTED = """
+import signal, sys, time
+from d2kd import commands
+
+def start(function):
+    import torch.multiprocessing
+    torch.multiprocessing.start_processes(child, nprocs=2, args=(function,))
+
+def child(rank, function):
+    function(rank)
+
+def work(rank):
+    from torch.utils.data import DataLoader
+    # Workers inherit that Ctrl-C is blocked.
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    loader = iter(DataLoader(range(4), num_workers=1, multiprocessing_context="fork"))
+    next(loader)
+    print("ready" if blocked else "Ctrl-C gets through", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        raise
+
+if __name__ == "__main__":
+    main = lambda argv: commands.launch_processes(start, work, 2)
+    sys.exit(commands.call("tool", main, []))
+"""
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_ctrl_c_stops_several_processes_in_one_line(tmp_path, early):
+    (tmp_path / "tool.py").write_text(INTERRUPTED)
+    main = subprocess.Popen(
+        [sys.executable, str(tmp_path / "tool.py")],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background job, as these tests may be, ignores Ctrl-C and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    # The second process still imports PyTorch, or it is ready, too.
+    lines = [main.stdout.readline() for _ in range(1 if early else 2)]
+    os.killpg(main.pid, signal.SIGINT)
+    out, err = main.communicate(timeout=60)
+    assert main.returncode == 130 and err == "tool: interrupted\n"
+    assert {*lines} == {"ready\n"} and (early or out.split() == ["stopped", "stopped"])
+
+
 @pytest.mark.parametrize("name", ["compare", "evaluate", "train", "data"])
 def test_a_tool_as_a_module_sets_the_threads_before_torch(name):
     # Its help is printed after its imports, so that torch has read the environment by then.
@@ -180,6 +232,7 @@ def test_a_mistake_is_plain_for_a_tool_as_a_module():
 # These pass on the text of another error, which has both words. The test cannot see it.
 PASS_ON = (
     "d2kd/audit/errors.py",
+    "d2kd/audit/report.py",
     "d2kd/ranks.py",
     "d2kd/checkpoint",
     "d2kd/data/convert/coco.py",

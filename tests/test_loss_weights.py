@@ -322,13 +322,33 @@ def test_impossible_factors_of_a_schedule_are_errors(value):
         model(toys.batch())
 
 
-def test_warning_of_a_large_method_needs_several_records_in_a_row(caplog, storage):
-    model = distiller(m=Mimic(weight=1e4))
+def warnings(caplog) -> list[str]:
+    return [r.message for r in caplog.records if "times the student's own" in r.message]
+
+
+def test_warning_of_a_large_method_needs_several_records_in_a_row(caplog, storage, same_normalizer):
+    model = distiller(m=Mimic())
     for i in range(25):
-        model.distillation.m.weight = 1e-9 if i in (9, 19) else 1e4
+        model.distillation.m.weight = 1e-9 if i in (9, 19) else 0.1  # a ratio of about 17
         model(toys.batch())
         storage._iter += model.loss_weights.log_period
-    assert not [r for r in caplog.records if "times the student's own" in r.message]
+    assert 10 < storage.latest()["distill/m/ratio"][0] < 50 and not warnings(caplog)
+
+
+def test_warning_of_a_method_that_is_far_too_large_comes_early_and_once(
+    caplog, storage, same_normalizer
+):
+    model = distiller(m=Mimic(weight=1.0))
+    counts = []
+    for _ in range(12):
+        model(toys.batch())
+        storage._iter += model.loss_weights.log_period
+        counts.append(len(warnings(caplog)))
+    assert counts == [0] + [1] * 11
+    ratio = storage.latest()["distill/m/ratio"][0]
+    (message,) = warnings(caplog)
+    assert message.startswith(f"Method m: its loss is {ratio:.0f} times") and ratio > 50
+    assert "Set model.methods.m.balance=1.0, which" in message
 
 
 def test_all_fields_of_a_method_are_known():

@@ -10,7 +10,7 @@ import pytest
 
 from d2kd.run_lock import (
     check_run_folder,
-    drop_kept_checkpoints,
+    drop_kept_weights,
     keep_finished_run,
     lock_run_folder,
 )
@@ -117,19 +117,23 @@ def test_what_a_finished_run_left_is_kept(tmp_path, monkeypatch, links):
     assert {p.name for p in tmp_path.iterdir() if p.name.startswith(".")} == set()
 
 
-def test_earlier_checkpoints_of_single_steps_do_not_stay_beside_the_new_ones(tmp_path):
-    for name in ("model_0000499.pth", "model_final.pth", "student_final.pth"):
+def test_what_an_earlier_run_left_does_not_stay_beside_the_new_ones(tmp_path):
+    weights = ["model_0000499.pth", "model_final.pth", "student_final.pth"]
+    others = ["config.yaml", "events.out.tfevents.1.host", "metrics.json"]
+    for name in (*weights, *others):
         (tmp_path / name).write_text(name)
     (tmp_path / "last_checkpoint").write_text("model_final.pth")
     kept = keep_finished_run(tmp_path)
-    assert (tmp_path / "model_0000499.pth").exists()  # until the new run has loaded its weights
-    (tmp_path / "model_0000999.pth").write_text("new")
-    drop_kept_checkpoints(tmp_path, kept)
+    # Weights stay until the new run has loaded its own; the new run begins its curves at once.
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"model_0000999.pth", "model_final.pth", "student_final.pth", "previous_1"}
-    names = ["model_0000499.pth", "model_final.pth", "student_final.pth"]
-    assert sorted(os.listdir(kept)) == names
-    assert all((kept / name).read_text() == name for name in names)
+    assert left == {*weights, "last_checkpoint", "previous_1"}
+    (tmp_path / "model_0000999.pth").write_text("new")
+    (tmp_path / "metrics.json").write_text("new")
+    drop_kept_weights(tmp_path, kept)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model_0000999.pth", "metrics.json", "previous_1"}
+    assert sorted(os.listdir(kept)) == sorted([*weights, *others])
+    assert all((kept / name).read_text() == name for name in (*weights, *others))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -104,12 +105,32 @@ def run_and_kill(monkeypatch, config: Path, folder: Path, *opts: str) -> None:
 
 
 def test_an_interruption_says_how_to_go_on(config, tmp_path, monkeypatch):
-    new = ["train.checkpointer.period=100"]
-    run_and_kill(monkeypatch, config, tmp_path / "new", *new)
-    assert "Stopped at step 4 of 6. It had saved no checkpoint yet" in last_line(tmp_path / "new")
-    run_and_kill(monkeypatch, config, tmp_path / "old", "train.checkpointer.period=3")
-    assert "Stopped at step 4 of 6. Its last checkpoint is of step 3" in last_line(tmp_path / "old")
-    assert (tmp_path / "old" / "last_checkpoint").read_text() == "model_0000002.pth"
+    new, old = tmp_path / "new", tmp_path / "old"
+    run_and_kill(monkeypatch, config, old, "train.checkpointer.period=3")
+    saved = f"of step 3 ({old}/model_0000002.pth). The same command with --resume"
+    assert f"Stopped at step 4 of 6. The last checkpoint is {saved}" in last_line(old)
+    assert (old / "last_checkpoint").read_text() == "model_0000002.pth"
+    # A checkpoint that another run has left is not this run's.
+    run_and_kill(monkeypatch, config, old, "train.checkpointer.period=100")
+    run_and_kill(monkeypatch, config, new, "train.checkpointer.period=100")
+    for folder in (old, new):
+        assert "Stopped at step 4 of 6. No checkpoint is saved yet" in last_line(folder)
+
+
+def test_an_interrupted_evaluation_says_how_to_go_on(config, tmp_path, monkeypatch):
+    def interrupt(cfg, model):
+        raise KeyboardInterrupt
+
+    for period, done in (
+        (2, "step 1 of 6. The last checkpoint is of step 2"),
+        (0, "the evaluation"),
+    ):
+        short = [f"train.eval_period={period}", "train.checkpointer.period=2"]
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(train_net, "evaluate", interrupt)
+            run(config, tmp_path / str(period), *short)
+        assert f"Stopped at {done}" in last_line(tmp_path / str(period))
+    assert f"The result is {tmp_path}/0/model_final.pth. The same" in last_line(tmp_path / "0")
 
 
 def last_line(folder: Path) -> str:
@@ -344,6 +365,9 @@ def test_a_new_run_keeps_the_result_of_the_finished_one_in_its_folder(config, tm
     assert (tmp_path / "model_final.pth").read_bytes() != first
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert "init_checkpoint: ''" in (tmp_path / "previous_1/config.yaml").read_text()
+    for folder in (tmp_path, tmp_path / "previous_1"):  # a curve each
+        lines = (folder / "metrics.json").read_text().splitlines()
+        assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]
     run(config, tmp_path, "train.max_iter=3", "train.eval_period=0", resume=True)  # more steps
     assert not (tmp_path / "previous_2").exists()
 
@@ -360,6 +384,21 @@ def test_masks_that_boxes_are_computed_from_are_missed_before_training(config, t
     with pytest.raises(ValueError, match=r"recompute_boxes: expected a mask .*, found 0 for"):
         run(config, tmp_path, *(f"+dataloader.train.mapper.{field}" for field in fields))
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_config_that_is_refused_leaves_no_folder(config, tmp_path):
+    with pytest.raises(ValueError, match=r"expected a registered dataset, found 'none'"):
+        run(config, tmp_path / "run", "dataloader.train.dataset.names=none")
+    assert not (tmp_path / "run").exists()
+
+
+def test_warnings_of_the_checks_are_in_the_log(config, tmp_path, monkeypatch):
+    def check(*_, **__):
+        logging.getLogger("d2kd.checks").warning("the schedule ends early")
+
+    monkeypatch.setattr(train_net, "check_config", check)
+    run(config, tmp_path, "train.max_iter=1", "train.eval_period=0")
+    assert (tmp_path / "log.txt").read_text().count("the schedule ends early") == 1
 
 
 def test_values_that_the_optimizer_refuses_are_named(config, tmp_path):

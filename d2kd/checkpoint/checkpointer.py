@@ -37,6 +37,8 @@ class Checkpointer(DetectionCheckpointer):
         incompatible: names that differ between file and model, of the last file that was loaded.
         names: of its tensors, as they were given to the model.
         found: ", under 'state_dict', without the prefix 'module.'" or similar, of the last file.
+        own: path of the checkpoint that `resume_or_load(resume=True)` would continue from, if it is
+            of this run: saved by it, or the one that it resumed from. "" if there is none.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.incompatible: Any = None
         self.names: set[str] = set()
-        self.found = ""
+        self.found = self.own = ""
         self._path, self._is_sound, self._resuming = "", False, False
         # A detector may keep an infinite limit or a mask in a buffer on purpose.
         buffers = dict(self.model.named_buffers())
@@ -88,6 +90,7 @@ class Checkpointer(DetectionCheckpointer):
         with open_to_replace(path) as f:
             torch.save(state, f)
         self.tag_last_checkpoint(f"{name}.pth")
+        self.own = path
 
     def save_missing(self, name: str, **kwargs: Any) -> None:
         """Save as `save` does, if there is no whole checkpoint of this name."""
@@ -185,6 +188,7 @@ class Checkpointer(DetectionCheckpointer):
             raise ValueError(f"--resume: {e}{hint}") from e
         finally:
             self._resuming = False
+        self.own = path
         if self.incompatible is not None:
             self.logger.info("Resumed: %s, from %s", self.fit(), path)
         return rest

@@ -94,14 +94,14 @@ def _find_table(root: Path, words: tuple[str, ...]) -> tuple[Path, str]:
     others = sorted(set(found) - usual)
     if others:
         fix = (
-            f"found {', '.join(others[:5])}. Rename the right one, or make a link in that folder, "
+            f"{', '.join(others[:5])}. Rename the right one, or make a link in that folder, "
             f"for example: ln -s {others[0]} {words[0]}.json"
         )
     else:
-        fix = "found none of these files. `d2kd data` converts VOC and YOLO labels."
+        fix = "none of these files. `d2kd data` converts VOC and YOLO labels."
     raise FileNotFoundError(
         f"{root}: expected the {words[0]} labels in COCO's format in one of "
-        f"{', '.join(place for place, _ in places)}, {fix}"
+        f"{', '.join(place for place, _ in places)}, found {fix}"
     )
 
 
