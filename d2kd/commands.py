@@ -228,6 +228,8 @@ def _wait_for(launch: Callable, function: Callable) -> None:
         try:
             done.result()
         except KeyboardInterrupt:
+            # It would report the processes that end after the first one.
+            logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
             for process in multiprocessing.active_children():
                 if process not in others:
                     process.terminate()
@@ -261,7 +263,17 @@ def _stop_with_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
         raise KeyboardInterrupt
 
+    def stop_later(unraisable: Any) -> None:
+        # Python drops an exception that comes in one of its own callbacks, for example after a
+        # fork, and goes on. So try again in a moment.
+        if unraisable.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, stop)
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        else:
+            sys.__unraisablehook__(unraisable)
+
     signal.signal(signal.SIGTERM, stop)
+    sys.unraisablehook = stop_later
     # On Linux, PyTorch lets the death of the main process send SIGINT, which is blocked here.
     if set_signal := getattr(torch_multiprocessing, "_prctl_pr_set_pdeathsig", None):
         set_signal(signal.SIGTERM)
