@@ -40,7 +40,15 @@ def test_a_worker_of_detectron2s_loader_goes_on():
     assert list(loader) == [[0], [1], [2]]
 
 
-def test_without_workers_ctrl_c_stops_at_once():
+@pytest.fixture
+def ctrl_c_is_on():
+    """A shell's background job, as these tests may be, ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_without_workers_ctrl_c_stops_at_once(ctrl_c_is_on):
     images = [{"image_id": i, "file_name": f"{i}.jpg"} for i in range(3)]
     loader = build_detection_test_loader(images, mapper=name_errors(interrupt), num_workers=0)
     with pytest.raises(KeyboardInterrupt):
