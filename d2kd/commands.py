@@ -99,9 +99,10 @@ def call(name: str, main: Callable[[list[str]], Any], argv: Sequence[str] | None
         os.environ[_DEBUG_VARIABLE] = "1"
     try:
         return main(words) or 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _end_workers()
-        print(f"{name}: interrupted", file=sys.stderr)
+        advice = f". {stop}" if stop.args else ""  # how to go on, where a tool knows it
+        print(f"{name}: interrupted{advice}", file=sys.stderr)
         return 130
     except Exception as error:
         message = describe_error(error)

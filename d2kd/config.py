@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from .data.partial import load_class_subset
 from .lazy import apply_overrides, resolve_target
 from .loading import load_student_config, node_input_format
 from .pseudo.coco import load_pseudo_labels
+from .pseudo.provenance import read_made_from
 from .writers.libraries import check_writers
 
 __all__ = [
@@ -198,11 +198,10 @@ def chosen_class_lists(node, section: str) -> Iterator[tuple[str, list[str]]]:
         if target is load_class_subset:
             yield f"classes (dataloader.{section}.{path})", list(labels.classes)
         if target is load_pseudo_labels:
-            provenance = Path(labels.path).with_name("provenance.json")
-            if provenance.exists():  # reading the labels reports a missing file
-                made_from = json.loads(provenance.read_text()).get("made_from", {})
-                if classes := made_from.get("settings", {}).get("classes"):
-                    yield f"{labels.path} (dataloader.{section}.{path})", list(classes)
+            # Reading the labels reports a missing file.
+            settings = read_made_from(labels.path).get("settings", {})
+            if settings.get("classes"):
+                yield f"{labels.path} (dataloader.{section}.{path})", list(settings["classes"])
 
 
 def _check_formats(cfg: DictConfig) -> None:

@@ -179,6 +179,14 @@ if __name__ == "__main__":
 """
 
 
+def test_a_tool_may_say_how_to_go_on_after_ctrl_c(capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt("The same command goes on.")
+
+    assert commands.call("tool", interrupted, []) == 130
+    assert capsys.readouterr().err == "tool: interrupted. The same command goes on.\n"
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_ctrl_c_stops_several_processes_in_one_line(tmp_path, early):
     (tmp_path / "tool.py").write_text(INTERRUPTED)

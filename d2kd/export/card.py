@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from importlib import metadata
@@ -18,6 +17,7 @@ from ..files import sha256_of_file
 from ..lazy import resolve_target
 from ..metrics import read_metrics
 from ..pseudo import load_pseudo_labels
+from ..pseudo.provenance import read_made_from
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
 from .source import Source, dataset_names
 from .structure import to_plain
@@ -136,11 +136,7 @@ def _labels(cfg: DictConfig) -> list[str]:
     files = []
     for _, node in nodes(cfg.dataloader.get("train")):
         if "_target_" in node and resolve_target(node) is load_pseudo_labels:
-            provenance = Path(node.path).with_name("provenance.json")
-            teachers: dict[str, Any] = {}
-            if provenance.is_file():
-                made_from = json.loads(provenance.read_text()).get("made_from", {})
-                teachers = made_from.get("teachers", {})
+            teachers = read_made_from(node.path).get("teachers", {})
             names = (f"{name} (sha256 {x['weights'][:12]})" for name, x in teachers.items())
             files.append(f"{node.path} by {', '.join(names) or 'teachers that are not known'}")
     return files

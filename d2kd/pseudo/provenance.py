@@ -17,7 +17,7 @@ import numpy as np
 
 from ..files import sha256_of_file
 
-__all__ = ["SCHEMA", "Counts", "digest", "dump", "environment", "verify"]
+__all__ = ["SCHEMA", "Counts", "digest", "dump", "environment", "read_made_from", "verify"]
 
 SCHEMA = 2
 """Format number of labels.json and provenance.json. Raise it when the meaning of a field changes,
@@ -85,6 +85,12 @@ def environment() -> dict[str, Any]:
         commit = None
     written = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return {"versions": versions, "commit": commit, "written": written, "command": sys.argv}
+
+
+def read_made_from(path: str | Path) -> dict[str, Any]:
+    """What a COCO file of labels was made from: teachers and settings; {} if nothing says it."""
+    provenance = Path(path).with_name("provenance.json")
+    return json.loads(provenance.read_text()).get("made_from", {}) if provenance.is_file() else {}
 
 
 def verify(path: str | Path) -> list[str]:

@@ -112,6 +112,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         launch(run, args)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from there.", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("The same command goes on from there.") from None
     return 0

@@ -151,7 +151,7 @@ class Comparison:
         lines = self.lines()
         results, bases = results_of(lines), bases_of(lines)
         seeds = sorted({line.seed for line in lines if line.seed is not None})
-        words = self.warnings(lines)
+        words = warnings(results, gaps_of(lines), bases, curves_of(lines))
         text = table(results, bases, seeds, self.columns, gaps_of(lines), words) + "\n"
         self.output.mkdir(parents=True, exist_ok=True)
         self._forgotten = False  # from now on the file is this call's
@@ -172,15 +172,6 @@ class Comparison:
                 folder = self.output / line.entry.folder / f"seed{line.seed}"
                 histories.setdefault(line.entry.name, []).append(history_of(read_metrics(folder)))
         return histories
-
-    def warnings(self, lines: Sequence[Line] | None = None) -> list[str]:
-        """See `evidence.warnings`.
-
-        Args:
-            lines: default: `self.lines()`.
-        """
-        lines = self.lines() if lines is None else lines
-        return warnings(results_of(lines), gaps_of(lines), bases_of(lines), curves_of(lines))
 
 
 def _settings(entry: Entry) -> list[str]:
