@@ -66,7 +66,7 @@ def method_classes() -> dict[str, type[methods.Method]]:
 
 def config_text(
     path: Path,
-    student: Path,
+    student: str,
     teacher: str,
     weights: str,
     method: str,
@@ -82,8 +82,9 @@ def config_text(
 
     Args:
         path: absolute path of the file that will have this text.
-        student: absolute path of the student's config. A Python file in the same folder is
-            imported, as in the README; any other file is loaded by its path.
+        student: absolute path of the student's config, or a name in Detectron2's model zoo. A
+            Python file in the same folder is imported, as in the README; any other config is loaded
+            by its path or name.
         teacher: absolute path of the teacher's config, or a name in Detectron2's model zoo.
         weights: absolute path or URL of the teacher's checkpoint, or "zoo".
         method: a key of `method_classes()`, or "recommended".
@@ -102,29 +103,30 @@ def config_text(
         class_name = method_classes()[method].__name__
         imported = sorted([class_name, "Methods"], key=lambda name: (name != name.upper(), name))
         node = f"L(Methods)({method}=L({class_name})())"
-    stem, python = student.stem, student.suffix == ".py"
+    folder, stem = os.path.split(os.path.splitext(student)[0])
+    # LazyConfig.load reads files only.
+    python = student.endswith(".py") and os.path.isabs(student)
     imports = [
         "from detectron2.config import LazyCall as L",
         "from d2kd import Distiller, Teacher",
         f"from d2kd.methods import {', '.join(imported)}",
     ]
     importable = python and stem.isidentifier() and not keyword.iskeyword(stem)
-    if student.parent == path.parent and importable:
+    if folder == str(path.parent) and importable:
         names = ", ".join(name for name in SECTIONS if name != "model")
         lines = [*imports, f"from .{stem} import {names}, model as student", ""]
     else:
         load = "LazyConfig.load" if python else "load_student_config"
         imports[0 if python else 1] += ", LazyConfig" if python else f", {load}"
         names = ", ".join("student" if name == "model" else name for name in SECTIONS)
-        source = repr(str(student)) + (f", setup={setup!r}" if setup and not python else "")
+        source = repr(student) + _setup_argument(student, setup)
         lines = [
             *imports,
             "",
             f"_config = {load}({source})",
             f"{names} = (_config[section] for section in {SECTIONS!r})",
         ]
-    given = f"model={teacher!r}, weights={weights!r}"
-    given += f", setup={setup!r}" if setup and _takes_setup(teacher) else ""
+    given = f"model={teacher!r}, weights={weights!r}{_setup_argument(teacher, setup)}"
     lines += [
         "model = L(Distiller)(",
         "    student=student,",
@@ -159,24 +161,26 @@ def write_config(args: argparse.Namespace) -> Path:
         near = difflib.get_close_matches(args.method.lower(), known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(f"--method: expected {', '.join(known)}, found {args.method!r}.{hint}")
-    student = _file(args.student, "--student")
+    student, teacher = (
+        os.path.abspath(x) if os.path.isfile(x) else x for x in (args.student, args.teacher)
+    )
     student_config = _check_student(student, bool(args.dataset_train), args.setup)
-    teacher = args.teacher
-    if os.path.isfile(teacher):
-        teacher = str(_file(teacher, "--teacher"))
-    if args.setup and not any(map(_takes_setup, (str(student), teacher))):
+    if args.setup and not any(_setup_for(x, args.setup) for x in (student, teacher)):
         raise ValueError(
             f"--setup: expected the file of a yacs config (.yaml) as --student or --teacher, found "
-            f"{student.name} and {teacher}."
+            f"{args.student} and {args.teacher}."
         )
     # raises unless it is a file or a name in the zoo
-    teacher_config = load_detector_config(teacher, args.setup if _takes_setup(teacher) else None)
+    teacher_config = load_detector_config(teacher, _setup_for(teacher, args.setup))
     weights = args.weights
     if weights == "zoo":
         zoo_weights(teacher)
     elif "://" not in weights:
-        weights = str(_file(weights, "--weights"))
-    default = student.with_name(f"{student.stem}_{args.method}.py")
+        if not os.path.isfile(weights):
+            raise FileNotFoundError(f"--weights: expected a file, found none at {weights!r}.")
+        weights = os.path.abspath(weights)
+    own = student if os.path.isabs(student) else os.path.basename(student)
+    default = f"{os.path.splitext(own)[0]}_{args.method}.py"
     path = Path(os.path.abspath(args.write_to or default))
     text = config_text(
         path,
@@ -205,38 +209,41 @@ def write_config(args: argparse.Namespace) -> Path:
     return path
 
 
-def _file(name: str, flag: str) -> Path:
-    if not os.path.isfile(name):
-        raise FileNotFoundError(f"{flag}: expected a file, found none at {name!r}.")
-    return Path(os.path.abspath(name))
+def _setup_for(config: str, setup: str | None) -> str | None:
+    """`setup` for a YAML file; None for a LazyConfig or a name in Detectron2's model zoo."""
+    return setup if config.endswith((".yaml", ".yml")) and os.path.isfile(config) else None
 
 
-def _takes_setup(config: str) -> bool:
-    """Whether it is a YAML file, and no name in Detectron2's model zoo."""
-    return config.endswith((".yaml", ".yml")) and os.path.isfile(config)
+def _setup_argument(config: str, setup: str | None) -> str:
+    given = _setup_for(config, setup)
+    return f", setup={given!r}" if given else ""
 
 
-def _check_student(path: Path, names_data: bool, setup: str | None = None) -> DictConfig:
-    if path.suffix not in (".py", ".yaml", ".yml"):
+def _check_student(source: str, names_data: bool, setup: str | None = None) -> DictConfig:
+    if not source.endswith((".py", ".yaml", ".yml")):
         raise ValueError(
-            f"--student: expected a LazyConfig (.py) or a yacs config (.yaml), found {path.name!r}."
+            f"--student: expected a LazyConfig (.py) or a yacs config (.yaml), found "
+            f"{os.path.basename(source)!r}."
         )
-    config = load_student_config(str(path), setup if _takes_setup(str(path)) else None)
+    try:
+        config = load_student_config(source, _setup_for(source, setup))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--student: {error}") from None
     missing = [name for name in SECTIONS if name not in config]
     if missing:
         raise ValueError(
             f"--student: expected a LazyConfig with {', '.join(SECTIONS)}, found no "
-            f"{', '.join(missing)} in {path}."
+            f"{', '.join(missing)} in {source}."
         )
     if "student" in config.model:
         raise ValueError(
-            f"--student: expected the config of a detector, found a distiller's in {path}. Train "
+            f"--student: expected the config of a detector, found a distiller's in {source}. Train "
             f"with it by --config-file."
         )
     if names_data and OmegaConf.select(config, "dataloader.train.dataset.names") is None:
         raise ValueError(
             f"--dataset-train: expected a student with dataloader.train.dataset.names, found none "
-            f"in {path}."
+            f"in {source}."
         )
     return config
 
@@ -273,8 +280,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.prog, parser.description, parser.epilog = "d2kd train", __doc__, EXAMPLES
     group = parser.add_argument_group("a config for people who have none")
     add = group.add_argument
-    add("--student", help="yacs config of the student, or LazyConfig with " + ", ".join(SECTIONS))
-    add("--teacher", help="LazyConfig or yacs config, or a name in Detectron2's model zoo")
+    zoo = "or a name in Detectron2's model zoo"
+    add("--student", help=f"yacs config, LazyConfig with {', '.join(SECTIONS)}, {zoo}")
+    add("--teacher", help=f"yacs config, LazyConfig, {zoo}")
     add("--weights", help="the teacher's checkpoint; zoo for the model zoo's")
     add("--setup", metavar="FUNCTION",
         help="function of a project that adds its keys to the yacs configs, such as "
@@ -283,7 +291,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--inherit", action="store_true", help="start with the teacher's neck and head")
     add("--dataset-train", nargs="+", default=[], metavar="NAME", help="registered data sets")
     add("--output", metavar="DIR", help="train.output_dir; default: output/<name of the config>")
-    add("--write-to", metavar="FILE", help="default: <student>_<method>.py, next to the student")
+    add("--write-to", metavar="FILE",
+        help="default: <student>_<method>.py, next to the student's config; "
+        "in the current folder for a student from the model zoo")  # fmt: skip
     add("--config-only", action="store_true", help="write the config and do not train")
     return parser
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import model_zoo
 from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
@@ -243,6 +244,22 @@ def test_zoo_teacher(folder):
     assert teacher.weights == "zoo" and teacher.model.startswith("COCO-Detection")
 
 
+@pytest.mark.parametrize("name", ["retinanet_R_50_FPN_1x.yaml", "retinanet_R_50_FPN_1x.py"])
+def test_zoo_student(folder, tmp_path, name):
+    given = dict(student=f"COCO-Detection/{name}", method="recommended", weights="zoo")
+    given["teacher"] = "COCO-Detection/retinanet_R_101_FPN_3x.yaml"
+    assert write_config.main(arguments("--config-only", **given)) == 0
+    # There is no folder of the student's own: the config is in the current one.
+    path = tmp_path / "retinanet_R_50_FPN_1x_recommended.py"
+    cfg = load_config(str(path), ["train.device=cpu"])
+    check_config(cfg)
+    names = cfg.dataloader.train.dataset.names
+    assert names in ("coco_2017_train", ["coco_2017_train"])
+    expected = model_zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.py").model
+    student = instantiate(cfg.model.student)
+    assert student.state_dict().keys() == instantiate(expected).state_dict().keys()
+
+
 def test_own_text_is_never_lost(folder, capsys):
     argv = arguments("--config-only")
     path = folder / "student_fgd.py"
@@ -260,7 +277,11 @@ def test_own_text_is_never_lost(folder, capsys):
     ("changed", "error", "message"),
     [
         ({"method": "fdg"}, ValueError, r"--method: expected .*fgd.*, found 'fdg'. Did you mean"),
-        ({"student": "no.py"}, FileNotFoundError, r"--student: expected a file, found none"),
+        (
+            {"student": "no.py"},
+            FileNotFoundError,
+            r"--student: expected the path of .*, found 'no.py'",
+        ),
         ({"teacher": "no.py"}, FileNotFoundError, r"expected the path of .*, found 'no.py'"),
         ({"weights": "no.pth"}, FileNotFoundError, r"--weights: expected a file, found none"),
         ({"weights": "zoo"}, FileNotFoundError, r"weights='zoo': expected `model` to be a name"),
