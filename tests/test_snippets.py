@@ -28,7 +28,7 @@ import torch
 from detectron2.config import LazyConfig, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from d2kd import model_zoo
+from d2kd import load_student_config, model_zoo
 from d2kd.checkpoint import Checkpointer
 from d2kd.checks import check_nodes
 from d2kd.cli import COMMANDS, main
@@ -209,6 +209,8 @@ def check(path: str, overrides: Iterable[str]) -> None:
     """Load a config with overrides, or find a name in the model zoo."""
     if not path.endswith((".py", ".yaml")):
         assert path in (*model_zoo.list_detectors(), "NAME"), path
+    elif path.startswith("COCO-"):  # in Detectron2's model zoo
+        load_student_config(path)
     elif not overrides and not Path(path).is_file():
         config_path(path)  # one of ours: other tests load all of them
     elif "labels" in Path(path).name:
