@@ -21,6 +21,7 @@ from ..pseudo.provenance import read_made_from
 from .compare import BOX_TOLERANCE, SCORE_TOLERANCE
 from .source import Source, dataset_names
 from .structure import to_plain
+from .tracing import BATCH_OUTPUTS, OUTPUTS
 from .yacs import YACS_FILE
 
 __all__ = ["describe", "metrics_of_run", "to_markdown"]
@@ -31,12 +32,12 @@ CALLS = {
     "model.onnx": """\
 session = onnxruntime.InferenceSession("{file}")
 image = cv2.imread("image.jpg"){order}.transpose(2, 0, 1)
-boxes, scores, classes = session.run(None, {{"image": image}})
+{outputs} = session.run(None, {{"image": {image}}})
 """,
     "model.ts": """\
 import torchvision  # the file needs its operators
 image = torch.from_numpy(cv2.imread("image.jpg"){order}.transpose(2, 0, 1).copy())
-boxes, scores, classes = torch.jit.load("model.ts")(image)
+{outputs} = torch.jit.load("model.ts")({image})
 """,
     "model.safetensors": """\
 detector = d2kd.model_zoo.Detector("config.yaml", "model.safetensors")
@@ -67,12 +68,15 @@ def metrics_of_run(folder: Path) -> dict[str, float]:
     return {k: v for k, v in last.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 
-def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> dict[str, Any]:
+def describe(
+    source: Source, folder: Path, *, batch: int | None = None, given_ap: float | None = None
+) -> dict[str, Any]:
     """What is known of a student and of the exported files.
 
     Args:
         source: the student.
         folder: of the exported files.
+        batch: number of images that the traced files take at once; None for one without that axis.
         given_ap: box AP in percent. Default: the zoo's, else from the run's metrics.json.
 
     Returns:
@@ -100,7 +104,7 @@ def describe(source: Source, folder: Path, *, given_ap: float | None = None) -> 
         "input": {
             "channels": detector.input_format,
             "dtype": "uint8",
-            "shape": [3, "height", "width"],
+            "shape": [*([batch] if batch else []), 3, "height", "width"],
             "resized_for_evaluation": [
                 {"class": _target(x), **{k: to_plain(v) for k, v in x.items() if k != "_target_"}}
                 for x in cfg.dataloader.test.mapper.augmentations
@@ -172,6 +176,8 @@ def to_markdown(card: Mapping[str, Any]) -> str:
     """README.md of a folder of exported files. `card` is what `describe` gives, with checks."""
     order = "[..., ::-1]" if card["input"]["channels"] == "RGB" else ""
     count = len(card["classes"])
+    *batch, _, _, _ = card["input"]["shape"]
+    outputs = ", ".join(BATCH_OUTPUTS if batch else OUTPUTS)
     lines = [
         f"# {card['detector']} with {count} class{'' if count == 1 else 'es'}",
         "",
@@ -205,19 +211,37 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         *(f"No `{name}`: {reason}.\n" for name, reason in card.get("left_out", {}).items()),
         "## Input and output",
         "",
-        f"One image for each call: uint8, (3, height, width), channels {card['input']['channels']}"
-        f". Height and width are free. The files do not resize; `resized_for_evaluation` in "
-        f"`model_card.json` says which size gives the AP above.",
+        f"{_input(*batch)}, channels {card['input']['channels']}. Height and width are free. The "
+        f"files do not resize; `resized_for_evaluation` in `model_card.json` says which size gives "
+        f"the AP above.",
         "",
         "`boxes` (R, 4) are x1, y1, x2, y2 in pixels of the given image, `scores` (R,) are in "
-        "[0, 1], and `classes` (R,) count from 0. The best detections come first.",
+        "[0, 1], and `classes` (R,) count from 0. "
+        + (
+            "`image_index` (R,) is the image of each, from 0."
+            if batch
+            else "The best detections come first."
+        ),
         "",
     ]
     for name, call in CALLS.items():
         if name in card["files"]:
-            code = call.format(file=name, order=order)
+            image = _stacked(name, *batch)
+            code = call.format(file=name, order=order, outputs=outputs, image=image)
             lines += [f"`{name}`:", "", "```python", code.rstrip(), "```", ""]
     return "\n".join(lines)
+
+
+def _input(batch: int | None = None) -> str:
+    if batch is None:
+        return "One image for each call: uint8, (3, height, width)"
+    return f"{batch} images of one size for each call: uint8, ({batch}, 3, height, width)"
+
+
+def _stacked(file: str, batch: int | None = None) -> str:
+    """The expression of what a file takes, where `image` is one image."""
+    package = "numpy" if file.endswith(".onnx") else "torch"
+    return "image" if batch is None else f"{package}.stack([image] * {batch})"
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> str:

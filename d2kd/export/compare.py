@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "check_agreement",
     "compare",
     "measure_agreement",
+    "shifted",
     "sizes_of",
 ]
 
@@ -93,40 +94,37 @@ def sizes_of(image: Tensor) -> list[Tensor]:
     return [x.round().to(torch.uint8) for x in resized]
 
 
-def measure_agreement(
-    expected: Iterable[Instances],
-    detect: Callable[[Tensor], Instances],
-    images: Iterable[Tensor],
-) -> Agreement:
-    """Run a file on images, and compare.
+def shifted(image: Tensor, count: int) -> list[Tensor]:
+    """`count` images of one size: the image (3, H, W), moved to the right by parts of its width.
+
+    What leaves the image on the right comes in on the left.
+    """
+    return [image.roll(i * image.shape[-1] // count, dims=-1) for i in range(count)]
+
+
+def measure_agreement(expected: Iterable[Instances], found: Iterable[Instances]) -> Agreement:
+    """Compare the detections on images.
 
     Args:
         expected: detections of the Detectron2 model for each image.
-        detect: runs the file.
-        images: (3, H, W), uint8.
+        found: those of a file.
     """
-    total = Agreement()
-    for image, truth in zip(images, expected, strict=True):
-        total += compare(truth, detect(image))
-    return total
+    return sum((compare(*pair) for pair in zip(expected, found, strict=True)), Agreement())
 
 
 def check_agreement(
-    name: str,
-    expected: Iterable[Instances],
-    detect: Callable[[Tensor], Instances],
-    images: Iterable[Tensor],
+    name: str, expected: Iterable[Instances], found: Iterable[Instances]
 ) -> Agreement:
-    """Run a file on images, and refuse it if it differs.
+    """Compare the detections on images, and refuse a file if they differ.
 
     Args:
         name: of the file.
-        expected, detect, images: see `measure_agreement`.
+        expected, found: see `measure_agreement`.
 
     Raises:
         ValueError: more detections differ than rounding explains.
     """
-    total = measure_agreement(expected, detect, images)
+    total = measure_agreement(expected, found)
     if total.differs:
         raise ValueError(
             f"{name}: expected the detections of the Detectron2 model (the same class, boxes "

@@ -32,7 +32,7 @@ def write_int8(path: Path, images: Iterable[Tensor], output: Path) -> None:
 
     Args:
         path: the fp32 file.
-        images: calibration images, uint8 (3, H, W), of any sizes.
+        images: calibration inputs of the file, uint8 (3, H, W) or (N, 3, H, W), of any sizes.
         output: the new file.
     """
     quantization: Any = require("onnxruntime.quantization")

@@ -19,7 +19,7 @@ from ..files import check_new_folder, write_file, write_json
 from ..loading import without_weights
 from ..model_zoo.detector import student_node
 from .card import describe, to_markdown
-from .compare import Agreement, check_agreement, measure_agreement, sizes_of
+from .compare import Agreement, check_agreement, measure_agreement, shifted, sizes_of
 from .onnx_detector import OnnxDetector
 from .packages import check_exporter, require
 from .quantize import measure_ap, write_int8
@@ -39,6 +39,7 @@ def export(
     images: Sequence[Path],
     *,
     formats: Sequence[str] | None = None,
+    batch: int | None = None,
     calibration: Sequence[Path] = (),
     ap: float | None = None,
 ) -> dict[str, Any]:
@@ -55,6 +56,9 @@ def export(
         formats: some of `FORMATS`. config.yaml is always written. Default: all, but the yacs config
             is left out where it cannot say what the detector is; "left_out" of the card has the
             reason.
+        batch: number of images of one size that the traced files take at once. They have the axis
+            of the batch, and say for each detection which image it is on. Default: one image,
+            without that axis. They are also compared on moved copies of each image.
         calibration: files of pictures for an int8 copy of the ONNX file; none: no such copy. The
             AP of both is then measured on the config's test set.
         ap: box AP for the card, in percent; see `describe`.
@@ -89,7 +93,7 @@ def export(
         _write_plain(source, folder, formats)
         checks, left_out = {}, {}
         if set(COMPARED) & set(formats):
-            pictures = _detect_on(source, images)
+            pictures = _detect_on(source, images, batch)
             if "yacs" in formats:
                 try:
                     checks[YACS_FILE] = _write_yacs(source, folder, pictures)
@@ -99,8 +103,8 @@ def export(
                     (folder / YACS_FILE).unlink(missing_ok=True)
                     left_out[YACS_FILE] = str(reason)
             checks |= _write_traced(source, folder, pictures, traced)
-        accuracies = _write_int8(source, folder, calibration) if calibration else {}
-        card = describe(source, folder, given_ap=ap)
+        accuracies = _write_int8(source, folder, calibration, batch) if calibration else {}
+        card = describe(source, folder, batch=batch, given_ap=ap)
         for name, check in checks.items():
             card["files"][name]["check"] = {**check._asdict(), "images": len(pictures.images)}
         for name, accuracy in accuracies.items():
@@ -135,21 +139,21 @@ class _Pictures(NamedTuple):
     """What files are compared on.
 
     Attributes:
-        images: (3, H, W), uint8.
+        images: (3, H, W), uint8. With a batch of N, each N of them have one size.
         expected: detections of the student for each image, in pixels of it.
-        most: index of the image with the most detections.
+        example: what a detector is traced on, (3, H, W) or (N, 3, H, W).
     """
 
     images: list[Tensor]
     expected: list[Instances]
-    most: int
+    example: Tensor
 
 
-def _detect_on(source: Source, pictures: Sequence[Path]) -> _Pictures:
-    model, detector = source.detector.model, source.detector
-    images = [detector.make_input(path)["image"] for path in pictures]
+def _detect_on(source: Source, pictures: Sequence[Path], batch: int | None) -> _Pictures:
+    images = [source.detector.make_input(path)["image"] for path in pictures]
     images += sizes_of(images[0])
-    expected = [_detect(model, image) for image in images]
+    images = [one for image in images for one in shifted(image, batch or 1)]
+    expected = _detect_each(source.detector.model, images)
     # The tracer must see code that runs only where there are detections.
     most = max(range(len(images)), key=lambda i: len(expected[i]))
     if not len(expected[most]):
@@ -157,15 +161,15 @@ def _detect_on(source: Source, pictures: Sequence[Path]) -> _Pictures:
             f"--images: expected a picture on which the student detects something, found no "
             f"detection on {len(pictures)}. Give other pictures, or check the weights."
         )
-    return _Pictures(images, expected, most)
+    if batch is None:
+        return _Pictures(images, expected, images[most])
+    return _Pictures(images, expected, torch.stack([images[most]] * batch))
 
 
 def _write_yacs(source: Source, folder: Path, pictures: _Pictures) -> Agreement:
     """Write one of Detectron2's older configs; the result of its check."""
     built = write_yacs(source, folder)
-    found = measure_agreement(
-        pictures.expected, lambda image: _detect(built, image), pictures.images
-    )
+    found = measure_agreement(pictures.expected, _detect_each(built, pictures.images))
     if found.differs:
         raise CannotSayError(
             f"{found.unmatched} detections differ, where the student has {found.detections}"
@@ -186,27 +190,32 @@ def _write_traced(
 ) -> dict[str, Agreement]:
     """Write TorchScript and ONNX; file name -> result of its check."""
     model, detector = source.detector.model, source.detector
-    images, expected, most = pictures
+    images, expected, example = pictures
     checks = {}
     if "torchscript" in formats:
         path = folder / "model.ts"
-        write_torchscript(model, images[most], path)
-        script = torch.jit.load(str(path))
-
-        def run_script(image: Tensor) -> Instances:
-            boxes, scores, classes = script(image)
-            return _instances(image, boxes, scores, classes)
-
-        checks[path.name] = check_agreement(path.name, expected, run_script, images)
+        write_torchscript(model, example, path)
+        checks[path.name] = check_agreement(path.name, expected, _run_script(path, pictures))
     if "onnx" in formats:
         path = folder / "model.onnx"
         names = {"classes": detector.classes, "input_format": detector.input_format}
-        write_onnx(model, images[most], path, names)
-        onnx = OnnxDetector(path)
-        checks[path.name] = check_agreement(
-            path.name, expected, lambda image: _detect(onnx, image), images
-        )
+        write_onnx(model, example, path, names)
+        found = OnnxDetector(path)([{"image": image} for image in images])
+        checks[path.name] = check_agreement(path.name, expected, [x["instances"] for x in found])
     return checks
+
+
+def _run_script(path: Path, pictures: _Pictures) -> list[Instances]:
+    """Detections of a TorchScript file for each image, in pixels of it."""
+    script = torch.jit.load(str(path))
+    if pictures.example.dim() == 3:
+        return [_instances(image, *script(image)) for image in pictures.images]
+    found, batch = [], len(pictures.example)
+    for start in range(0, len(pictures.images), batch):
+        images = torch.stack(pictures.images[start : start + batch])
+        *outputs, index = script(images)
+        found += [_instances(x, *(y[index == i] for y in outputs)) for i, x in enumerate(images)]
+    return found
 
 
 def _instances(image: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) -> Instances:
@@ -215,14 +224,18 @@ def _instances(image: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor) ->
 
 
 @torch.no_grad()
-def _detect(model: Any, image: Tensor) -> Instances:
-    """What a detector in Detectron2's interface finds, in pixels of the image."""
-    return model([{"image": image}])[0]["instances"]
+def _detect_each(model: Any, images: Sequence[Tensor]) -> list[Instances]:
+    """What a detector finds in each image by itself, in pixels of the image."""
+    return [model([{"image": image}])[0]["instances"] for image in images]
 
 
-def _write_int8(source: Source, folder: Path, pictures: Sequence[Path]) -> dict[str, float]:
+def _write_int8(
+    source: Source, folder: Path, pictures: Sequence[Path], batch: int | None
+) -> dict[str, float]:
     """Write the int8 file; name of the ONNX file -> its box AP in percent."""
     images = (source.detector.make_input(path)["image"] for path in pictures)
+    if batch is not None:  # pictures have different sizes
+        images = (torch.stack([image] * batch) for image in images)
     write_int8(folder / "model.onnx", images, folder / "model_int8.onnx")
     names = ("model.onnx", "model_int8.onnx")
     return {name: measure_ap(source.cfg, folder / name) for name in names}

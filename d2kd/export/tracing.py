@@ -1,6 +1,7 @@
-"""Trace a detector to a function of one image, and write it as TorchScript or ONNX.
+"""Trace a detector to a function of images, and write it as TorchScript or ONNX.
 
-Shapes: R detections of an image. Boxes are x1y1x2y2 in pixels of the image that the function gets.
+Shapes: N images of one size, R detections on all of them. Boxes are x1y1x2y2 in pixels of the image
+that the function gets.
 """
 
 from __future__ import annotations
@@ -17,14 +18,23 @@ import torch
 from detectron2.export import TracingAdapter
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from .packages import check_exporter, require
 
-__all__ = ["OUTPUTS", "check_supported", "make_traceable", "write_onnx", "write_torchscript"]
+__all__ = [
+    "BATCH_OUTPUTS",
+    "OUTPUTS",
+    "check_supported",
+    "make_traceable",
+    "write_onnx",
+    "write_torchscript",
+]
 
 OPSET = 19  # the first with DeformConv, which DDOD needs
 OUTPUTS = ("boxes", "scores", "classes")
+BATCH_OUTPUTS = (*OUTPUTS, "image_index")
 
 
 def check_supported(model: nn.Module) -> None:
@@ -46,7 +56,7 @@ def check_supported(model: nn.Module) -> None:
     )
 
 
-def find_boxes(model: Any, inputs: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def find_boxes(model: Any, inputs: list[dict[str, Tensor]]) -> tuple[Tensor, ...]:
     """Detect without resizing boxes, and without operations that ONNX does not have.
 
     Detectron2's postprocessing writes scaled boxes in place. The exporter of torch 2.14 crashes on
@@ -54,30 +64,46 @@ def find_boxes(model: Any, inputs: list[dict[str, Tensor]]) -> tuple[Tensor, Ten
 
     Args:
         model: see `check_supported`.
-        inputs: one dict with "image", (3, H, W).
+        inputs: one dict with "image", (3, H, W), or (N, 3, H, W) for N images.
 
     Returns:
-        (R, 4) boxes, (R,) scores and (R,) classes, as `model(inputs)` gives them.
+        (R, 4) boxes, (R,) scores and (R,) classes, as `model(inputs)` gives them. Of N images also
+        (R,) indices of the image that a detection is on.
     """
+    images = model.preprocess_image(inputs)
+    batch = inputs[0]["image"].dim() == 4
+    if batch:
+        # Images of one size were padded as if they were one. Putting them together one by one, as
+        # Detectron2 does, would copy in place.
+        images = ImageList(images.tensor[0], images.image_sizes * len(inputs[0]["image"]))
+    maps = model.backbone(images.tensor)
     if isinstance(model, GeneralizedRCNN):
-        (found,) = model.inference(inputs, do_postprocess=False)
+        proposals, _ = model.proposal_generator(images, maps, None)
+        found, _ = model.roi_heads(images, maps, proposals, None)
     else:
-        images = model.preprocess_image(inputs)
-        maps = model.backbone(images.tensor)
         features = [maps[level] for level in model.head_in_features]
-        (found,) = model.forward_inference(images, features, model.head(features))
+        found = model.forward_inference(images, features, model.head(features))
+    outputs = [_outputs_of(x, image) for image, x in enumerate(found)]
+    if not batch:
+        return outputs[0][:3]
+    return tuple(torch.cat(x) for x in zip(*outputs, strict=True))
+
+
+def _outputs_of(found: Instances, image: int) -> tuple[Tensor, ...]:
     boxes = found.pred_boxes
     boxes.clip(found.image_size)
     keep = boxes.nonempty()
-    return boxes.tensor[keep], found.scores[keep], found.pred_classes[keep]
+    classes = found.pred_classes[keep]
+    return boxes.tensor[keep], found.scores[keep], classes, torch.full_like(classes, image)
 
 
 def make_traceable(model: nn.Module, image: Tensor) -> TracingAdapter:
-    """A module that maps an image (3, H, W) to boxes (R, 4), scores (R,) and classes (R,).
+    """A module that maps images to the outputs of `find_boxes`.
 
     Args:
         model: on the CPU, in evaluation mode.
-        image: an example, uint8, on which the model detects something.
+        image: an example, uint8, on which the model detects something: (3, H, W), or (N, 3, H, W)
+            for a module that takes N images of one size.
 
     Raises:
         ValueError: the detector is of another kind, see `check_supported`.
@@ -107,7 +133,8 @@ def write_onnx(
     """Trace a detector and save it as ONNX. Height and width of the image are free.
 
     The input is "image", uint8 (3, height, width). The outputs are "boxes", float (R, 4), "scores",
-    float (R,), and "classes", int64 (R,).
+    float (R,), and "classes", int64 (R,). A file for N images has the input (N, 3, height, width),
+    and the output "image_index", int64 (R,), too.
 
     Args:
         model, image: see `make_traceable`.
@@ -120,7 +147,9 @@ def write_onnx(
     """
     onnx = require("onnx")
     check_exporter()
-    free = {name: {0: "detections"} for name in OUTPUTS}
+    batch = image.dim() == 4
+    outputs = BATCH_OUTPUTS if batch else OUTPUTS
+    free = {name: {0: "detections"} for name in outputs}
     with _quiet():
         _register_deformable_convolution()
         # The newer exporter (dynamo=True) cannot follow Detectron2's structures.
@@ -131,8 +160,8 @@ def write_onnx(
             dynamo=False,
             opset_version=OPSET,
             input_names=["image"],
-            output_names=list(OUTPUTS),
-            dynamic_axes={"image": {1: "height", 2: "width"}, **free},
+            output_names=list(outputs),
+            dynamic_axes={"image": {1 + batch: "height", 2 + batch: "width"}, **free},
         )
     written = onnx.load(str(path))
     onnx.helper.set_model_props(written, {k: json.dumps(v) for k, v in (metadata or {}).items()})

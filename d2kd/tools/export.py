@@ -59,6 +59,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--count", type=int, default=3, help="number of these images; default: 3")
     add("--classes", nargs="+", help="default: the zoo's, or those of the config's test set")
     add("--ap", type=float, help="box AP in percent for the card; default: from metrics.json")
+    add("--batch", type=int, metavar="N",
+        help="TorchScript and ONNX take N images of one size; default: one image")  # fmt: skip
     add("--int8", action="store_true",
         help="also write an int8 ONNX file, and measure both on the test set")  # fmt: skip
     add("--calibration", nargs="+", metavar="PATH",
@@ -66,10 +68,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--calibration-count", type=int, default=100, help="number of these images; default: 100")
     add_debug(parser)
     args = parser.parse_args(argv)
-    for name in ("count", "calibration_count"):
-        if getattr(args, name) < 1:
+    for name in ("count", "calibration_count", "batch"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
             option = name.replace("_", "-")
-            parser.error(f"--{option}: expected at least 1, found {getattr(args, name)}")
+            parser.error(f"--{option}: expected at least 1, found {value}")
     if args.ap is not None:
         check_number("--ap", args.ap, most=100)
     return args
@@ -111,7 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         calibration = found[:: max(1, len(found) // args.calibration_count)]
         calibration = calibration[: args.calibration_count]
     card = export(
-        source, args.output, images, formats=args.formats, calibration=calibration, ap=args.ap
+        source,
+        args.output,
+        images,
+        formats=args.formats,
+        batch=args.batch,
+        calibration=calibration,
+        ap=args.ap,
     )
     for name, file in card["files"].items():
         check, ap = file.get("check"), file.get("AP")

@@ -42,6 +42,23 @@ def test_boxes_are_in_pixels_of_the_picture(file):
     assert found[0]["instances"].pred_boxes.tensor[:, 2].max() > 96
 
 
+def test_a_batch_of_any_number_and_sizes_of_images(onnx, tmp_path):
+    model, path = make("retinanet"), tmp_path / "model.onnx"
+    write_onnx(model, torch.stack([noise(64, 96)] * 2), path)
+    detector = OnnxDetector(path)
+    sizes = [(64, 96), (80, 64), (64, 96), (64, 96)]  # the second image, and the last, are alone
+    inputs = [{"image": noise(*size, seed=i)} for i, size in enumerate(sizes)]
+    inputs[0].update(height=128, width=192)
+    with torch.no_grad():
+        expected = [model([one])[0]["instances"] for one in inputs]
+    found = [x["instances"] for x in detector(inputs)]
+    assert [x.image_size for x in found] == [(128, 192), *sizes[1:]]
+    for one, other in zip(found, expected, strict=True):
+        assert len(one) == len(other) > 0
+        scores = [x.scores.sort(descending=True).values for x in (one, other)]
+        torch.testing.assert_close(*scores, atol=1e-5, rtol=0)
+
+
 def test_classes_and_order_of_channels_are_in_the_file(file):
     detector = OnnxDetector(file[1])
     assert detector.classes == ("a", "b", "c") and detector.input_format == "RGB"

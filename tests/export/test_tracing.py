@@ -67,6 +67,37 @@ def test_onnx_equals_the_model_at_each_size(name, onnx, tmp_path):
         assert_same(detect(detector, image), expected)
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_a_batch_equals_the_model_on_each_image(name, kind, tmp_path, request):
+    model, path, batch = make(name), tmp_path / "model", 2
+    example = torch.stack([noise(*SIZES[0])] * batch)
+    if kind == "onnx":
+        request.getfixturevalue("onnx")
+        write_onnx(model, example, path)
+        detector = OnnxDetector(path, threads=1)
+        assert detector.batch == batch
+    else:
+        write_torchscript(model, example, path)
+        script = torch.jit.load(str(path))
+    for size in SIZES:
+        images = [noise(*size, seed=i) for i in range(1, 1 + batch)]
+        if kind == "onnx":
+            found = [x["instances"] for x in detector([{"image": x} for x in images])]
+        else:
+            *outputs, index = script(torch.stack(images))
+            assert index.dtype == torch.int64
+            parts = [[x[index == i] for x in outputs] for i in range(batch)]
+            found = [
+                Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+                for boxes, scores, classes in parts
+            ]
+        for one, image in zip(found, images, strict=True):
+            expected = detect(model, image)
+            assert len(expected) > 5
+            assert_same(one, expected)
+
+
 def test_the_model_stays_in_evaluation_mode(onnx, tmp_path):
     model = make("retinanet")
     write_onnx(model, noise(64, 64), tmp_path / "model.onnx")

@@ -78,20 +78,26 @@ def test_all_files_with_their_checks(arguments, onnx, trained, picture, tmp_path
     assert f"config_yacs.yaml: left out, because {reason}" in printed
 
 
-def test_the_lines_of_the_card_run(arguments, onnx, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch", [None, 3])
+def test_the_lines_of_the_card_run(arguments, onnx, tmp_path, monkeypatch, batch):
     import onnxruntime
 
     import d2kd
 
-    assert export.main(arguments) == 0
+    assert export.main([*arguments, *(["--batch", str(batch)] if batch else [])]) == 0
     monkeypatch.chdir(tmp_path / "out")
     pixels = cv2.imread(str(tmp_path / "picture.png"))
     cv2.imwrite("image.jpg", cv2.resize(pixels, (128, 80)))  # the size of the config
     results = []
     for snippet in (tmp_path / "out/README.md").read_text().split("```python\n")[1:]:
-        names = {"cv2": cv2, "onnxruntime": onnxruntime, "torch": torch, "d2kd": d2kd}
+        names = dict(cv2=cv2, numpy=np, onnxruntime=onnxruntime, torch=torch, d2kd=d2kd)
         exec(snippet.split("```")[0], names)
         scores = torch.as_tensor(names["scores"])
+        if "image_index" in names:  # the same image three times
+            index = torch.as_tensor(names["image_index"])
+            assert index.bincount().tolist() == [len(scores) // 3] * 3
+            scores = scores[index == 1]
+            names = {k: names[k][: len(scores)] for k in ("boxes", "classes")}
         assert len(scores) == len(names["boxes"]) == len(names["classes"]) > 0
         results.append(scores)
     assert len(results) == 3
@@ -147,13 +153,14 @@ def test_a_run_without_metrics(tmp_path):
     assert metrics_of_run(tmp_path) == {}
 
 
-def test_int8_with_the_ap_of_both(arguments, onnx, zoo, tmp_path):
+@pytest.mark.parametrize("batch", [[], ["--batch", "2"]])
+def test_int8_with_the_ap_of_both(arguments, onnx, zoo, tmp_path, batch):
     files = toys.coco_dataset(tmp_path / "images", n=3, classes=3)
     register_coco_instances("never_registered", {}, *map(str, files))
     with (zoo / "toy/student.py").open("a") as config:
         config.write(EVALUATION)
     try:
-        assert export.main([*arguments, "--formats", "onnx", "--int8"]) == 0
+        assert export.main([*arguments, "--formats", "onnx", "--int8", *batch]) == 0
     finally:
         DatasetCatalog.remove("never_registered")
         MetadataCatalog.remove("never_registered")
@@ -182,7 +189,7 @@ def test_a_file_that_differs_is_an_error_and_leaves_nothing(arguments, onnx, mon
     assert sorted(x.name for x in tmp_path.iterdir()) == before
 
 
-def test_mistakes_are_named(arguments, zoo, tmp_path, monkeypatch):
+def test_mistakes_are_named(arguments, zoo, tmp_path, capsys):
     with pytest.raises(
         ValueError, match=r"--int8: expected the config's test set to be registered"
     ):
@@ -191,6 +198,9 @@ def test_mistakes_are_named(arguments, zoo, tmp_path, monkeypatch):
     bare = arguments[:given] + arguments[given + 2 :]
     with pytest.raises(ValueError, match=r"--images: expected images, .* Add --images PATH"):
         export.main(bare)
+    with pytest.raises(SystemExit):
+        export.main([*arguments, "--batch", "0"])
+    assert "--batch: expected at least 1, found 0" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"--ap: expected a number >= 0 and <= 100, found 101"):
         export.main([*arguments, "--ap", "101"])
     (tmp_path / "out").mkdir()
