@@ -28,9 +28,11 @@ from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.commands import call, parse_arguments
 from d2kd.config import check_config, config_path, load_config
 from d2kd.data import register_all
+from d2kd.data.train_loader import TrainLoader
 from d2kd.ema import EMA
-from d2kd.engine import ExactResume, ScheduleProgress, Trainer, TrainLoader, launch
+from d2kd.engine import ExactResume, ScheduleProgress, Trainer
 from d2kd.evaluation import check_teacher, evaluate, teacher_of
+from d2kd.launch import launch
 from d2kd.logs import hold_messages, setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process

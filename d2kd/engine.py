@@ -1,21 +1,14 @@
-"""The training loop on top of Detectron2's engine: steps, exact resume, data loader, launch."""
+"""The training loop on top of Detectron2's engine: steps, schedules and exact resume."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from detectron2.config import instantiate
-from detectron2.data import build_detection_train_loader
-from detectron2.data.samplers import TrainingSampler
 from detectron2.engine import HookBase, SimpleTrainer
-from detectron2.engine import launch as detectron2_launch
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -23,17 +16,12 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .commands import launch_processes, plain_errors
-from .data.masks import check_masks
-from .data.named_errors import build_loader, name_errors
+from .commands import plain_errors
 from .finite import LossWatch
-from .lazy import resolve_target
 from .loading import predictions_in_fp32
 from .resume import same_hyperparameters
 
-__all__ = ["ExactResume", "ScheduleProgress", "TrainLoader", "Trainer", "launch"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["ExactResume", "ScheduleProgress", "Trainer"]
 
 
 class Trainer(SimpleTrainer):
@@ -208,7 +196,7 @@ class ExactResume(HookBase):
 
     Args:
         loader: function from (step, seed) to a data loader that starts at this step, such as a
-            `TrainLoader`.
+            `d2kd.data.train_loader.TrainLoader`.
         period: steps between checkpoints.
         seed: of the whole run. A negative one stands for a random seed, which is saved in the
             checkpoints.
@@ -242,113 +230,3 @@ class ExactResume(HookBase):
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.seed = state_dict["seed"]
-
-
-class _Sampler(TrainingSampler):
-    """Detectron2's `TrainingSampler`, starting at a given position of its infinite stream."""
-
-    def __init__(self, size: int, seed: int, start: int):
-        super().__init__(size, seed=seed)
-        self._start = start
-
-    def __iter__(self) -> Iterator[int]:
-        first = self._start + self._rank
-        yield from itertools.islice(self._infinite_indices(), first, None, self._world_size)
-
-
-class TrainLoader:
-    """Builds `dataloader.train` of a config so that it starts at any step.
-
-    A node of `build_detection_train_loader` without a sampler gets one that starts at the right
-    position of the epoch. Any other loader is built once and continues through all segments. A
-    resumed run starts such a loader from its beginning, and a warning says so.
-
-    Args:
-        node: the LazyConfig node.
-        accumulate: number of batches in one step.
-        dataset: what `node.dataset` gives, where it was loaded before.
-    """
-
-    def __init__(self, node, accumulate: int = 1, dataset: Any = None):
-        self._node = node
-        self._accumulate = accumulate
-        self._loaded: Any = dataset
-        self._dataset: Any = None
-        self._stream: Any = None
-
-    def prepare(self) -> None:
-        """Read the dataset now, so that mistakes in it are found before anything else is done.
-
-        Raises:
-            ValueError: there are no images, or a file or the masks that the mapper needs are
-                missing.
-        """
-        if self._dataset is not None or self._stream is not None:
-            return
-        node = self._node
-        try:
-            if resolve_target(node) is build_detection_train_loader and not node.get("sampler"):
-                dataset = instantiate(node.dataset) if self._loaded is None else self._loaded
-                check_masks(node.get("mapper"), dataset)
-                if not isinstance(dataset, torch.utils.data.IterableDataset):
-                    self._dataset = dataset
-                    return
-            self._stream = iter(build_loader(node))
-        except (AssertionError, FileNotFoundError) as e:
-            raise ValueError(f"dataloader.train: expected images to train on, found: {e}") from e
-        logger.warning(
-            "dataloader.train has its own sampler or target: a resumed run starts its data from "
-            "the beginning, so that resuming is not exact."
-        )
-
-    def __call__(self, step: int, seed: int) -> Iterable:
-        self.prepare()
-        if self._dataset is None:
-            return self._stream
-        node = self._node
-        rest = {k: instantiate(v) for k, v in node.items() if k not in ("_target_", "dataset")}
-        rest["mapper"] = name_errors(rest.get("mapper"))
-        rest["sampler"] = _Sampler(
-            len(self._dataset), seed, step * self._accumulate * node.total_batch_size
-        )
-        return build_detection_train_loader(dataset=self._dataset, **rest)
-
-
-def _check_processes(count: int) -> None:
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < 1 or (gpus and count > gpus):
-        most = f" and at most {gpus}, the GPUs of this machine" if gpus else ""
-        raise ValueError(f"--num-gpus: expected at least 1{most}, found {count}.")
-
-
-def launch(main: Callable, args) -> None:
-    """Run `main(args)` in each process.
-
-    The processes are started by torchrun, or else by Detectron2's `launch` as the flags say.
-    """
-    if "RANK" not in os.environ or "LOCAL_WORLD_SIZE" not in os.environ:
-        _check_processes(args.num_gpus)
-
-        def start(function: Callable) -> None:
-            detectron2_launch(
-                function,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
-
-        launch_processes(start, main, args.num_gpus, args.num_machines)
-        return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
-    try:
-        comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
-        comm.synchronize()
-        main(args)
-        comm.synchronize()  # torchrun ends all processes as soon as one of them leaves
-    finally:
-        torch.distributed.destroy_process_group()

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from d2kd import Distiller, Teacher
-from d2kd.engine import launch
+from d2kd.launch import launch
 from d2kd.methods import FGD, Methods, Mimic
 from tests import toys
 

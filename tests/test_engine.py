@@ -3,16 +3,9 @@ import itertools
 
 import pytest
 import torch
-from detectron2.config import LazyCall as L
-from detectron2.data import (
-    DatasetCatalog,
-    build_detection_train_loader,
-    get_detection_dataset_dicts,
-)
-from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
-from d2kd.engine import ExactResume, Trainer, TrainLoader, _Sampler
+from d2kd.engine import ExactResume, Trainer
 from tests import toys
 
 
@@ -100,41 +93,6 @@ def test_running_normalizers_of_dense_detectors_are_saved():
     assert model.loss_normalizer == 42.5
 
 
-@pytest.mark.parametrize("start", [0, 3, 10, 27])
-def test_sampler_continues_the_order_of_detectron2s_sampler(start):
-    whole = itertools.islice(iter(TrainingSampler(10, seed=5)), start + 12)
-    rest = itertools.islice(iter(_Sampler(10, seed=5, start=start)), 12)
-    assert list(whole)[start:] == list(rest)
-
-
-def test_loader_starts_at_the_place_of_the_step():
-    dataset = list(range(10))
-    node = L(build_detection_train_loader)(
-        dataset=dataset, mapper=int, total_batch_size=2, aspect_ratio_grouping=False, num_workers=0
-    )
-    stream = [x for batch in itertools.islice(TrainLoader(node)(0, 5), 8) for x in batch]
-    rest = [x for batch in itertools.islice(TrainLoader(node)(3, 5), 5) for x in batch]
-    assert stream[6:] == rest
-    assert sorted(stream[:10]) == dataset  # an epoch sees every image once
-    accumulated = [x for b in itertools.islice(TrainLoader(node, 2)(2, 5), 4) for x in b]
-    assert stream[8:] == accumulated
-
-
-def test_a_custom_sampler_continues_over_segments():
-    node = L(build_detection_train_loader)(
-        dataset=list(range(10)),
-        mapper=int,
-        sampler=L(TrainingSampler)(size=10, shuffle=False),
-        total_batch_size=2,
-        aspect_ratio_grouping=False,
-        num_workers=0,
-    )
-    loader = TrainLoader(node)
-    first = list(itertools.islice(iter(loader(0, 5)), 2))
-    second = list(itertools.islice(iter(loader(2, 5)), 3))
-    assert [x for batch in first + second for x in batch] == list(range(10))
-
-
 def test_dense_losses_under_amp_get_fp32_predictions():
     # Detectron2's FCOS raises a RuntimeError for predictions in half precision.
     model = toys.fcos()
@@ -144,18 +102,6 @@ def test_dense_losses_under_amp_get_fp32_predictions():
     trainer.set_loader([toys.batch(size=(256, 256)) for _ in range(2)])
     trainer.train(0, 2)
     assert all(torch.isfinite(p).all() for p in model.parameters())
-
-
-def test_training_set_without_images_is_an_error_that_names_it():
-    node = L(build_detection_train_loader)(
-        dataset=L(get_detection_dataset_dicts)(names="toy_empty"), mapper=int, total_batch_size=2
-    )
-    DatasetCatalog.register("toy_empty", lambda: [])
-    try:
-        with pytest.raises(ValueError, match=r"dataloader.train: expected images .*toy_empty"):
-            TrainLoader(node).prepare()
-    finally:
-        DatasetCatalog.remove("toy_empty")
 
 
 def test_each_segment_begins_with_its_own_seed():

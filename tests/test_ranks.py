@@ -73,7 +73,7 @@ def test_two_processes_share_results_errors_and_repaired_sets(tmp_path):
 
 
 if __name__ == "__main__":
-    from d2kd.engine import launch
+    from d2kd.launch import launch
 
     launch(main, sys.argv[1])
     os._exit(0)  # as in tests/ranks.py: gloo may abort while the interpreter shuts down

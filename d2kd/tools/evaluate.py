@@ -32,9 +32,9 @@ from d2kd.checks import check_weights
 from d2kd.commands import add_debug
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.engine import launch
 from d2kd.evaluation import evaluate, teacher_of
 from d2kd.evaluation.errors import KINDS, ErrorEvaluator
+from d2kd.launch import launch
 from d2kd.loading import build_student
 from d2kd.ranks import on_main_process
 

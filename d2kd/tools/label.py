@@ -29,7 +29,7 @@ from d2kd.audit import audit_labels
 from d2kd.commands import parse_arguments
 from d2kd.config import config_path
 from d2kd.data import register_all
-from d2kd.engine import launch
+from d2kd.launch import launch
 from d2kd.lazy import apply_overrides, load_lazy_config
 from d2kd.pseudo.coco import verify
 from d2kd.pseudo.job import LabelingJob

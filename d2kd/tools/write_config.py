@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2kd import methods
 from d2kd.commands import parse_arguments
-from d2kd.engine import launch
 from d2kd.files import write_file
+from d2kd.launch import launch
 from d2kd.loading import (
     load_detector_config,
     load_student_config,

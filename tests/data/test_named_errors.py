@@ -5,7 +5,7 @@ from detectron2.data import DatasetMapper
 
 from d2kd.data import register_folder
 from d2kd.data.named_errors import NamedErrors
-from d2kd.engine import TrainLoader
+from d2kd.data.train_loader import TrainLoader
 from tests.audit.test_run import config
 from tests.data.audit import sets
 

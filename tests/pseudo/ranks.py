@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from d2kd.data.manifest import Manifest
-from d2kd.engine import launch
+from d2kd.launch import launch
 from d2kd.pseudo.label import label_images, open_cache
 from d2kd.pseudo.teachers import LabelTeacher
 from tests.pseudo import pictures

@@ -25,7 +25,8 @@ from torch import nn
 import d2kd
 from d2kd import Distiller, Teacher
 from d2kd.data import register_all
-from d2kd.engine import Trainer, TrainLoader
+from d2kd.data.train_loader import TrainLoader
+from d2kd.engine import Trainer
 from d2kd.loading import without_weights
 from d2kd.methods import Methods
 from d2kd.readers import get_reader

@@ -21,7 +21,8 @@ from torch import nn
 
 from d2kd import Distiller
 from d2kd.checkpoint import Checkpointer
-from d2kd.engine import Trainer, TrainLoader
+from d2kd.data.train_loader import TrainLoader
+from d2kd.engine import Trainer
 from d2kd.loading import build_student
 from d2kd.tools.benchmark.setting import ALONE, DISTILLED, build_trainers, clear_schedules, settle
 
