@@ -30,12 +30,13 @@ def tool(root, *args: str) -> list[str]:
     """The command in a process of its own."""
     code = f"""
 import sys
+from d2kd.commands import call
 from d2kd.tools import runs
 from d2kd.tools.compare import command, main
 from d2kd.tools.compare.describe import Description
 runs.TRAIN = (sys.executable, {str(root / "train_net.py")!r})
 command.describe = lambda entries, seed: [Description()] * len(entries)
-sys.exit(main())
+sys.exit(call("d2kd compare", main))
 """
     return [sys.executable, "-c", code, *args, "--output", str(root / "out"), "--devices", "cpu"]
 

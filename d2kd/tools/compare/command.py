@@ -272,9 +272,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments. Default: the arguments of the process.
 
     Returns:
-        exit status: 0; 1 if a run failed; 130 after Ctrl-C.
+        exit status: 0; 1 if a run failed.
 
     Raises:
+        KeyboardInterrupt: with how to go on.
         ValueError: an argument is wrong, or a folder holds another run.
     """
     args = parse_args(argv)
@@ -285,5 +286,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         with end_with_signals():
             return compare(args)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last checkpoints.", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("The same command goes on from the last checkpoints.") from None

@@ -179,7 +179,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments. Default: the arguments of the process.
 
     Returns:
-        exit status: 0; 1 if a training failed; 130 after Ctrl-C.
+        exit status: 0; 1 if a training failed.
+
+    Raises:
+        KeyboardInterrupt: with how to go on.
     """
     args = parse_args(argv)
     for words in NOISE:
@@ -191,6 +194,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+        raise KeyboardInterrupt("The same command goes on from the last checkpoint.") from None
     return 0
