@@ -67,6 +67,25 @@ def test_onnx_equals_the_model_at_each_size(name, onnx, tmp_path):
         assert_same(detect(detector, image), expected)
 
 
+@pytest.mark.parametrize(
+    "name", [x for x in ALL if x != "DDOD"]
+)  # it has no DeformConv of opset 19
+def test_openvino_reads_the_onnx_file(name, onnx, tmp_path):
+    openvino = pytest.importorskip("openvino", reason="needs pip install openvino")
+    model, path = make(name), tmp_path / "model.onnx"
+    write_onnx(model, noise(*SIZES[0]), path)
+    fp32 = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = openvino.Core().compile_model(path, "CPU", fp32)
+    for size in SIZES:
+        image = noise(*size, seed=1)
+        expected = detect(model, image)
+        assert len(expected) > 5
+        found = compiled({"image": image.numpy()})
+        boxes, scores, classes = (torch.as_tensor(x) for x in found.to_tuple())
+        fields = dict(pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+        assert_same(Instances(size, **fields), expected)
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("kind", ["torchscript", "onnx"])
 def test_a_batch_equals_the_model_on_each_image(name, kind, tmp_path, request):
