@@ -50,7 +50,7 @@ from d2kd.run_lock import (
     keep_finished_run,
     lock_run_folder,
 )
-from d2kd.student_files import BestStudent, FinalStudent, closing_line
+from d2kd.student_files import BestStudent, FinalStudent, changes_student, closing_line
 from d2kd.visualize import training_pictures
 from d2kd.writers import default_writers
 
@@ -113,7 +113,9 @@ def do_train(args, cfg, dataset=None, kept=None):
             *(reports(cfg, distiller or student, resuming) if comm.is_main_process() else []),
         ]
     )
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=args.resume)
+    checkpointer.resume_or_load(
+        cfg.train.init_checkpoint, resume=args.resume, replaces=kept is None
+    )
     if distiller is not None and not resuming:
         distiller.inherit()  # after loading, because initial weights would overwrite it
     comm.synchronize()  # all processes have loaded
@@ -127,9 +129,9 @@ def do_train(args, cfg, dataset=None, kept=None):
     if comm.is_main_process():
         # The saved config also has the overrides; the original one may register its data. A config
         # that YAML cannot say is saved as a pickle only.
-        changed = any(x.startswith(("model.", "dataloader.")) for x in args.opts)
         saved = f"{cfg.train.output_dir}/config.yaml"
-        config = saved if changed and os.path.isfile(saved) else args.config_file
+        needed = changes_student(args.opts) and os.path.isfile(saved)
+        config = saved if needed else args.config_name
         weights, metrics = checkpointer.get_checkpoint_file(), trainer.storage.latest()
         logger.info(closing_line(config, weights, metrics))
 
@@ -187,7 +189,7 @@ def build_optimizer(node):
 
 def main(args):
     register_all()
-    args.config_file = config_path(args.config_file)
+    args.config_name, args.config_file = args.config_file, config_path(args.config_file)
     cfg = load_config(args.config_file, args.opts)
     trains = not (args.eval_only or args.eval_teacher)
     # Before the lock and the log, so that a run that is refused leaves nothing behind.

@@ -30,6 +30,7 @@ from .threads import child_environment, configure_threads
 __all__ = [
     "add_debug",
     "call",
+    "config_first",
     "describe_error",
     "launch_processes",
     "parse_arguments",
@@ -98,12 +99,13 @@ def call(name: str, main: Callable[[list[str]], Any], argv: Sequence[str] | None
     if debug:
         os.environ[_DEBUG_VARIABLE] = "1"
     try:
-        return main(words) or 0
+        with _sigterm_as_ctrl_c():
+            return main(words) or 0
     except KeyboardInterrupt as stop:
         _end_workers()
         advice = f". {stop}" if stop.args else ""  # how to go on, where a tool knows it
         print(f"{name}: interrupted{advice}", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     except Exception as error:
         message = describe_error(error)
         if message is None:
@@ -113,6 +115,51 @@ def call(name: str, main: Callable[[list[str]], Any], argv: Sequence[str] | None
     finally:
         if debug:
             os.environ.pop(_DEBUG_VARIABLE, None)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, by which batch systems and containers end a process."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, with the same message.
+
+    A handler that is set already stays. Outside the main thread, where Python forbids handlers,
+    this does nothing.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        raise _Terminated
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def config_first(argv: Sequence[str] | None) -> list[str]:
+    """The arguments, with the config in front if it is given as --config-file.
+
+    Commands without Detectron2's parser take the config as their first argument. Users know the
+    flag from `d2kd train` and from Detectron2.
+
+    Args:
+        argv: default: the arguments of the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--config-file" and (equals or words[i + 1 :]):
+            rest = words[i + 1 :] if equals else words[i + 2 :]
+            return [value if equals else words[i + 1], *words[:i], *rest]
+    return words
 
 
 def _show(name: str, message: str, error: BaseException | None = None) -> None:

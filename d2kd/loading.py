@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .checkpoint import load_strictly
 from .lazy import load_lazy_config
+from .recipes import get_config_file
 from .resolution import square_size
 from .upright import check_upright
 from .yacs_config import build_yacs, is_yacs_file, read_yacs, setup_without_yacs
@@ -136,6 +137,7 @@ def load_detector_config(source: str, setup: Callable[[Any], Any] | str | None =
     """Read a config file or a model-zoo entry; see `build_detector`.
 
     Args:
+        source: path of a file, or a name in the model zoo of Detectron2 or of d2kd.
         setup: the function of a project (PointRend, CenterNet2, TridentNet, ...) that adds the
             project's keys to a yacs config, or its dotted name, such as
             "point_rend.add_pointrend_config". Importing its package also registers the project's
@@ -157,10 +159,15 @@ def load_detector_config(source: str, setup: Callable[[Any], Any] | str | None =
         try:
             return model_zoo.get_config(source)
         except RuntimeError:
+            pass  # it has no such name
+        try:
+            return load_lazy_config(get_config_file(source))
+        except FileNotFoundError:
             raise FileNotFoundError(
-                f"expected the path of a .py or .yaml config or a name in Detectron2's model zoo "
-                f"such as 'COCO-Detection/retinanet_R_101_FPN_3x.yaml', found {source!r}. A path "
-                f"is relative to the current folder."
+                f"expected the path of a .py or .yaml config, or a name in the model zoo of "
+                f"Detectron2, such as 'COCO-Detection/retinanet_R_101_FPN_3x.yaml', or of d2kd, "
+                f"such as 'my_data/teacher.py', found {source!r}. A path is relative to the "
+                f"current folder."
             ) from None
     with open(source) as f:
         lazy = source.endswith(".py") or any(line.startswith("model:") for line in f)

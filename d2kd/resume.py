@@ -17,12 +17,15 @@ __all__ = [
     "RunRecord",
     "explain_interruption",
     "first_step",
+    "recorded_classes",
     "run_settings",
     "same_hyperparameters",
     "training_classes",
 ]
 
 logger = logging.getLogger(__name__)
+
+_BATCH = ("dataloader.train.total_batch_size", "train.accumulate")
 
 
 def first_step(done: int, max_iter: int) -> int:
@@ -90,13 +93,13 @@ def training_classes(cfg: DictConfig) -> list[str] | None:
 
 
 def run_settings(cfg: DictConfig) -> dict[str, Any]:
-    """What a config says of the methods and the mean teacher: path of a field -> its value.
+    """What a config says of batches, methods and the mean teacher: path of a field -> its value.
 
     These values are in no other part of a checkpoint. A node has its target's name in `_target_`.
     Objects that are no text, number or flag are left out.
     """
     settings: dict[str, Any] = {}
-    for path in ("model.methods", "train.mean_teacher"):
+    for path in (*_BATCH, "model.methods", "train.mean_teacher"):
         _add_values(settings, OmegaConf.select(cfg, path), path)
     return settings
 
@@ -165,6 +168,13 @@ class RunRecord(HookBase):
                     "config from here.",
                     *(path, began, now),
                 )
+
+
+def recorded_classes(checkpoint: Any) -> tuple[str, ...]:
+    """Names of the classes that a run began with, from its checkpoint; none if it has none."""
+    for key in ("trainer", "hooks", RunRecord.__name__, "classes"):
+        checkpoint = checkpoint.get(key) if isinstance(checkpoint, Mapping) else None
+    return tuple(checkpoint or ())
 
 
 def _shown(classes: Sequence[str] | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from .checkpoint import Checkpointer
 from .checkpoint.reading import read_checkpoint
 
-__all__ = ["BestStudent", "FinalStudent", "closing_line"]
+__all__ = ["BestStudent", "FinalStudent", "changes_student", "closing_line"]
 
 
 class _StudentFile(Checkpointer):
@@ -73,6 +73,22 @@ class BestStudent(hooks.BestCheckpointer):
         """Detectron2's hook calls this as a method of its checkpointer."""
         metric, _ = self.trainer.storage.latest()[self._val_metric]
         self._file.save(name, metric=float(metric), **state)
+
+
+def changes_student(overrides: Iterable[str]) -> bool:
+    """Whether a trained student needs the overrides of its training to be loaded and run.
+
+    Args:
+        overrides: such as "model.num_classes=3". Where its initial weights came from, its teacher,
+            the methods and the training data do not count.
+    """
+    names = [x.partition("=")[0] for x in overrides]
+    return any(
+        name.startswith(("model.", "dataloader.test."))
+        and not name.startswith(("model.teacher", "model.methods"))
+        and not name.endswith(".pretrained")
+        for name in names
+    )
 
 
 def closing_line(config: str, weights: str, metrics: Mapping[str, tuple[float, int]]) -> str:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from omegaconf import DictConfig, OmegaConf
@@ -40,8 +41,8 @@ def read_yacs(source: str, setup: Setup | None) -> CfgNode:
         setup: of the project, if the config belongs to one.
 
     Raises:
-        ValueError: the file has a key that Detectron2 does not know, or there is no function of the
-            name `setup`.
+        ValueError: the file is no YAML, it has a key that Detectron2 does not know or a value of
+            another kind, or there is no function of the name `setup`.
     """
     config = get_cfg()
     if setup is not None:
@@ -52,6 +53,10 @@ def read_yacs(source: str, setup: Setup | None) -> CfgNode:
         if "Non-existent config key" not in str(e):
             raise
         raise _unknown_to_detectron2(source, str(e.args[0])) from None
+    except yaml.YAMLError as e:
+        raise ValueError(f"{source}: expected YAML, found: {e}") from None
+    except ValueError as e:  # a value of another kind
+        raise ValueError(f"{source}: expected the kinds of Detectron2's values, found: {e}") from e
     return config
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,33 @@ def test_a_tool_may_say_how_to_go_on_after_ctrl_c(capsys):
 
     assert commands.call("tool", interrupted, []) == 130
     assert capsys.readouterr().err == "tool: interrupted. The same command goes on.\n"
+
+
+def test_sigterm_is_said_as_ctrl_c_is(capsys):
+    def stopped(argv):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    before = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert commands.call("tool", stopped, []) == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "tool: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--config-file", "a.py", "x", "b=1"],
+        ["x", "--config-file=a.py", "b=1"],
+        ["a.py", "x", "b=1"],
+    ],
+)
+def test_the_config_may_come_with_its_flag(given):
+    assert commands.config_first(given) == ["a.py", "x", "b=1"]
 
 
 @pytest.mark.parametrize("early", [False, True])

@@ -5,7 +5,8 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
 from d2kd.backbones import LibraryBackbone
-from d2kd.loading import build_detector, fuse_norms
+from d2kd.loading import build_detector, fuse_norms, load_detector_config
+from d2kd.recipes import CONFIGS
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -42,3 +43,13 @@ def test_a_library_reads_no_weights_where_a_checkpoint_replaces_them():
     assert node.pretrained == "nowhere.pth"  # the config stays as it is
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
         build_detector(node)
+
+
+def test_a_name_of_d2kds_configs_is_a_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, by_path = (
+        load_detector_config(x) for x in ("demo/teacher.py", str(CONFIGS / "demo/teacher.py"))
+    )
+    assert named == by_path
+    with pytest.raises(FileNotFoundError, match=r"or of d2kd, such as .* found 'demo/teachr.py'"):
+        load_detector_config("demo/teachr.py")

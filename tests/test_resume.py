@@ -2,6 +2,7 @@ import pytest
 import torch
 from detectron2.config import LazyCall as L
 from detectron2.data import MetadataCatalog
+from detectron2.engine import TrainerBase
 from omegaconf import OmegaConf
 
 from d2kd.methods import PKD, Methods
@@ -9,6 +10,7 @@ from d2kd.pseudo import FixedThresholds, MeanTeacher
 from d2kd.resume import (
     RunRecord,
     first_step,
+    recorded_classes,
     run_settings,
     same_hyperparameters,
     training_classes,
@@ -96,6 +98,24 @@ def test_a_setting_that_has_changed_is_said(change, began, now, caplog):
     record(online(**change)).load_state_dict(record(online()).state_dict())
     (text,) = caplog.messages
     assert text.startswith(f"--resume: the run began with {began}, the config has {now}.")
+
+
+def test_another_batch_is_said(caplog):
+    began, now = (
+        OmegaConf.create(dict(dataloader=dict(train=dict(total_batch_size=x)))) for x in (2, 1)
+    )
+    record(now).load_state_dict(record(began).state_dict())
+    assert "began with dataloader.train.total_batch_size=2, the config has 1." in caplog.text
+
+
+def test_classes_are_kept_in_a_checkpoint():
+    trainer = TrainerBase()
+    trainer.register_hooks([RunRecord(9, ["cat", "dog"])])
+    trainer.iter = 0
+    checkpoint = {"trainer": trainer.state_dict()}
+    assert recorded_classes(checkpoint) == ("cat", "dog")
+    for other in ({}, {"model": {}}, {"trainer": None}, None):
+        assert recorded_classes(other) == ()
 
 
 def test_a_method_that_is_gone_is_said(caplog):

@@ -4,7 +4,7 @@ from detectron2.engine import HookBase
 from torch import nn
 
 from d2kd.engine import Trainer
-from d2kd.student_files import BestStudent, FinalStudent, closing_line
+from d2kd.student_files import BestStudent, FinalStudent, changes_student, closing_line
 
 
 class Line(nn.Module):
@@ -67,6 +67,15 @@ def test_new_run_replaces_the_best_of_an_earlier_one(tmp_path):
     assert not (tmp_path / "best.pth").exists()
     run(tmp_path, [1.0, 2.0])
     assert weight(tmp_path, "best") == 2
+
+
+def test_overrides_that_a_student_needs_later():
+    others = ["train.max_iter=3", "optimizer.lr=1", "dataloader.train.total_batch_size=2"]
+    others += ["model.teacher.weights=a.pth", "model.methods.pkd.weight=1"]
+    others += ["model.student.backbone.bottom_up.pretrained=False"]
+    assert not changes_student(others)
+    for needed in ("model.num_classes=3", "model.student.num_classes=3", "dataloader.test.x=1"):
+        assert changes_student([*others, needed])
 
 
 def test_the_last_line_says_only_what_is_known():

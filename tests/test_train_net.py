@@ -365,6 +365,7 @@ def test_a_new_run_keeps_the_result_of_the_finished_one_in_its_folder(config, tm
     assert (tmp_path / "model_final.pth").read_bytes() != first
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
     assert "init_checkpoint: ''" in (tmp_path / "previous_1/config.yaml").read_text()
+    assert "which this new run replaces" not in (tmp_path / "log.txt").read_text()
     for folder in (tmp_path, tmp_path / "previous_1"):  # a curve each
         lines = (folder / "metrics.json").read_text().splitlines()
         assert [json.loads(line)["iteration"] for line in lines] == [0, 1, 2]

@@ -41,6 +41,23 @@ def test_a_module_that_only_a_project_registers_is_an_error_that_names_setup(tmp
 
 
 @pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            'DATASETS: {TRAIN: ("x",)}\n',
+            r"expected the kinds of Detectron2's values, found: .*TRAIN",
+        ),
+        ("MODEL:\n  MASK_ON: True\n   X: 1\n", r"expected YAML, found: .*\n.*line 3"),
+    ],
+)
+def test_a_file_with_a_mistake_is_named(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text + "VERSION: 2\n")
+    with pytest.raises(ValueError, match=rf"mine\.yaml: {message}"):
+        build_detector(str(path))
+
+
+@pytest.mark.parametrize(
     "setup, message",
     [
         ("no_such_project.add", r"setup: expected the dotted name .*'no_such_project\.add'"),

@@ -103,7 +103,7 @@ def _check_known_classes(
     classes = classes or MetadataCatalog.get(name).get("thing_classes", None)
     if classes is None or number <= len(classes):
         return True
-    found = f"the {len(classes)} classes of {name!r}, which the evaluator knows, found {number}"
+    found = f"the {_count(classes)} of {name!r}, which the evaluator knows, found {number}"
     mapped = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", None)
     if coco_source(name) is None and mapped is None:
         audit.add(WARNING, f"{place}: expected {found}. Detections of other classes do not count.")
@@ -111,10 +111,23 @@ def _check_known_classes(
     audit.add(
         REFUSED,
         f"{place}: expected {found} as num_classes. Detectron2's evaluator would stop at the first "
-        f"detection of another class. Set num_classes to {len(classes)}, or evaluate on data with "
-        f"all {number} classes.",
+        f"detection of another class. {_missing_classes(audit, classes, number)}Give the test set "
+        f"the same `categories` as the training set; a class may have no box. Or set num_classes "
+        f"to {len(classes)}.",
     )
     return False
+
+
+def _count(classes: Sequence[str]) -> str:
+    return f"{len(classes)} class{'' if len(classes) == 1 else 'es'}"
+
+
+def _missing_classes(audit: Audit, classes: Sequence[str], number: int) -> str:
+    """A sentence with what the training set has and these classes lack; "" if it is not known."""
+    trained = [s for s, role in audit.sets if role == "train" and len(s.classes or ()) == number]
+    missing = [repr(x) for s in trained[:1] for x in s.classes or () if x not in classes]
+    more = ", ..." if missing[10:] else ""
+    return f"{trained[0].name!r} also has {', '.join(missing[:10])}{more}. " if missing else ""
 
 
 def _check_same_data(

@@ -114,8 +114,8 @@ class Checkpointer(DetectionCheckpointer):
         """
         if path and "://" not in path and not os.path.isfile(path.partition("?")[0]):
             raise FileNotFoundError(
-                f"expected a checkpoint at {path!r}, found no file. Give a path relative to the "
-                f"working directory, an absolute one, or a URL."
+                f"expected a checkpoint at {path!r}, found no file. If a training makes it, train "
+                f"first. A path is relative to the current folder."
             )
         self._path, self._is_sound, self.incompatible = path, False, None
         try:
@@ -123,10 +123,18 @@ class Checkpointer(DetectionCheckpointer):
         finally:
             self._parsed_url_during_load = None  # Detectron2 leaves it behind after an error
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+    def resume_or_load(
+        self, path: str, *, resume: bool = True, replaces: bool = True
+    ) -> dict[str, Any]:
         """Continue the run in `save_dir`, or load the initial weights at `path`.
 
         Without a checkpoint in `save_dir`, `resume` is the same as a new run, and the log says so.
+
+        Args:
+            path: of the initial weights; "" for none.
+            resume: whether to continue.
+            replaces: whether a new run replaces the checkpoints of an earlier run in `save_dir`;
+                the log then says so.
 
         Raises:
             FileNotFoundError: there is no file at `path`.
@@ -140,10 +148,11 @@ class Checkpointer(DetectionCheckpointer):
         if resume:
             self.logger.warning(
                 "--resume: expected %s/last_checkpoint, found none. The run starts from the "
-                "beginning.",
+                "beginning.%s",
                 self.save_dir,
+                self._finished_before(),
             )
-        elif self.has_checkpoint():
+        elif replaces and self.has_checkpoint():
             self.logger.warning(
                 "train.output_dir %s has checkpoints of an earlier run, which this new run "
                 "replaces. To continue that run instead, stop this one and add --resume.",
@@ -153,6 +162,11 @@ class Checkpointer(DetectionCheckpointer):
         if self.incompatible is not None:
             self._report_initial_weights(path)
         return rest
+
+    def _finished_before(self) -> str:
+        """A sentence about finished runs in the folder; "" if there are none."""
+        kept = sorted(Path(self.save_dir).glob("previous_*/model_final.pth"))
+        return f" Finished runs are in {', '.join(p.parent.name for p in kept)}." if kept else ""
 
     def fit(self) -> Fit:
         """How the last file that was loaded fits the model."""
@@ -166,8 +180,16 @@ class Checkpointer(DetectionCheckpointer):
                 f"{type(self.model).__name__}, found {fit}{self.found}.\n{fit.examples()}\n"
                 f"Give the checkpoint of a detector with the same architecture."
             )
-        log = self.logger.info if fit.is_exact else self.logger.warning
-        log("Initial weights: %s, from %s%s", fit, path, self.found)
+        if fit.is_exact:
+            self.logger.info("Initial weights: %s, from %s%s", fit, path, self.found)
+            return
+        hint = "" if fit.fits_mostly else "\nLess than half of the file fits. Is it the right one?"
+        self.logger.warning(
+            "Initial weights: %s, from %s%s\n%s%s", fit, path, self.found, fit.examples(), hint
+        )
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        """Write nothing: fvcore has a line for each tensor, and this class writes a summary."""
 
     def _resume(self) -> dict[str, Any]:
         self._resuming, self._is_sound = True, False

@@ -66,6 +66,11 @@ class Fit(NamedTuple):
     def is_exact(self) -> bool:
         return not (self.missing or self.unexpected or self.shapes)
 
+    @property
+    def fits_mostly(self) -> bool:
+        """Whether the model takes at least half of the file's tensors."""
+        return self.matched >= len(self.unexpected) + len(self.shapes)
+
     def without(self, prefix: str) -> Fit:
         """The same without the missing and unexpected tensors under a prefix."""
         return self._replace(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__
 from ..checks.names import nodes
@@ -28,29 +30,60 @@ __all__ = ["describe", "metrics_of_run", "to_markdown"]
 
 PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "safetensors")
 
+PICTURE = """\
+import numpy
+from PIL import Image, ImageOps
+
+picture = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+{resize}
+image = numpy.ascontiguousarray(numpy.asarray(picture){order}.transpose(2, 0, 1))
+"""
+RESIZE = """\
+scale = min({short} / min(picture.size), {most} / max(picture.size))
+picture = picture.resize([int(x * scale + 0.5) for x in picture.size], Image.BILINEAR)"""
+
 CALLS = {
     "model.onnx": """\
+import onnxruntime
+
 session = onnxruntime.InferenceSession("{file}")
-image = cv2.imread("image.jpg"){order}.transpose(2, 0, 1)
 {outputs} = session.run(None, {{"image": {image}}})
+boxes = boxes / scale  # pixels of image.jpg
 """,
     "model.ts": """\
+import torch
 import torchvision  # the file needs its operators
-image = torch.from_numpy(cv2.imread("image.jpg"){order}.transpose(2, 0, 1).copy())
-{outputs} = torch.jit.load("model.ts")({image})
+
+{outputs} = torch.jit.load("{file}")(torch.from_numpy({image}))
+boxes = boxes / scale  # pixels of image.jpg
+""",
+    "model.pth": """\
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyConfig, instantiate
+
+detector = instantiate(LazyConfig.load("config.yaml").model).eval()
+DetectionCheckpointer(detector).load("{file}")
+with torch.no_grad():
+    found = detector([{{"image": torch.from_numpy(image)}}])[0]["instances"]
+boxes, scores, classes = found.pred_boxes.tensor / scale, found.scores, found.pred_classes
 """,
     "model.safetensors": """\
-detector = d2kd.model_zoo.Detector("config.yaml", "model.safetensors")
-found = detector("image.jpg")  # resizes, and gives boxes in pixels of the picture
-boxes, scores, classes = found.pred_boxes, found.scores, found.pred_classes
+from d2kd.model_zoo import Detector
+
+found = Detector("config.yaml", "{file}")("image.jpg")  # resizes, and scales boxes back
+boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
 """,
     YACS_FILE: """\
-cfg = detectron2.config.get_cfg()
+import cv2
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultPredictor
+
+cfg = get_cfg()
 cfg.merge_from_file("{file}")  # the weights are in model.pth of the current folder
 cfg.MODEL.DEVICE = "cpu"  # leave this out with a GPU
-predictor = detectron2.engine.DefaultPredictor(cfg)
-found = predictor(cv2.imread("image.jpg"))["instances"]  # resizes, too
-boxes, scores, classes = found.pred_boxes, found.scores, found.pred_classes
+found = DefaultPredictor(cfg)(cv2.imread("image.jpg"))["instances"]  # resizes, too
+boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_classes
 """,
 }
 
@@ -83,6 +116,7 @@ def describe(
         the content of model_card.json, without the results of checks.
     """
     cfg, detector, entry = source.cfg, source.detector, source.entry
+    trained_by = _config_of_run(source)
     test_data = dataset_names(cfg, "test")
     if given_ap is not None:
         metrics: dict[str, Any] = {"AP": given_ap, "from": "given", "data": test_data}
@@ -97,9 +131,9 @@ def describe(
         "parameters": sum(x.numel() for x in detector.model.parameters()),
         "classes": list(detector.classes),
         "metrics": metrics,
-        "teacher": _teacher(cfg),
-        "methods": _methods(cfg),
-        "labels_by_teachers": [entry.labels] if entry and entry.labels else _labels(cfg),
+        "teacher": _teacher(trained_by),
+        "methods": _methods(trained_by),
+        "labels_by_teachers": [entry.labels] if entry and entry.labels else _labels(trained_by),
         "training_data": dataset_names(cfg, "train"),
         "input": {
             "channels": detector.input_format,
@@ -110,7 +144,7 @@ def describe(
                 for x in cfg.dataloader.test.mapper.augmentations
             ],
         },
-        "config": source.name,
+        "config": _path(source.name),
         "checkpoint": {
             "file": Path(source.weights).name,
             "sha256": sha256_of_file(source.weights),
@@ -123,6 +157,37 @@ def describe(
     }
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Reads the texts and numbers of a LazyConfig. Objects in it become None: none is made."""
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+
+
+def _config_of_run(source: Source) -> DictConfig:
+    """The config that says who taught the student.
+
+    A student can be loaded by its own config, which has no teacher. The run has kept the config of
+    the training beside the checkpoint.
+    """
+    path = Path(source.weights).with_name("config.yaml")
+    if source.entry or "teacher" in source.cfg.model or not path.is_file():
+        return source.cfg
+    try:
+        run = OmegaConf.create(yaml.load(path.read_text(), _PlainLoader))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return source.cfg
+    return run if isinstance(run, DictConfig) and {"model", "dataloader"} <= {*run} else source.cfg
+
+
+def _path(value: Any) -> Any:
+    """A path without the folders of this machine: relative, or its last two parts."""
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        return value
+    here, path = Path.cwd(), Path(value)
+    return str(path.relative_to(here) if path.is_relative_to(here) else Path(*path.parts[-2:]))
+
+
 def _target(node: Any) -> str:
     target = node.get("_target_") if isinstance(node, DictConfig) else node
     return target if isinstance(target, str) else getattr(target, "__qualname__", str(target))
@@ -132,17 +197,18 @@ def _teacher(cfg: DictConfig) -> dict[str, Any] | None:
     node = cfg.model.get("teacher")
     if not isinstance(node, DictConfig):
         return None
-    return {"model": _target(node.get("model")), "weights": node.get("weights")}
+    return {"model": _path(_target(node.get("model"))), "weights": _path(node.get("weights"))}
 
 
 def _labels(cfg: DictConfig) -> list[str]:
     """Files of labels by teachers, with the teachers and the digests of their weights."""
     files = []
     for _, node in nodes(cfg.dataloader.get("train")):
-        if "_target_" in node and resolve_target(node) is load_pseudo_labels:
+        if _target(node).rpartition(".")[2] == load_pseudo_labels.__name__:
             teachers = read_made_from(node.path).get("teachers", {})
             names = (f"{name} (sha256 {x['weights'][:12]})" for name, x in teachers.items())
-            files.append(f"{node.path} by {', '.join(names) or 'teachers that are not known'}")
+            by = ", ".join(names) or "teachers that are not known"
+            files.append(f"{_path(node.path)} by {by}")
     return files
 
 
@@ -159,6 +225,9 @@ def _weight(node: DictConfig) -> Any:
     """The weight of a method's node, or the default of its class, such as 6 for PKD."""
     if "weight" in node:
         return node.weight
+    # Nobody has named the run's config, so it may not import modules.
+    if isinstance(node._target_, str) and not node._target_.startswith("d2kd."):
+        return "not known"
     return inspect.signature(resolve_target(node)).parameters["weight"].default
 
 
@@ -174,7 +243,7 @@ def _versions() -> dict[str, str]:
 
 def to_markdown(card: Mapping[str, Any]) -> str:
     """README.md of a folder of exported files. `card` is what `describe` gives, with checks."""
-    order = "[..., ::-1]" if card["input"]["channels"] == "RGB" else ""
+    order = "[..., ::-1]" if card["input"]["channels"] == "BGR" else ""
     count = len(card["classes"])
     *batch, _, _, _ = card["input"]["shape"]
     outputs = ", ".join(BATCH_OUTPUTS if batch else OUTPUTS)
@@ -224,11 +293,15 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         ),
         "",
     ]
+    resize = _resize(card["input"]["resized_for_evaluation"])
+    picture = PICTURE.format(resize=resize, order=order)
+    codes = {"A picture, resized as for the AP above": picture}
     for name, call in CALLS.items():
         if name in card["files"]:
-            image = _stacked(name, *batch)
-            code = call.format(file=name, order=order, outputs=outputs, image=image)
-            lines += [f"`{name}`:", "", "```python", code.rstrip(), "```", ""]
+            code = call.format(file=name, outputs=outputs, image=_stacked(*batch))
+            codes[f"`{name}`"] = code
+    for title, code in codes.items():
+        lines += [f"{title}:", "", "```python", code.rstrip(), "```", ""]
     return "\n".join(lines)
 
 
@@ -238,10 +311,19 @@ def _input(batch: int | None = None) -> str:
     return f"{batch} images of one size for each call: uint8, ({batch}, 3, height, width)"
 
 
-def _stacked(file: str, batch: int | None = None) -> str:
+def _resize(augmentations: Sequence[Mapping[str, Any]]) -> str:
+    """The lines that resize a picture, where they are Detectron2's usual ones."""
+    if not augmentations:
+        return "scale = 1.0"
+    short, most = (augmentations[0].get(key) for key in ("short_edge_length", "max_size"))
+    if len(augmentations) > 1 or not isinstance(short, int) or not isinstance(most, int):
+        return "scale = 1.0  # resize the picture here"
+    return RESIZE.format(short=short, most=most)
+
+
+def _stacked(batch: int | None = None) -> str:
     """The expression of what a file takes, where `image` is one image."""
-    package = "numpy" if file.endswith(".onnx") else "torch"
-    return "image" if batch is None else f"{package}.stack([image] * {batch})"
+    return "image" if batch is None else f"numpy.stack([image] * {batch})"
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> str:

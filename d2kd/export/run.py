@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import LazyConfig
 from detectron2.structures import Boxes, Instances
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
 from torch import Tensor
 
@@ -119,11 +120,17 @@ def export(
 def _write_plain(source: Source, folder: Path, formats: Sequence[str]) -> None:
     """The student's config, and its tensors under the names of the plain detector."""
     cfg = copy.deepcopy(source.cfg)
+    student = student_node(cfg)
+    # Values may come from sections that are left out. The test images of Detectron2's common/data
+    # have the format of the training images.
+    for part in (student, cfg.dataloader.test, cfg.dataloader.get("evaluator"), cfg.train):
+        if isinstance(part, DictConfig):
+            OmegaConf.resolve(part)
     for key in [key for key in cfg if key not in ("model", "dataloader", "train")]:
         del cfg[key]
     for key in [key for key in cfg.dataloader if key not in ("test", "evaluator")]:
         del cfg.dataloader[key]
-    cfg.model = copy.deepcopy(student_node(source.cfg))
+    cfg.model = copy.deepcopy(student)
     without_weights(cfg.model)
     plain = "detectron2" in formats or "yacs" in formats
     cfg.train.init_checkpoint = "model.pth" if plain else "model.safetensors"

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..checkpoint import read_checkpoint
 from ..data import register_all
 from ..data.classes import classes_of_test_set
 from ..loading import load_student_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
+from ..resume import recorded_classes
 
 __all__ = ["Source", "dataset_names", "open_source"]
 
@@ -48,7 +50,8 @@ def open_source(
         name: of a student in the zoo, or a config: a path, or the name of one of d2kd's.
         weights: a checkpoint for a config, see `Detector`.
         classes: names of the classes. Default: the zoo's; else those of the config's test set,
-            where it is registered; else their numbers.
+            where it is registered; else those that the run kept in its checkpoint; else their
+            numbers.
         device: default: the GPU if there is one, else the CPU.
 
     Raises:
@@ -62,8 +65,8 @@ def open_source(
         config, weights = get_config_file(entry.config), entry.path
     elif weights is None:
         raise ValueError(
-            f"expected the name of a student in the model zoo ({', '.join(list_detectors())}), or "
-            f"a config with --weights, found {name!r} without --weights."
+            f"expected --weights with the checkpoint of the config {name!r}, found none. Add "
+            f"--weights FILE, or name a student of the model zoo ({', '.join(list_detectors())})."
         )
     else:
         detector = Detector(name, weights, device=device)
@@ -71,7 +74,7 @@ def open_source(
     cfg = load_student_config(config)
     count = get_reader(detector.model).num_classes
     register_all()
-    names = tuple(classes) or (entry.classes if entry else classes_of_test_set(cfg, count))
+    names = tuple(classes) or (entry.classes if entry else _names_of_classes(cfg, count, weights))
     if len(names) != count:
         raise ValueError(
             f"--classes: expected the names of the {count} classes of {name}, found "
@@ -79,6 +82,17 @@ def open_source(
         )
     detector.classes = names
     return Source(name, detector, cfg, os.fspath(weights), entry)
+
+
+def _names_of_classes(cfg: DictConfig, count: int, weights: str | os.PathLike) -> tuple[str, ...]:
+    """Names by the config's test set, else by the run that saved the weights, else numbers."""
+    names = classes_of_test_set(cfg, count)
+    # A run's config.yaml does not register the data.
+    if names == tuple(map(str, range(count))) and os.path.isfile(weights):
+        saved = recorded_classes(read_checkpoint(os.fspath(weights)))
+        if len(saved) == count:
+            return saved
+    return names
 
 
 def dataset_names(cfg: DictConfig, section: str) -> list[str]:

@@ -5,7 +5,7 @@
     cfg = model_zoo.get_config("gfl/gfl_R_50_FPN_1x_bs16_fgd.py")
     detector = model_zoo.get_detector(model_zoo.list_detectors()[0])
 
-    recipes.py      configs, as Detectron2's `model_zoo` gives its own
+    ../recipes.py   configs, as Detectron2's `model_zoo` gives its own
     students.py     weights of small students: the table, loading and saving
     detector.py     a detector that takes pictures
 
@@ -13,8 +13,8 @@ In a checkout, `configs` in this folder is a link to the configs at the top. In 
 it is a folder with a copy of them.
 """
 
+from ..recipes import get_config, get_config_file, list_configs
 from .detector import Detector
-from .recipes import get_config, get_config_file, list_configs
 from .students import Entry, find_entry, get_detector, list_detectors, save_student
 
 __all__ = [

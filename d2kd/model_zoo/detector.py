@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
 from ..loading import FrozenDetector, load_student_config
-from .recipes import get_config_file
+from ..recipes import get_config_file
 
 __all__ = ["Detector", "student_node"]
 

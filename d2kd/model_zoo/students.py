@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 
 from ..files import sha256_of_file, write_file, write_json
+from ..recipes import CONFIGS, get_config_file
 from .detector import Detector
-from .recipes import CONFIGS, get_config_file
 
 __all__ = ["Entry", "find_entry", "get_detector", "list_detectors", "save_student"]
 

@@ -23,7 +23,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from d2kd.audit import Audit, audit_config, audit_sets
-from d2kd.commands import add_debug
+from d2kd.commands import add_debug, config_first
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("what", nargs="+", help=what)
     add("--images", metavar="FOLDER", help="folder of the images of the COCO files")
     add_debug(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(config_first(argv))
     register_all()
     audit = _audit(args.what, args.images)
     print(audit.table())

@@ -29,7 +29,7 @@ from torch import nn
 from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import load_strictly
 from d2kd.checks import check_weights
-from d2kd.commands import add_debug
+from d2kd.commands import add_debug, config_first
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.evaluation import evaluate, teacher_of
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"also say how much AP50 would rise without each kind of error ({kinds})")  # fmt: skip
     add("--num-gpus", type=int, default=1, help="processes; default: 1")
     add_debug(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(config_first(argv))
     if args.checkpoint and "=" in args.checkpoint and not os.path.exists(args.checkpoint):
         args.overrides.insert(0, args.checkpoint)
         args.checkpoint = None

@@ -25,7 +25,7 @@ from detectron2.config import instantiate
 from detectron2.data import DatasetCatalog
 from omegaconf import OmegaConf
 
-from d2kd.commands import add_debug
+from d2kd.commands import add_debug, config_first
 from d2kd.data import register_all
 from d2kd.data.images import find_images
 from d2kd.export import COMPARED, FORMATS, Source, export, open_source
@@ -67,7 +67,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="files or folders for --int8; default: from the config's training set")  # fmt: skip
     add("--calibration-count", type=int, default=100, help="number of these images; default: 100")
     add_debug(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(config_first(argv))
     for name in ("count", "calibration_count", "batch"):
         value = getattr(args, name)
         if value is not None and value < 1:

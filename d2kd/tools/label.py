@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.config_file = config_path(args.config_file)
     try:
         launch(run, args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("The same command goes on from there.") from None
+    except KeyboardInterrupt as stop:
+        stop.args = ("The same command goes on from there.",)
+        raise
     return 0

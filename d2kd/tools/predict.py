@@ -27,7 +27,7 @@ from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
-from d2kd.commands import add_debug
+from d2kd.commands import add_debug, config_first
 from d2kd.data.images import find_images
 from d2kd.export import open_source
 from d2kd.files import check_new_folder, write_file, write_json
@@ -61,7 +61,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", help="default: the GPU if there is one, else the CPU")
     add("--no-pictures", action="store_true", help="write predictions.json only")
     add_debug(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(config_first(argv))
     check_number("--threshold", args.threshold, most=1)
     return args
 

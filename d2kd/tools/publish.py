@@ -26,9 +26,9 @@ from d2kd import model_zoo
 from d2kd.commands import add_debug
 from d2kd.data import register_all
 from d2kd.evaluation.figures import count_gflops, count_parameters
-from d2kd.model_zoo.recipes import CONFIGS
 from d2kd.model_zoo.students import write_entry
 from d2kd.readers import get_reader
+from d2kd.recipes import CONFIGS
 from d2kd.values import check_number
 
 __all__ = ["main"]

@@ -45,7 +45,7 @@ from torch import nn
 from d2kd import Teacher, model_zoo
 from d2kd.checkpoint import load_strictly
 from d2kd.checks import nearest
-from d2kd.commands import add_debug
+from d2kd.commands import add_debug, config_first
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.data.classes import classes_of_test_set
@@ -203,7 +203,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--level", help="pyramid level of attention and regions; default: the finest")
     add("--output", type=Path, required=True, help="folder for visualize.png")
     add_debug(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(config_first(argv))
     # --images also takes the overrides that follow it.
     swallowed = [x for x in args.images or () if "=" in x and not Path(x).exists()]
     args.images = [x for x in args.images or () if x not in swallowed] or None

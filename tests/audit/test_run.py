@@ -131,6 +131,22 @@ def test_names_that_differ_in_their_case_are_warned_of(farm):
     assert any("differ in their case" in text for level, text in audit.messages)
 
 
+def test_a_number_with_two_names_is_a_warning(farm):
+    farm(classes=("cat", "dog", "cow"))
+    farm(split="val", classes=("cat", "hound", "bull"))
+    (text,) = (text for level, text in audit_config(config()).messages if "classes" in text)
+    assert "number 1 is 'dog' in 'farm_train'" in text and "and 'hound' in 'farm_val'" in text
+    assert "and 1 more numbers have two names. They count as one class" in text
+
+
+def test_a_class_that_only_the_training_set_has_is_named(farm):
+    farm(classes=("cat", "dog", "cow"))
+    farm(split="val", classes=("cat",))
+    text = refused(config())
+    assert "expected the 1 class of 'farm_val'" in text
+    assert "'farm_train' also has 'dog', 'cow'. Give the test set the same `categories`" in text
+
+
 def test_classes_of_a_subset_follow_its_own_order(farm):
     farm()
     farm(split="val")

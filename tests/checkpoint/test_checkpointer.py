@@ -60,7 +60,12 @@ def test_a_run_continues_from_its_last_checkpoint(saved, caplog):
 
 def test_resuming_without_a_checkpoint_is_said(tmp_path, caplog):
     run(tmp_path).resume_or_load("", resume=True)
-    assert "last_checkpoint, found none. The run starts from the beginning" in caplog.text
+    assert caplog.text.endswith("found none. The run starts from the beginning.\n")
+    caplog.clear()
+    (tmp_path / "previous_1").mkdir()
+    (tmp_path / "previous_1/model_final.pth").touch()
+    run(tmp_path).resume_or_load("", resume=True)
+    assert "starts from the beginning. Finished runs are in previous_1." in caplog.text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -191,6 +196,16 @@ def test_initial_weights_are_counted_in_the_log(tmp_path, caplog, content, line)
     run(tmp_path).resume_or_load(str(tmp_path / "w.pth"), resume=False)
     lines = [r.getMessage() for r in caplog.records if "Initial weights" in r.getMessage()]
     assert re.search(line, lines[0])
+
+
+@pytest.mark.parametrize("others, doubt", [(2, False), (3, True)])
+def test_initial_weights_of_another_network_are_doubted(tmp_path, caplog, others, doubt):
+    more = {f"other.{i}": torch.zeros(1) for i in range(others)}
+    torch.save({"model": {**weights(), **more}}, tmp_path / "w.pth")
+    run(tmp_path).resume_or_load(str(tmp_path / "w.pth"), resume=False)
+    (text,) = caplog.messages  # and not a line for each tensor
+    assert f"2 tensors matched, 0 missing, {others} unexpected" in text and "other.0" in text
+    assert ("Less than half of the file fits. Is it the right one?" in text) is doubt
 
 
 @pytest.mark.parametrize(

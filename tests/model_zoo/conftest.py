@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from d2kd import model_zoo
+from d2kd import model_zoo, recipes
 from d2kd.checkpoint import Checkpointer
 from d2kd.files import sha256_of_file
-from d2kd.model_zoo import recipes, students
+from d2kd.model_zoo import students
 from d2kd.tools import publish
 from tests import toys
 

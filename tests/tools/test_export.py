@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from detectron2.layers import ShapeSpec
 
 from d2kd.export import OnnxDetector, run
 from d2kd.export.card import metrics_of_run
@@ -80,29 +83,30 @@ def test_all_files_with_their_checks(arguments, onnx, trained, picture, tmp_path
 
 @pytest.mark.parametrize("batch", [None, 3])
 def test_the_lines_of_the_card_run(arguments, onnx, tmp_path, monkeypatch, batch):
-    import onnxruntime
-
-    import d2kd
-
     assert export.main([*arguments, *(["--batch", str(batch)] if batch else [])]) == 0
     monkeypatch.chdir(tmp_path / "out")
     pixels = cv2.imread(str(tmp_path / "picture.png"))
-    cv2.imwrite("image.jpg", cv2.resize(pixels, (128, 80)))  # the size of the config
+    # Twice the size at which the config evaluates. PNG under this name has no loss.
+    cv2.imwrite("twice.png", cv2.resize(pixels, (256, 160)))
+    Path("twice.png").rename("image.jpg")
+    names: dict = {}
     results = []
-    for snippet in (tmp_path / "out/README.md").read_text().split("```python\n")[1:]:
-        names = dict(cv2=cv2, numpy=np, onnxruntime=onnxruntime, torch=torch, d2kd=d2kd)
+    for snippet in Path("README.md").read_text().split("```python\n")[1:]:
         exec(snippet.split("```")[0], names)
-        scores = torch.as_tensor(names["scores"])
+        if "boxes" not in names:
+            continue  # it reads the picture
+        boxes, scores = (torch.as_tensor(names.pop(name)) for name in ("boxes", "scores"))
+        assert len(scores) == len(boxes) == len(names.pop("classes")) > 0
         if "image_index" in names:  # the same image three times
-            index = torch.as_tensor(names["image_index"])
+            index = torch.as_tensor(names.pop("image_index"))
             assert index.bincount().tolist() == [len(scores) // 3] * 3
-            scores = scores[index == 1]
-            names = {k: names[k][: len(scores)] for k in ("boxes", "classes")}
-        assert len(scores) == len(names["boxes"]) == len(names["classes"]) > 0
-        results.append(scores)
-    assert len(results) == 3
-    for scores in results[1:]:
-        torch.testing.assert_close(scores, results[0], atol=1e-4, rtol=0)
+            boxes, scores = boxes[index == 1], scores[index == 1]
+        results.append((scores, boxes))
+    assert len(results) == 4
+    for scores, boxes in results[1:]:
+        torch.testing.assert_close(scores, results[0][0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(boxes, results[0][1], atol=0.05, rtol=0)
+    assert results[0][1].max() > 128
 
 
 def test_detectron2_loads_config_and_checkpoint(arguments, trained, picture, tmp_path):
@@ -147,6 +151,67 @@ def test_of_a_distiller_the_student_and_what_taught_it(arguments, zoo, trained, 
     assert weights.keys() == trained.state_dict().keys()
     cfg = LazyConfig.load(str(tmp_path / "out/config.yaml"))
     assert "teacher" not in cfg.model and "methods" not in cfg.model
+
+
+def test_a_students_own_config_gets_its_teacher_from_the_run(arguments, zoo, tmp_path, capsys):
+    from tests.model_zoo.conftest import CONFIG
+
+    (zoo / "toy/distill.py").write_text(CONFIG + DISTILLED)
+    run, weights = zoo / "run", zoo / "run/model_final.pth"
+    run.mkdir()
+    shutil.copy(zoo / "toy/student.pth", weights)
+    cfg = LazyConfig.load(str(zoo / "toy/distill.py"))
+    cfg.model.teacher.weights = str(tmp_path / "far/away/teacher.pth")
+    cfg.made = ShapeSpec(channels=3)  # LazyConfig.save writes objects, too
+    LazyConfig.save(cfg, str(run / "config.yaml"))
+    arguments[2] = str(weights)
+    assert export.main([*arguments, *PLAIN]) == 0
+    card = json.loads((tmp_path / "out/model_card.json").read_text())
+    assert card["methods"]["mimic"]["class"].endswith("Mimic")
+    assert card["teacher"]["weights"] == "away/teacher.pth"  # without the folders of this machine
+    assert str(tmp_path) not in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.mkdir [made]", "model: {teacher: [", "a: ${b", "- 1"]
+)
+def test_a_config_beside_the_weights_is_only_read(arguments, zoo, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(zoo / "toy/student.pth", tmp_path / "student.pth")
+    (tmp_path / "config.yaml").write_text(text)
+    arguments[2] = str(tmp_path / "student.pth")
+    assert export.main([*arguments, *PLAIN]) == 0
+    assert json.loads((tmp_path / "out/model_card.json").read_text())["teacher"] is None
+    assert not (tmp_path / "made").exists()
+
+
+def test_values_that_come_from_other_sections(arguments, zoo, trained, picture, tmp_path):
+    # As in Detectron2's common/data/coco.py.
+    text = (zoo / "toy/student.py").read_text()
+    text = text.replace(
+        'max_size=128)],\n            image_format="RGB"',
+        'max_size=128)],\n            image_format="${...train.mapper.image_format}"',
+    )
+    text += 'dataloader["train"]["mapper"] = dict(image_format="RGB")\n'
+    text += 'optimizer = dict(lr="${oc.env:NOT_SET_HERE}")\n'
+    (zoo / "toy/student.py").write_text(text)
+    assert export.main([*arguments, *PLAIN]) == 0
+    cfg = LazyConfig.load(str(tmp_path / "out/config.yaml"))
+    assert cfg.dataloader.test.mapper.image_format == "RGB"
+    detector = Detector(tmp_path / "out/config.yaml", tmp_path / "out/model.pth", device="cpu")
+    assert torch.equal(
+        detector(picture).scores, Detector(*arguments[:3:2], device="cpu")(picture).scores
+    )
+
+
+def test_names_of_classes_that_a_run_has_kept(arguments, zoo, tmp_path):
+    content = torch.load(arguments[2], weights_only=True)
+    weights = content.get("model", content)
+    record = {"hooks": {"RunRecord": {"classes": ["cat", "dog", "cow"]}}}
+    torch.save({"model": weights, "trainer": record}, arguments[2])
+    assert export.main([*arguments, *PLAIN]) == 0
+    card = json.loads((tmp_path / "out/model_card.json").read_text())
+    assert card["classes"] == ["cat", "dog", "cow"]
 
 
 def test_a_run_without_metrics(tmp_path):

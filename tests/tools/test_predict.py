@@ -105,7 +105,9 @@ def test_mistakes_are_named(zoo, published, images, tmp_path):
     with pytest.raises(ValueError, match=r"the names of the 3 classes of toy_tiny, found 1: cat"):
         run(images, output, "--classes", "cat")
     argv = ["toy/student.py", "--images", str(images), "--output", str(output)]
-    with pytest.raises(ValueError, match=r"zoo \(toy_tiny\), or a config .* without --weights"):
+    with pytest.raises(
+        ValueError, match=r"--weights .* 'toy/student.py', found none. .* \(toy_tiny\)"
+    ):
         predict.main(argv)
 
 

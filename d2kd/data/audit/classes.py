@@ -21,7 +21,8 @@ def compare_classes(
         chosen: the places of subsets and pseudo labels, whose order a config chooses.
 
     Returns:
-        messages that refuse, and warnings about names that differ in their case only.
+        messages that refuse, and warnings: about names that differ in their case only and have
+        other numbers, and about numbers that have two names.
     """
     refused: list[str] = []
     warnings: list[str] = []
@@ -45,6 +46,7 @@ def compare_classes(
                 f"{fix}."
             )
             continue
+        warnings += _renamed(a, first, b, second)
         lower = {n.casefold(): (n, numbers) for n, numbers in one.items() if n not in two}
         for name, numbers in two.items():
             near = lower.get(name.casefold())
@@ -55,6 +57,23 @@ def compare_classes(
                     f"same class?"
                 )
     return refused, warnings
+
+
+def _renamed(a: str, first: Sequence[str], b: str, second: Sequence[str]) -> list[str]:
+    """A warning about numbers whose name in each list is not in the other list."""
+    pairs = [
+        (i, one, two)
+        for i, (one, two) in enumerate(zip(map(str, first), map(str, second), strict=False))
+        if one.casefold() != two.casefold() and one not in second and two not in first
+    ]
+    if not pairs:
+        return []
+    number, one, two = pairs[0]
+    more = f", and {len(pairs) - 1} more numbers have two names" if pairs[1:] else ""
+    return [
+        f"classes: number {number} is {one!r} in {a} and {two!r} in {b}{more}. They count as one "
+        f"class. If they are not, give both files the same `categories`."
+    ]
 
 
 def check_numbers(

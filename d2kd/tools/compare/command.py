@@ -285,5 +285,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with end_with_signals():
             return compare(args)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("The same command goes on from the last checkpoints.") from None
+    except KeyboardInterrupt as stop:
+        stop.args = ("The same command goes on from the last checkpoints.",)
+        raise

@@ -193,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as error:
         print(error, file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("The same command goes on from the last checkpoint.") from None
+    except KeyboardInterrupt as stop:
+        stop.args = ("The same command goes on from the last checkpoint.",)
+        raise
     return 0

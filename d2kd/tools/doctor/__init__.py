@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from d2kd.commands import add_debug
+from d2kd.commands import add_debug, config_first
 
 from .report import OK, PROBLEM, WARNING, Report
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-gpus", type=int, default=1, help="that share a batch; default: 1")
     parser.add_argument("--no-step", action="store_true", help="measure no step")
     add_debug(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(config_first(argv))
     if args.num_gpus < 1:
         parser.error(f"--num-gpus: expected at least 1, found {args.num_gpus}")
     report = Report()

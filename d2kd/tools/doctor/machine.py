@@ -145,10 +145,10 @@ def _check_devices(report: Report) -> None:
         report.warning(
             "devices",
             f"no GPU, although this PyTorch is for CUDA {torch.version.cuda}. If the machine has "
-            f"one, check `nvidia-smi` and the driver. On the CPU, use train.device=cpu.",
+            f"one, check `nvidia-smi` and the driver. Without one, train.device is cpu.",
         )
     else:
-        report.ok("devices", "no GPU, and a PyTorch for CPUs: use train.device=cpu")
+        report.ok("devices", "no GPU, and a PyTorch for CPUs: train.device is cpu")
 
 
 def check_output(report: Report, folder: str) -> None:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 __all__ = ["CONFIGS", "get_config", "get_config_file", "list_configs"]
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent / "model_zoo" / "configs"
 """The folder of the configs and of the students' weights."""
 
 

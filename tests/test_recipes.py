@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from d2kd import model_zoo
 from d2kd.config import load_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 NAME = "gfl/gfl_R_50_FPN_1x_bs16_fgd.py"
 
 
