@@ -225,10 +225,7 @@ def _check_student(source: str, names_data: bool, setup: str | None = None) -> D
             f"--student: expected a LazyConfig (.py) or a yacs config (.yaml), found "
             f"{os.path.basename(source)!r}."
         )
-    try:
-        config = load_student_config(source, _setup_for(source, setup))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--student: {error}") from None
+    config = load_student_config(source, _setup_for(source, setup))
     missing = [name for name in SECTIONS if name not in config]
     if missing:
         raise ValueError(

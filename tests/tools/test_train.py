@@ -277,11 +277,7 @@ def test_own_text_is_never_lost(folder, capsys):
     ("changed", "error", "message"),
     [
         ({"method": "fdg"}, ValueError, r"--method: expected .*fgd.*, found 'fdg'. Did you mean"),
-        (
-            {"student": "no.py"},
-            FileNotFoundError,
-            r"--student: expected the path of .*, found 'no.py'",
-        ),
+        ({"student": "no.py"}, FileNotFoundError, r"expected the path of .*, found 'no.py'"),
         ({"teacher": "no.py"}, FileNotFoundError, r"expected the path of .*, found 'no.py'"),
         ({"weights": "no.pth"}, FileNotFoundError, r"--weights: expected a file, found none"),
         ({"weights": "zoo"}, FileNotFoundError, r"weights='zoo': expected `model` to be a name"),
