@@ -26,7 +26,7 @@ from d2kd import Distiller
 from d2kd.audit import audit_in_all_processes
 from d2kd.checkpoint import Checkpointer, load_strictly
 from d2kd.commands import call, parse_arguments
-from d2kd.config import check_config, config_path, load_config
+from d2kd.config import check_config, load_config
 from d2kd.data import register_all
 from d2kd.data.train_loader import TrainLoader
 from d2kd.ema import EMA
@@ -37,6 +37,7 @@ from d2kd.logs import hold_messages, setup_loggers
 from d2kd.partial_labels import check_partial_labels
 from d2kd.ranks import on_main_process
 from d2kd.readers import num_classes
+from d2kd.recipes import config_path
 from d2kd.resume import (
     RunRecord,
     explain_interruption,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -32,13 +31,13 @@ from .lazy import apply_overrides, resolve_target
 from .loading import load_student_config, node_input_format
 from .pseudo.coco import load_pseudo_labels
 from .pseudo.provenance import read_made_from
+from .recipes import config_path
 from .writers.libraries import check_writers
 
 __all__ = [
     "check_config",
     "chosen_class_lists",
     "class_lists",
-    "config_path",
     "dataset_names",
     "load_config",
 ]
@@ -49,7 +48,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     Args:
         path: path of a LazyConfig or of a yacs file, see `load_student_config`; or the name of one
-            of d2kd's configs, see `d2kd.model_zoo`.
+            of d2kd's configs, see `d2kd.model_zoo`, or of Detectron2's.
         overrides: changes such as "train.max_iter=1000", in Hydra's syntax.
 
     Returns:
@@ -72,16 +71,6 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
     _check_sections(path, cfg)
     check_train(cfg.train)
     return cfg
-
-
-def config_path(name: str) -> str:
-    """The path of a config, or of one of d2kd's by its name, see `d2kd.model_zoo`.
-
-    Raises:
-        FileNotFoundError: there is none; the message has the nearest names.
-    """
-    is_file = Path(name).is_file()
-    return name if is_file else model_zoo.get_config_file(name.removeprefix("configs/"))
 
 
 def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader", "train")) -> None:

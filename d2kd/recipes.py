@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from pathlib import Path
 
 from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 
-__all__ = ["CONFIGS", "get_config", "get_config_file", "list_configs"]
+__all__ = ["CONFIGS", "config_path", "get_config", "get_config_file", "list_configs"]
 
 CONFIGS = Path(__file__).parent / "model_zoo" / "configs"
 """The folder of the configs and of the students' weights."""
@@ -46,6 +47,24 @@ def get_config_file(config_path: str) -> str:
             f"'gfl/gfl_R_50_FPN_1x_bs16_fgd.py', found {config_path!r}.{_nearest(config_path)}"
         )
     return str(path)
+
+
+def config_path(name: str) -> str:
+    """The path of a config, or of one of d2kd's or of Detectron2's model zoo by its name.
+
+    Raises:
+        FileNotFoundError: there is none; the message has the nearest names.
+    """
+    if Path(name).is_file():
+        return name
+    try:
+        return get_config_file(name.removeprefix("configs/"))
+    except FileNotFoundError:
+        from detectron2 import model_zoo  # imports pkg_resources, which is slow and warns
+
+        with contextlib.suppress(RuntimeError):  # it has no such name
+            return model_zoo.get_config_file(name)
+        raise
 
 
 def list_configs() -> list[str]:

@@ -4,6 +4,7 @@ from detectron2.data import DatasetCatalog
 
 from d2kd import model_zoo
 from d2kd.config import check_config, load_config
+from d2kd.recipes import config_path
 
 STUDENT = "configs/demo/student.py"
 HERE = ["train.device=cpu"]
@@ -152,3 +153,11 @@ def test_image_format_that_does_not_exist_is_named(dataset, name):
     cfg.dataloader.test.mapper.image_format = cfg.model.input_format = name
     with pytest.raises(ValueError, match=rf"train.mapper.image_format: .* RGB, .*found '{name}'"):
         check_config(cfg)
+
+
+def test_a_name_in_detectron2s_model_zoo_is_a_config():
+    path = config_path("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    assert path == detectron2_zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    assert load_config(path).optimizer.lr == 0.01  # SOLVER.BASE_LR of its base
+    with pytest.raises(FileNotFoundError, match=r"expected the path of a config, .* found 'COCO"):
+        config_path("COCO-Detection/retinanet_R_50.yaml")

@@ -33,11 +33,12 @@ from d2kd.checkpoint import Checkpointer
 from d2kd.checks import check_nodes
 from d2kd.cli import COMMANDS, main
 from d2kd.commands import parse_arguments
-from d2kd.config import config_path, load_config
+from d2kd.config import load_config
 from d2kd.export import open_source
 from d2kd.export.yacs import write_yacs
 from d2kd.lazy import apply_overrides, load_lazy_config
 from d2kd.pseudo.job import LabelingJob
+from d2kd.recipes import config_path
 from d2kd.tools import train
 from d2kd.tools.compare.entries import read_entries
 from tests.snippets import PAGES, ROOT, find_snippets, list_commands

@@ -14,6 +14,7 @@ from ..data.classes import classes_of_test_set
 from ..loading import load_student_config
 from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
 from ..readers import get_reader
+from ..recipes import config_path
 from ..resume import recorded_classes
 
 __all__ = ["Source", "dataset_names", "open_source"]
@@ -70,7 +71,7 @@ def open_source(
         )
     else:
         detector = Detector(name, weights, device=device)
-        config = name if os.path.isfile(name) else get_config_file(name.removeprefix("configs/"))
+        config = config_path(name)
     cfg = load_student_config(config)
     count = get_reader(detector.model).num_classes
     register_all()

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
 from ..loading import FrozenDetector, load_student_config
-from ..recipes import get_config_file
+from ..recipes import config_path
 
 __all__ = ["Detector", "student_node"]
 
@@ -58,9 +58,7 @@ class Detector(FrozenDetector):
         classes: Sequence[str] = (),
         device: torch.device | str | None = None,
     ):
-        path = os.fspath(config)
-        if not os.path.isfile(path):
-            path = get_config_file(path.removeprefix("configs/"))
+        path = config_path(os.fspath(config))
         cfg = load_student_config(path)
         mapper = OmegaConf.select(cfg, "dataloader.test.mapper") if "model" in cfg else None
         if mapper is None or "augmentations" not in mapper:

@@ -27,7 +27,6 @@ from detectron2.utils.logger import setup_logger
 
 from d2kd.audit import audit_labels
 from d2kd.commands import parse_arguments
-from d2kd.config import config_path
 from d2kd.data import register_all
 from d2kd.launch import launch
 from d2kd.lazy import apply_overrides, load_lazy_config
@@ -35,6 +34,7 @@ from d2kd.pseudo.coco import verify
 from d2kd.pseudo.job import LabelingJob
 from d2kd.pseudo.label import label_images, open_cache, teacher_speed
 from d2kd.pseudo.pipeline import run_labeling
+from d2kd.recipes import config_path
 
 EXAMPLES = """\
 examples:
