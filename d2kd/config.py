@@ -12,7 +12,6 @@ from PIL.Image import MODES
 from . import model_zoo
 from .checks import (
     check_complete,
-    check_device,
     check_heads,
     check_mappers,
     check_mean_teacher,
@@ -32,6 +31,7 @@ from .loading import load_student_config, node_input_format
 from .pseudo.coco import load_pseudo_labels
 from .pseudo.provenance import read_made_from
 from .recipes import config_path
+from .values import check_device
 from .writers.libraries import check_writers
 
 __all__ = [
@@ -144,7 +144,7 @@ def check_config(
     _check_channel_order(cfg)
     _check_test_channel_order(cfg)
     _check_formats(cfg)
-    check_device(str(cfg.train.get("device", "cuda")))
+    check_device("train.device", str(cfg.train.get("device", "cuda")))
 
 
 def _check_datasets(cfg: DictConfig) -> None:

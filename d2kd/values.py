@@ -11,7 +11,16 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["check_choice", "check_coefficients", "check_flag", "check_number", "is_number"]
+import torch
+
+__all__ = [
+    "check_choice",
+    "check_coefficients",
+    "check_device",
+    "check_flag",
+    "check_number",
+    "is_number",
+]
 
 
 def is_number(value: Any) -> bool:
@@ -130,3 +139,36 @@ def check_coefficients(owner: str, *, some_positive: bool = False, **values: Any
 def _is_bool(value: Any) -> bool:
     # numpy's bool is no subclass of Python's.
     return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
+
+
+def check_device(field: str, device: torch.device | str) -> None:
+    """Check that this machine has the device.
+
+    Args:
+        field: of the config or of a class, for the message.
+        device: such as "cuda:1".
+
+    Raises:
+        ValueError: it has not.
+    """
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"{field}: expected cpu, cuda or cuda:N, found {device!r}.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        fix = f"Add {field}=cpu to the command" if "." in field else "Use cpu"
+        raise ValueError(
+            f"{field}: expected a device of this machine, found {str(device)!r} but no GPU. {fix}."
+        )
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{field}: expected one of the {torch.cuda.device_count()} GPUs of this machine, "
+            f"which count from 0, found {device!r}."
+        )
+    if found.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=found)
+        except Exception as error:  # PyTorch raises many kinds for devices that it is not built for
+            raise ValueError(
+                f"train.device: expected a device that this PyTorch can use, found {device!r}."
+            ) from error

@@ -20,11 +20,10 @@ from .mean_teacher import check_mean_teacher
 from .names import check_complete, check_names, check_nodes, field_names, nearest, nodes
 from .schedule import check_schedule
 from .sizes import check_sizes
-from .train import check_device, check_train
+from .train import check_train
 
 __all__ = [
     "check_complete",
-    "check_device",
     "check_heads",
     "check_kinds",
     "check_mappers",

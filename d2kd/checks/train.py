@@ -16,7 +16,7 @@ from ..values import check_choice, check_flag, check_number
 from .kinds import check_value, read_value
 from .names import nearest
 
-__all__ = ["check_device", "check_train"]
+__all__ = ["check_train"]
 
 
 def _whole(least: float | None, other: str = "") -> Callable[[str, Any], Any]:
@@ -149,29 +149,3 @@ def _check_section(
                 f"{nearest(name, names)} "
                 f"Fields of your own belong into another section than `train`."
             )
-
-
-def check_device(device: str) -> None:
-    """Check that this machine has the device.
-
-    Raises:
-        ValueError: it has not.
-    """
-    found = torch.device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"train.device: expected a device of this machine, found {device!r} but no GPU. "
-            f"Add train.device=cpu to the command."
-        )
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"train.device: expected one of the {torch.cuda.device_count()} GPUs of this machine, "
-            f"which count from 0, found {device!r}."
-        )
-    if found.type not in ("cpu", "cuda"):
-        try:
-            torch.empty(0, device=found)
-        except Exception as error:  # PyTorch raises many kinds for devices that it is not built for
-            raise ValueError(
-                f"train.device: expected a device that this PyTorch can use, found {device!r}."
-            ) from error

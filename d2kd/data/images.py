@@ -32,7 +32,10 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
         else:
             raise FileNotFoundError(f"expected an image or a folder of images, found no '{path}'.")
     if not found:
-        raise ValueError(f"expected images, found none in {', '.join(map(str, paths))}.")
+        raise ValueError(
+            f"expected images, found none in {', '.join(map(str, paths))}. Of a folder, files that "
+            f"end with {', '.join(SUFFIXES)} count; folders in it are not searched."
+        )
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .. import __version__
+from ..checkpoint import read_checkpoint
 from ..checks.names import nodes
 from ..files import sha256_of_file
 from ..lazy import resolve_target
@@ -28,7 +30,7 @@ from .yacs import YACS_FILE
 
 __all__ = ["describe", "metrics_of_run", "to_markdown"]
 
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "safetensors")
+PACKAGES = ("torch", "torchvision", "detectron2", "onnx", "onnxruntime", "safetensors")
 
 PICTURE = """\
 import numpy
@@ -88,16 +90,28 @@ boxes, scores, classes = found.pred_boxes.tensor, found.scores, found.pred_class
 }
 
 
-def metrics_of_run(folder: Path) -> dict[str, float]:
-    """The last box metrics in a run's metrics.json, such as {"AP": 31.2}; empty if there are none.
+def metrics_of_run(weights: Path) -> dict[str, float]:
+    """The box metrics of a run's checkpoint in its metrics.json, such as {"AP": 31.2}.
 
     Args:
-        folder: of the run, where the checkpoint is.
+        weights: the checkpoint, in the folder of its run. The name says which step it is of, and
+            whether it is the average of the student's weights.
+
+    Returns:
+        the metrics; empty if there are none of this step, or if the file has another name.
     """
+    name = re.fullmatch(r"(model|student|student_ema)_(\d+|final|best)\.pth", weights.name)
+    if not name:
+        return {}
+    prefix = "ema/bbox/" if name[1] == "student_ema" else "bbox/"
+    step = int(name[2]) if name[2].isdigit() else None
+    if name[2] == "best":
+        step = read_checkpoint(str(weights)).get("iteration")
     last: dict[str, Any] = {}
-    for line in read_metrics(folder):
-        found = {k.removeprefix("bbox/"): v for k, v in line.items() if k.startswith("bbox/")}
-        last = found or last
+    for line in read_metrics(weights.parent):
+        found = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
+        if step is None or line.get("iteration") == step:
+            last = found or last
     return {k: v for k, v in last.items() if isinstance(v, (int, float)) and math.isfinite(v)}
 
 
@@ -122,7 +136,7 @@ def describe(
         metrics: dict[str, Any] = {"AP": given_ap, "from": "given", "data": test_data}
     elif entry:
         metrics = {"AP": entry.ap, "from": "d2kd's model zoo", "data": [entry.data]}
-    elif found := metrics_of_run(Path(source.weights).parent):
+    elif "AP" in (found := metrics_of_run(Path(source.weights))):
         metrics = {**found, "from": "metrics.json of the run", "data": test_data}
     else:
         metrics = {}
@@ -215,10 +229,22 @@ def _labels(cfg: DictConfig) -> list[str]:
 def _methods(cfg: DictConfig) -> dict[str, dict[str, Any]]:
     nodes = cfg.model.get("methods") or {}
     return {
-        name: {"class": _target(node), "weight": _weight(node)}
+        name: {"class": _target(node), **_strength(node), **_uncertainty(node)}
         for name, node in nodes.items()
         if isinstance(node, DictConfig)
     }
+
+
+def _uncertainty(node: DictConfig) -> dict[str, Any]:
+    """UET, where the method has it."""
+    used = node.get("uncertainty")
+    return {"uncertainty": _target(used)} if used else {}
+
+
+def _strength(node: DictConfig) -> dict[str, Any]:
+    """`balance`, which replaces the weight, or the weight; and the schedule, where there is one."""
+    strength = {"balance": node.balance} if node.get("balance") else {"weight": _weight(node)}
+    return {**strength, **({"schedule": _target(node.schedule)} if node.get("schedule") else {})}
 
 
 def _weight(node: DictConfig) -> Any:
@@ -338,7 +364,10 @@ def _teacher_cell(teacher: Mapping[str, Any] | None) -> str:
 
 
 def _methods_cell(methods: Mapping[str, Mapping[str, Any]]) -> str:
-    used = (f"{x['class']} (weight {x['weight']})" for x in methods.values())
+    used = []
+    for method in methods.values():
+        details = ", ".join(f"{k} {v}" for k, v in method.items() if k != "class")
+        used.append(f"{method['class']} ({details})")
     return ", ".join(used) or "none in the config"
 
 

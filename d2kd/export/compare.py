@@ -89,7 +89,8 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
 def sizes_of(image: Tensor) -> list[Tensor]:
     """An image (3, H, W) of uint8 at a smaller and at a larger size, with another aspect ratio."""
     height, width = image.shape[-2:]
-    sizes = (int(height * 0.6), int(width * 0.75)), (int(height * 1.3), int(width * 1.2))
+    factors = (0.6, 0.75), (1.3, 1.2)
+    sizes = [(max(1, int(height * y)), max(1, int(width * x))) for y, x in factors]
     resized = [F.interpolate(image[None].float(), size, mode="bilinear")[0] for size in sizes]
     return [x.round().to(torch.uint8) for x in resized]
 

@@ -35,7 +35,7 @@ class OnnxDetector:
     Raises:
         FileNotFoundError: there is no such file.
         ImportError: the package onnxruntime is missing.
-        ValueError: the file has other inputs or outputs.
+        ValueError: onnxruntime cannot run the file, or it has other inputs or outputs.
     """
 
     def __init__(
@@ -51,7 +51,14 @@ class OnnxDetector:
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = threads
-        self.session = runtime.InferenceSession(os.fspath(path), options, providers=list(providers))
+        try:
+            self.session = runtime.InferenceSession(
+                os.fspath(path), options, providers=list(providers)
+            )
+        except Exception as error:  # of classes that only onnxruntime's C++ part has
+            raise ValueError(
+                f"{path}: expected an ONNX file that onnxruntime can run, found: {error}"
+            ) from error
         names = [x.name for x in self.session.get_inputs() + self.session.get_outputs()]
         if names not in (["image", *OUTPUTS], ["image", *BATCH_OUTPUTS]):
             raise ValueError(
@@ -105,7 +112,13 @@ class OnnxDetector:
 
 
 def _to_numpy(image: Any) -> np.ndarray:
-    return np.ascontiguousarray(torch.as_tensor(image).cpu().numpy(), dtype=np.uint8)
+    array = np.ascontiguousarray(torch.as_tensor(image).cpu().numpy())
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
+        raise ValueError(
+            f"image: expected uint8 of shape (3, height, width), found {array.dtype} of shape "
+            f"{array.shape}."
+        )
+    return array
 
 
 def _in_picture(found: Instances, one: dict[str, Any]) -> Instances:

@@ -59,6 +59,9 @@ def write_int8(path: Path, images: Iterable[Tensor], output: Path) -> None:
             activation_type=quantization.QuantType.QUInt8,
         )
     given, written = onnx.load(str(path)), onnx.load(str(output))
+    # The preparation infers shapes from the image that was traced. onnxruntime believes them, and
+    # fails where an image has no candidates on a level. It infers its own.
+    del written.graph.value_info[:]
     properties = {x.key: x.value for x in given.metadata_props}
     onnx.helper.set_model_props(written, properties)
     onnx.save(written, str(output))
@@ -80,6 +83,11 @@ def check_test_set(cfg: DictConfig) -> None:
     register_all()
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     for name in [names] if isinstance(names, str) else names or [None]:
+        if name is None:
+            raise ValueError(
+                "--int8: expected a config with dataloader.test.dataset.names, because the AP of "
+                "the int8 file is measured on this set, found none. Leave out --int8."
+            )
         if name not in DatasetCatalog.list():
             raise ValueError(
                 f"--int8: expected the config's test set to be registered, because the AP of the "

@@ -46,9 +46,9 @@ def export(
 ) -> dict[str, Any]:
     """Write a folder with the student alone.
 
-    TorchScript files, ONNX files and the yacs config are run on the images and on two other sizes
-    of the first one, and must give the detections of the Detectron2 model. If one does not, there
-    is no folder.
+    TorchScript files, ONNX files and the yacs config are run on the images, on two other sizes of
+    the first one and on a black one, and must give the detections of the Detectron2 model. If one
+    does not, there is no folder.
 
     Args:
         source: the student, on the CPU.
@@ -73,8 +73,10 @@ def export(
         ValueError: the detector cannot be traced, nothing is detected, a file is not equal, or
             "yacs" is among the given formats and cannot say what the detector is.
     """
-    output = Path(output)
+    output = Path(output).resolve()  # where a link points to
     check_new_folder("--output", output)
+    if output == Path.cwd():  # it is replaced when all files are written
+        raise ValueError("--output: expected a folder that can be made, found the current one.")
     required = formats is not None
     formats = FORMATS if formats is None else formats
     traced = [x for x in formats if x in ("torchscript", "onnx")]
@@ -158,7 +160,7 @@ class _Pictures(NamedTuple):
 
 def _detect_on(source: Source, pictures: Sequence[Path], batch: int | None) -> _Pictures:
     images = [source.detector.make_input(path)["image"] for path in pictures]
-    images += sizes_of(images[0])
+    images += [*sizes_of(images[0]), torch.zeros_like(images[0])]  # nothing to find in black
     images = [one for image in images for one in shifted(image, batch or 1)]
     expected = _detect_each(source.detector.model, images)
     # The tracer must see code that runs only where there are detections.

@@ -12,7 +12,7 @@ from ..checkpoint import read_checkpoint
 from ..data import register_all
 from ..data.classes import classes_of_test_set
 from ..loading import load_student_config
-from ..model_zoo import Detector, Entry, find_entry, get_config_file, get_detector, list_detectors
+from ..model_zoo import Detector, Entry, find_entry, get_detector, list_detectors
 from ..readers import get_reader
 from ..recipes import config_path
 from ..resume import recorded_classes
@@ -59,19 +59,20 @@ def open_source(
         FileNotFoundError: the config or the checkpoint does not exist.
         ValueError: the weights are missing or do not fit, or the number of classes is another one.
     """
-    entry = None
-    if name in list_detectors() and weights is None:
-        entry = find_entry(name)
-        detector = get_detector(name, device=device)
-        config, weights = get_config_file(entry.config), entry.path
-    elif weights is None:
+    # `find_entry` says which names there are.
+    entry = None if name.endswith((".py", ".yaml", ".yml")) else find_entry(name)
+    config = config_path(entry.config if entry else name)
+    if weights is not None:
+        detector = Detector(config, weights, device=device)
+        classes = tuple(classes) or (entry.classes if entry else ())
+        entry = None  # its AP is that of the zoo's weights
+    elif entry:
+        detector, weights = get_detector(name, device=device), entry.path
+    else:
         raise ValueError(
             f"expected --weights with the checkpoint of the config {name!r}, found none. Add "
             f"--weights FILE, or name a student of the model zoo ({', '.join(list_detectors())})."
         )
-    else:
-        detector = Detector(name, weights, device=device)
-        config = config_path(name)
     cfg = load_student_config(config)
     count = get_reader(detector.model).num_classes
     register_all()

@@ -13,12 +13,13 @@ import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
+from ..data.pixels import read_pixels
 from ..loading import FrozenDetector, load_student_config
 from ..recipes import config_path
+from ..values import check_device
 
 __all__ = ["Detector", "student_node"]
 
@@ -74,7 +75,9 @@ class Detector(FrozenDetector):
             [instantiate(node) for node in mapper.augmentations]
         )
         self.classes = tuple(classes)
-        self.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device("device", device)
+        self.to(device)
 
     def __repr__(self) -> str:
         return f"Detector({type(self.model).__name__}, {len(self.classes)} classes)"
@@ -89,7 +92,7 @@ class Detector(FrozenDetector):
             the picture before that, in pixels.
         """
         if not isinstance(image, np.ndarray):
-            pixels = read_image(os.fspath(image), format=self.input_format)
+            pixels = read_pixels(image, self.input_format)
         elif image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"image: expected a path or an array (height, width, 3) of uint8, found an array "
@@ -122,7 +125,7 @@ class Detector(FrozenDetector):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the array has another shape or type.
+            ValueError: the array has another shape or type, or see `d2kd.data.pixels.read_pixels`.
         """
         (output,) = self.model([self.make_input(image, image_format=image_format)])
         return output["instances"].to("cpu")

@@ -86,7 +86,7 @@ def find_entry(name: str) -> Entry:
         near = difflib.get_close_matches(name, table, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         known = ", ".join(sorted(table)) or "no name, because this version has no weights"
-        raise ValueError(f"get_detector: expected {known}, found {name!r}.{hint}")
+        raise ValueError(f"expected the name of a trained student ({known}), found {name!r}.{hint}")
     return table[name]
 
 

@@ -23,12 +23,12 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.data import Metadata
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 
 from d2kd.commands import add_debug, config_first
 from d2kd.data.images import find_images
+from d2kd.data.pixels import read_pixels
 from d2kd.export import open_source
 from d2kd.files import check_new_folder, write_file, write_json
 from d2kd.progress import track
@@ -36,6 +36,8 @@ from d2kd.tools.few_detections import threshold_hint
 from d2kd.values import check_number
 
 __all__ = ["main"]
+
+LONGEST_STEM = 50  # characters of a name that pictures keep; systems allow 255 bytes
 
 EXAMPLES = """\
 examples:
@@ -64,20 +66,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(config_first(argv))
     check_number("--threshold", args.threshold, most=1)
     return args
-
-
-def read_pixels(path: Path) -> np.ndarray:
-    """(h, w, 3) uint8, RGB, turned as the file's EXIF says.
-
-    Raises:
-        ValueError: the file is no image.
-    """
-    try:
-        return read_image(str(path), format="RGB")
-    except Exception as error:  # whatever the image library raises
-        raise ValueError(
-            f"expected an image that can be read at '{path}', found {type(error).__name__}: {error}"
-        ) from error
 
 
 def draw(pixels: np.ndarray, found: Instances, metadata: Metadata, output: Path) -> None:
@@ -141,7 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         annotations += to_annotations(found, image_id, len(annotations) + 1)
         if not args.no_pictures:
             # Numbers keep pictures of the same name in two folders apart.
-            draw(pixels, found, metadata, args.output / f"{image_id:05d}_{path.stem}.jpg")
+            name = f"{image_id:05d}_{path.stem[:LONGEST_STEM]}.jpg"
+            draw(pixels, found, metadata, args.output / name)
+    if not images:
+        raise ValueError("\n".join([f"None of {_count(len(paths), 'image')}:", *unreadable]))
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(detector.classes)]
     content = dict(images=images, annotations=annotations, categories=categories)
     write_json(args.output / "predictions.json", content)

@@ -31,6 +31,7 @@ if __name__ == "__main__":  # before anything imports PyTorch: see d2kd.threads
 import argparse
 import copy
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -178,6 +179,9 @@ def load_methods(
     return dict(methods.items())
 
 
+OVERRIDE = re.compile(r"[+~]*[\w.]+=")  # a path with a slash before the = is none
+
+
 def _build_student(cfg: DictConfig) -> nn.Module:
     return build_student(cfg.model, pretrained=False).model.to(cfg.train.device)
 
@@ -205,7 +209,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_debug(parser)
     args = parser.parse_intermixed_args(config_first(argv))
     # --images also takes the overrides that follow it.
-    swallowed = [x for x in args.images or () if "=" in x and not Path(x).exists()]
+    swallowed = [x for x in args.images or () if OVERRIDE.match(x) and not Path(x).exists()]
     args.images = [x for x in args.images or () if x not in swallowed] or None
     args.overrides += swallowed
     if args.count < 1:
@@ -218,10 +222,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    entry = None
+    path = args.output / "visualize.png"
+    if path.exists():
+        raise FileExistsError(
+            f"--output: expected a folder without visualize.png, found {path}. Give another "
+            f"folder, or remove the picture."
+        )
+    entry, name = None, os.path.basename(args.config)
     if args.config in model_zoo.list_detectors():
         entry = model_zoo.find_entry(args.config)
-        args.config, args.weights = entry.config, args.weights or str(entry.path)
+        name, args.config, args.weights = args.config, entry.config, args.weights or str(entry.path)
     register_all()
     cfg = load_config(args.config, args.overrides)
     fields = copy.deepcopy(cfg)
@@ -238,12 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = entry.classes if entry else classes_of_test_set(cfg, count, args.dataset)
     sheet = columns(pictures, networks, names, threshold=args.threshold, level=args.level)
     args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / "visualize.png"
     has_truth = pictures[0].truth is not None
     compose_sheet(
         path,
         sheet,
-        title=os.path.basename(args.config),
+        title=name,
         subtitle=_subtitle(networks),
         caption=_caption(args, networks, has_truth),
         legend=has_truth and bool(networks.detectors),

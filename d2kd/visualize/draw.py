@@ -97,7 +97,8 @@ class _Labels:
         x, y = places[int(np.argmin(covered))]
         self.taken.append((x, y, x + w, y + h))
         self.ax.add_patch(Rectangle((x, y), w, h, color=color, linewidth=0, zorder=4))
-        style = {"ha": "center", "va": "center_baseline", "zorder": 5, "color": _INK}
+        style: dict[str, Any] = {"ha": "center", "va": "center_baseline", "zorder": 5}
+        style |= {"color": _INK, "parse_math": False}
         self.ax.text(x + w / 2, y + h / 2, text, fontsize=self.points, weight="bold", **style)
 
 

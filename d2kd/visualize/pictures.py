@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils as utils
 from detectron2.structures import Boxes, BoxMode, Instances
 
+from ..data.pixels import read_pixels
 from ..matching import Detections, GroundTruth
 from ..targets import Targets
 
@@ -103,15 +103,9 @@ def make_picture(
         pseudo: whether the annotations are pseudo labels.
 
     Raises:
-        ValueError: the file is no image.
+        FileNotFoundError, ValueError: see `d2kd.data.pixels.read_pixels`.
     """
-    try:
-        pixels = utils.read_image(record["file_name"], format="RGB")
-    except Exception as error:  # whatever the image library raises
-        raise ValueError(
-            f"expected an image that can be read at {record['file_name']!r}, found "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    pixels = read_pixels(record["file_name"])
     height, width = pixels.shape[:2]
     given = {**copy.deepcopy(dict(record)), "height": height, "width": width}
     inputs = mapper(given)

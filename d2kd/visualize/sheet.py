@@ -83,7 +83,10 @@ def _figure(
     FigureCanvasAgg(figure)  # Without pyplot there is no window and no global state to close.
 
     def text(x: float, y: float, words: str, points: float, color: str = INK, **style: Any) -> None:
-        figure.text(x / width, 1 - y / height, words, size=points, color=color, va="top", **style)
+        place = x / width, 1 - y / height
+        # A name may have two dollars, which Matplotlib would take for a formula.
+        style = dict(style, parse_math=False, va="top")
+        figure.text(*place, words, size=points, color=color, **style)
 
     text(margin, 26, title, 20, weight="bold")
     text(margin, 64, subtitle, 12, FAINT)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from d2kd import model_zoo
-from d2kd.checks import check_device, check_train
+from d2kd.checks import check_train
 from d2kd.config import check_config, load_config
+from d2kd.values import check_device
 
 STUDENT = "configs/demo/student.py"
 
@@ -117,9 +118,9 @@ def test_values_of_overrides_are_checked_when_they_are_loaded():
 def test_gpus_count_from_zero(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_device("cuda:1")
+    check_device("train.device", "cuda:1")
     with pytest.raises(ValueError, match=r"train.device: expected one of the 2 GPUs .*'cuda:2'"):
-        check_device("cuda:2")
+        check_device("train.device", "cuda:2")
 
 
 def test_a_loader_that_is_no_section_is_named_with_its_place():

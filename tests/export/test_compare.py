@@ -60,6 +60,8 @@ def test_other_sizes_have_other_aspect_ratios():
     sizes = [tuple(x.shape) for x in sizes_of(torch.full((3, 100, 200), 7, dtype=torch.uint8))]
     assert sizes == [(3, 60, 150), (3, 130, 240)]
     assert all((x == 7).all() for x in sizes_of(torch.full((3, 10, 20), 7, dtype=torch.uint8)))
+    thin = sizes_of(torch.zeros((3, 1, 5), dtype=torch.uint8))
+    assert [tuple(x.shape) for x in thin] == [(3, 1, 3), (3, 1, 6)]
 
 
 def test_shifted_images_have_the_same_pixels_elsewhere():

@@ -59,6 +59,12 @@ def test_a_batch_of_any_number_and_sizes_of_images(onnx, tmp_path):
         torch.testing.assert_close(*scores, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.uint8)])
+def test_an_image_of_another_type_or_shape_is_refused(file, image):
+    with pytest.raises(ValueError, match=r"expected uint8 of shape \(3, height, width\), found"):
+        OnnxDetector(file[1])([{"image": image}])
+
+
 def test_classes_and_order_of_channels_are_in_the_file(file):
     detector = OnnxDetector(file[1])
     assert detector.classes == ("a", "b", "c") and detector.input_format == "RGB"
@@ -69,6 +75,9 @@ def test_mistakes_are_named(onnx, tmp_path, monkeypatch):
         FileNotFoundError, match=r"expected an \.onnx file, found none at 'no\.onnx"
     ):
         OnnxDetector("no.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(ValueError, match=r"text.onnx: expected an ONNX file that onnxruntime can"):
+        OnnxDetector(tmp_path / "text.onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     x, y = (helper.make_tensor_value_info(name, kind, [1]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "other", [x], [y])

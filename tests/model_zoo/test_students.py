@@ -33,7 +33,7 @@ def test_three_lines(published, trained, tmp_path):
 def test_a_name_with_a_typo(published):
     with pytest.raises(ValueError, match=r"found 'toy_tinny'\. Did you mean toy_tiny\?$"):
         model_zoo.get_detector("toy_tinny")
-    with pytest.raises(ValueError, match=r"expected toy_tiny, found 'xyz'\.$"):
+    with pytest.raises(ValueError, match=r"trained student \(toy_tiny\), found 'xyz'\.$"):
         model_zoo.get_detector("xyz")
 
 

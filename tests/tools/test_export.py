@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
+from omegaconf import OmegaConf
 
-from d2kd.export import OnnxDetector, run
+from d2kd.export import OnnxDetector, card, run
 from d2kd.export.card import metrics_of_run
+from d2kd.methods import FGD, PFI, PKD, MCDropout
 from d2kd.model_zoo import Detector
 from d2kd.tools import export
 from tests import toys
@@ -65,7 +68,7 @@ def test_all_files_with_their_checks(arguments, onnx, trained, picture, tmp_path
         assert card["files"][name]["bytes"] == len(content)
     for name in ("model.ts", "model.onnx"):
         check = card["files"][name]["check"]
-        assert check["images"] == 3 and check["detections"] > 3 and check["unmatched"] == 0
+        assert check["images"] == 4 and check["detections"] > 3 and check["unmatched"] == 0
     assert card["metrics"]["AP"] == 31.25 and card["classes"] == ["cat", "dog", "cow"]
     assert card["input"]["channels"] == "RGB"
     (resize,) = card["input"]["resized_for_evaluation"]
@@ -214,8 +217,25 @@ def test_names_of_classes_that_a_run_has_kept(arguments, zoo, tmp_path):
     assert card["classes"] == ["cat", "dog", "cow"]
 
 
-def test_a_run_without_metrics(tmp_path):
-    assert metrics_of_run(tmp_path) == {}
+def test_metrics_are_those_of_the_checkpoint(tmp_path):
+    assert metrics_of_run(tmp_path / "model_final.pth") == {}  # there is no file
+    lines = [
+        {"bbox/AP": 11.0, "ema/bbox/AP": 13.0, "iteration": 99},
+        {"bbox/AP": 55.0, "ema/bbox/AP": 57.0, "iteration": 199},
+        {"bbox/AP": 53.0, "ema/bbox/AP": 56.0, "iteration": 200},
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    torch.save({"iteration": 199}, tmp_path / "student_best.pth")
+    expected = {
+        "model_0000099.pth": 11.0,
+        "model_0000149.pth": None,
+        "model_final.pth": 53.0,
+        "student_best.pth": 55.0,
+        "student_ema_final.pth": 56.0,
+        "renamed.pth": None,
+    }
+    for name, ap in expected.items():
+        assert metrics_of_run(tmp_path / name).get("AP") == ap, name
 
 
 @pytest.mark.parametrize("batch", [[], ["--batch", "2"]])
@@ -237,6 +257,10 @@ def test_int8_with_the_ap_of_both(arguments, onnx, zoo, tmp_path, batch):
     assert len(int8) > 10
     detector = OnnxDetector(tmp_path / "out/model_int8.onnx")
     assert detector.classes == ("0", "1", "2") and detector.input_format == "RGB"
+    # Of the traced image's shapes, none may be left: there are no candidates in a black one.
+    assert not written.graph.value_info
+    (black,) = detector([{"image": torch.zeros(3, 96, 128, dtype=torch.uint8)}])
+    assert black["instances"].image_size == (96, 128)
 
 
 def test_a_file_that_differs_is_an_error_and_leaves_nothing(arguments, onnx, monkeypatch, tmp_path):
@@ -252,6 +276,32 @@ def test_a_file_that_differs_is_an_error_and_leaves_nothing(arguments, onnx, mon
     with pytest.raises(ValueError, match=r"model\.ts: expected the detections of the Detectron2"):
         export.main(arguments)
     assert sorted(x.name for x in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("node", "cell"),
+    [
+        (L(PFI)(balance=0.3), "PFI (balance 0.3)"),
+        (L(PKD)(weight=2.0), "PKD (weight 2.0)"),
+        (L(FGD)(uncertainty=L(MCDropout)()), "FGD (weight 1.0, uncertainty MCDropout)"),
+    ],
+)
+def test_how_strong_a_method_was(node, cell):
+    cfg = OmegaConf.create(dict(model=dict(methods=dict(x=node))), flags={"allow_objects": True})
+    methods = card._methods(cfg)
+    assert card._methods_cell(methods) == cell
+
+
+def test_places_for_the_files(arguments, zoo, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    arguments[0] = str(zoo / "toy/student.py")
+    with pytest.raises(ValueError, match="expected a folder that can be made, found the current"):
+        export.main([*arguments[:-1], "."])
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    assert export.main([*arguments[:-1], str(tmp_path / "link"), *PLAIN]) == 0
+    assert (tmp_path / "target/model.pth").exists() and (tmp_path / "link").is_symlink()
 
 
 def test_mistakes_are_named(arguments, zoo, tmp_path, capsys):

@@ -96,6 +96,10 @@ def test_mistakes_are_named(zoo, published, images, tmp_path):
     output = tmp_path / "found"
     with pytest.raises(FileNotFoundError, match=r"expected an image or a folder .* no 'gone'"):
         run("gone", output)
+    with pytest.raises(ValueError, match=r"device: expected cpu, cuda or cuda:N, found 'foo'"):
+        run(images, output, "--device", "foo")
+    with pytest.raises(ValueError, match=r"trained student \(toy_tiny\), found 'toy_tinny'. Did"):
+        predict.main(["toy_tinny", "--images", str(images), "--output", str(output)])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"expected images, found none in .*empty"):
         run(tmp_path / "empty", output)
@@ -109,6 +113,19 @@ def test_mistakes_are_named(zoo, published, images, tmp_path):
         ValueError, match=r"--weights .* 'toy/student.py', found none. .* \(toy_tiny\)"
     ):
         predict.main(argv)
+
+
+def test_no_image_that_can_be_read_is_an_error(zoo, published, images, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"None of 1 image:\n.* found another file. Replace"):
+        run(tmp_path / "bad.png", tmp_path / "found")
+
+
+def test_long_names_of_files_are_cut(zoo, published, images, tmp_path):
+    path = tmp_path / f"{'x' * 245}.png"
+    (images / "0.png").rename(path)
+    run(path, tmp_path / "found")
+    assert (tmp_path / f"found/00000_{'x' * 50}.jpg").exists()
 
 
 def test_an_image_that_cannot_be_read_is_named_and_left_out(

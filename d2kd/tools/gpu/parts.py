@@ -121,7 +121,7 @@ def measure_step(setting: Setting) -> Found:
 
 
 def measure_methods(setting: Setting) -> Found:
-    """Time and memory of every method's losses on maps of real size."""
+    """Time and memory of the losses of most methods, on maps of real size."""
     methods = ["fgd", "pgd", "mimic", "mgd", "pkd", "cwd", "pfi", "rm"]
     if setting.quick:
         return _benchmark(setting, "demo/distill.py", ["--sizes", "64", "--rounds", "1"])
