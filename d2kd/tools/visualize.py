@@ -222,12 +222,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    path = args.output / "visualize.png"
-    if path.exists():
-        raise FileExistsError(
-            f"--output: expected a folder without visualize.png, found {path}. Give another "
-            f"folder, or remove the picture."
-        )
     entry, name = None, os.path.basename(args.config)
     if args.config in model_zoo.list_detectors():
         entry = model_zoo.find_entry(args.config)
@@ -248,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = entry.classes if entry else classes_of_test_set(cfg, count, args.dataset)
     sheet = columns(pictures, networks, names, threshold=args.threshold, level=args.level)
     args.output.mkdir(parents=True, exist_ok=True)
+    path = args.output / "visualize.png"
     has_truth = pictures[0].truth is not None
     compose_sheet(
         path,
