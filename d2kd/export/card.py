@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import detectron2
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +31,7 @@ from .yacs import YACS_FILE
 
 __all__ = ["describe", "metrics_of_run", "to_markdown"]
 
-PACKAGES = ("torch", "torchvision", "detectron2", "onnx", "onnxruntime", "safetensors")
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "safetensors")
 
 PICTURE = """\
 import numpy
@@ -167,7 +168,11 @@ def describe(
             path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
             for path in sorted(folder.iterdir())
         },
-        "versions": {"d2kd": __version__, **_versions()},
+        "versions": {
+            "d2kd": __version__,
+            "detectron2": detectron2.__version__,
+            **_versions(),
+        },
     }
 
 
