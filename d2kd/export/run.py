@@ -19,7 +19,8 @@ from torch import Tensor
 from ..files import check_new_folder, write_file, write_json
 from ..loading import without_weights
 from ..model_zoo.detector import student_node
-from .card import describe, to_markdown
+from .card import describe
+from .card_text import to_markdown
 from .compare import Agreement, check_agreement, measure_agreement, shifted, sizes_of
 from .onnx_detector import OnnxDetector
 from .packages import check_exporter, require

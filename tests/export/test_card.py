@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from d2kd import methods
 from d2kd.data import load_unlabeled, mix
 from d2kd.export.card import _labels, _methods
+from d2kd.export.card_text import _methods_cell
 from d2kd.pseudo import load_pseudo_labels
 
 
@@ -37,3 +38,20 @@ def test_the_teachers_that_made_the_labels_are_named(tmp_path, monkeypatch, kept
     else:
         assert line == "labels.json by teachers that are not known"
     assert _labels(OmegaConf.create({"dataloader": {}})) == []
+
+
+@pytest.mark.parametrize(
+    ("node", "cell"),
+    [
+        (L(methods.PFI)(balance=0.3), "PFI (balance 0.3)"),
+        (L(methods.PKD)(weight=2.0), "PKD (weight 2.0)"),
+        (
+            L(methods.FGD)(uncertainty=L(methods.MCDropout)()),
+            "FGD (weight 1.0, uncertainty MCDropout)",
+        ),
+    ],
+)
+def test_how_strong_a_method_was(node, cell):
+    cfg = OmegaConf.create(dict(model=dict(methods=dict(x=node))), flags={"allow_objects": True})
+    found = _methods(cfg)
+    assert _methods_cell(found) == cell

@@ -12,16 +12,13 @@ import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.layers import ShapeSpec
-from omegaconf import OmegaConf
 
-from d2kd.export import OnnxDetector, card, run
+from d2kd.export import OnnxDetector, run
 from d2kd.export.card import metrics_of_run
-from d2kd.methods import FGD, PFI, PKD, MCDropout
 from d2kd.model_zoo import Detector
 from d2kd.tools import export
 from tests import toys
@@ -276,20 +273,6 @@ def test_a_file_that_differs_is_an_error_and_leaves_nothing(arguments, onnx, mon
     with pytest.raises(ValueError, match=r"model\.ts: expected the detections of the Detectron2"):
         export.main(arguments)
     assert sorted(x.name for x in tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("node", "cell"),
-    [
-        (L(PFI)(balance=0.3), "PFI (balance 0.3)"),
-        (L(PKD)(weight=2.0), "PKD (weight 2.0)"),
-        (L(FGD)(uncertainty=L(MCDropout)()), "FGD (weight 1.0, uncertainty MCDropout)"),
-    ],
-)
-def test_how_strong_a_method_was(node, cell):
-    cfg = OmegaConf.create(dict(model=dict(methods=dict(x=node))), flags={"allow_objects": True})
-    methods = card._methods(cfg)
-    assert card._methods_cell(methods) == cell
 
 
 def test_places_for_the_files(arguments, zoo, tmp_path, monkeypatch):
