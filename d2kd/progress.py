@@ -6,6 +6,7 @@ minute where twenty are left. The classes here look at the last minute only. The
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -103,8 +104,9 @@ class RecentRate:
 class ProgressLine:
     """One line of progress.
 
-    A terminal shows one line that is rewritten in place. A file or a pipe gets a new line for each
-    tenth of the way and after each minute without one, and no control characters.
+    A terminal shows one line that is rewritten in place when it changes. A file, a pipe or a
+    terminal that cannot go back (TERM=dumb, as our notebooks set it) gets a new line for each tenth
+    of the way and after each minute without one, and no control characters.
 
     Args:
         stream: default: standard output.
@@ -120,7 +122,8 @@ class ProgressLine:
     ):
         self.stream = sys.stdout if stream is None else stream
         self.clock, self.pause = clock, pause
-        self.live = self.stream.isatty()
+        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown: str | None = None  # what a terminal shows
         self._tenth, self._printed = -1, clock()
 
     def show(self, text: str, share: float) -> None:
@@ -131,8 +134,10 @@ class ProgressLine:
         """
         if self.live:
             # A line that is as wide as the terminal would wrap, and "\r" would not reach its start.
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{text[:width]}", end="", file=self.stream, flush=True)
+            text = text[: shutil.get_terminal_size().columns - 1]
+            if text != self._shown:
+                self._shown = text
+                print(f"\r\x1b[K{text}", end="", file=self.stream, flush=True)
             return
         tenth, now = int(10 * share), self.clock()
         quiet = now - self._printed
@@ -142,6 +147,7 @@ class ProgressLine:
 
     def note(self, text: str) -> None:
         """Print something else. On a terminal it goes above the line."""
+        self._shown = None
         print(f"\r\x1b[K{text}" if self.live else text, file=self.stream, flush=True)
 
     def close(self, text: str = "") -> None:

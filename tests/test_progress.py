@@ -177,3 +177,29 @@ def test_it_imports_no_torch():
     code = "import sys, d2kd.progress; print('torch' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_written_to_when_the_line_changes(monkeypatch, clock):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal()
+    line = ProgressLine(terminal, clock)
+    for text in ("one", "one", "two", "two"):
+        line.show(text, 0.5)
+    assert terminal.getvalue() == "\r\x1b[Kone\r\x1b[Ktwo"
+    line.note("a warning")  # removes the line
+    line.show("two", 0.5)
+    assert terminal.getvalue().endswith("\r\x1b[Ka warning\n\r\x1b[Ktwo")
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch, clock):
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = Terminal()
+    line = ProgressLine(terminal, clock)
+    for done in range(20):
+        line.show(f"{done}", done / 20)
+    assert terminal.getvalue().split() == [str(n) for n in range(0, 20, 2)]
