@@ -179,11 +179,6 @@ def test_it_imports_no_torch():
     assert shown.stdout.strip() == "False"
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 def test_a_terminal_is_written_to_when_the_line_changes(monkeypatch, clock):
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
