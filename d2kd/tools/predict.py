@@ -132,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = f"{image_id:05d}_{path.stem[:LONGEST_STEM]}.jpg"
             draw(pixels, found, metadata, args.output / name)
     if not images:
-        raise ValueError("\n".join([f"None of {_count(len(paths), 'image')}:", *unreadable]))
+        lines = "\n".join(unreadable)
+        raise ValueError(f"--images: expected an image that can be read, found none.\n{lines}")
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(detector.classes)]
     content = dict(images=images, annotations=annotations, categories=categories)
     write_json(args.output / "predictions.json", content)

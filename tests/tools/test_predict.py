@@ -117,7 +117,7 @@ def test_mistakes_are_named(zoo, published, images, tmp_path):
 
 def test_no_image_that_can_be_read_is_an_error(zoo, published, images, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"None of 1 image:\n.* found another file. Replace"):
+    with pytest.raises(ValueError, match=r"found none\.\n.* found another file. Replace"):
         run(tmp_path / "bad.png", tmp_path / "found")
 
 
