@@ -170,5 +170,5 @@ def check_device(field: str, device: torch.device | str) -> None:
             torch.empty(0, device=found)
         except Exception as error:  # PyTorch raises many kinds for devices that it is not built for
             raise ValueError(
-                f"train.device: expected a device that this PyTorch can use, found {device!r}."
+                f"{field}: expected a device that this PyTorch can use, found {device!r}."
             ) from error

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from d2kd.values import check_choice, check_coefficients, check_flag, check_number, is_number
+from d2kd.values import (
+    check_choice,
+    check_coefficients,
+    check_device,
+    check_flag,
+    check_number,
+    is_number,
+)
 
 
 @pytest.mark.parametrize("value", [0, 3, -2.5, 1e300, np.float32(1), np.int64(7)])
@@ -69,3 +76,10 @@ def test_coefficients():
         check_coefficients("M", a=1, b=-1)
     with pytest.raises(ValueError, match=r"M.a, M.b: expected at least one number > 0"):
         check_coefficients("M", some_positive=True, a=0, b=0.0)
+
+
+def test_a_device_that_pytorch_does_not_know_is_named_with_its_field():
+    with pytest.raises(ValueError, match=r"^device: expected cpu, cuda or cuda:N, found 'foo'"):
+        check_device("device", "foo")
+    with pytest.raises(ValueError, match=r"^device: expected a device that this PyTorch can use"):
+        check_device("device", "xla")

@@ -1,4 +1,4 @@
-"""model_card.json beside exported files: what is known of the student."""
+"""model_card.json in the folder of exported files: what is known of the student."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _config_of_run(source: Source) -> DictConfig:
     """The config that says who taught the student.
 
     A student can be loaded by its own config, which has no teacher. The run has kept the config of
-    the training beside the checkpoint.
+    the training in the folder of the checkpoint.
     """
     path = Path(source.weights).with_name("config.yaml")
     if source.entry or "teacher" in source.cfg.model or not path.is_file():
@@ -195,7 +195,7 @@ def _weight(node: DictConfig) -> Any:
     """The weight of a method's node, or the default of its class, such as 6 for PKD."""
     if "weight" in node:
         return node.weight
-    # Nobody has named the run's config, so it may not import modules.
+    # The user has not named the run's config, so it may not import modules.
     if isinstance(node._target_, str) and not node._target_.startswith("d2kd."):
         return "not known"
     return inspect.signature(resolve_target(node)).parameters["weight"].default

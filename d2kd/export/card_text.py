@@ -1,4 +1,4 @@
-"""README.md beside exported files: the model card for people, with the code that runs each file."""
+"""README.md of exported files: the model card for people, with the code that runs each file."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def measure_agreement(expected: Iterable[Instances], found: Iterable[Instances])
 
     Args:
         expected: detections of the Detectron2 model for each image.
-        found: those of a file.
+        found: detections of a file.
     """
     return sum((compare(*pair) for pair in zip(expected, found, strict=True)), Agreement())
 

@@ -72,7 +72,7 @@ class OnnxDetector:
         self.batch = shape[0] if len(shape) == 4 else None
 
     def __call__(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Detect on images. Those of one size are given to the file together if it takes a batch.
+        """Detect on images. A file for N images gets images of one size together.
 
         Args:
             batched_inputs: as for Detectron2's detectors: "image", uint8 (3, h, w), resized and in

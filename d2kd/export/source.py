@@ -65,7 +65,7 @@ def open_source(
     if weights is not None:
         detector = Detector(config, weights, device=device)
         classes = tuple(classes) or (entry.classes if entry else ())
-        entry = None  # its AP is that of the zoo's weights
+        entry = None  # it has the AP of the zoo's weights
     elif entry:
         detector, weights = get_detector(name, device=device), entry.path
     else:

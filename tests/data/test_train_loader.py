@@ -1,4 +1,4 @@
-"""The batches of `TrainLoader`, beside those of Detectron2's own loader and sampler."""
+"""`TrainLoader` gives the batches of Detectron2's own loader and sampler."""
 
 import itertools
 
