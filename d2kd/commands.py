@@ -121,6 +121,12 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, by which batch systems and containers end a process."""
 
 
+def _terminate(number: int, frame: Any) -> None:
+    """The handler of SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise _Terminated
+
+
 @contextlib.contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, with the same message.
@@ -128,16 +134,11 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
     A handler that is set already stays. Outside the main thread, where Python forbids handlers,
     this does nothing.
     """
-
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise _Terminated
-
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     finally:
@@ -307,20 +308,16 @@ def _stop_with_sigterm() -> None:
     """Make SIGTERM in this process what Ctrl-C is elsewhere."""
     from torch import multiprocessing as torch_multiprocessing
 
-    def stop(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-        raise KeyboardInterrupt
-
     def stop_later(unraisable: Any) -> None:
         # Python drops an exception that comes in one of its own callbacks, for example after a
         # fork, and goes on. So try again in a moment.
-        if unraisable.exc_type is KeyboardInterrupt:
-            signal.signal(signal.SIGTERM, stop)
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, _terminate)
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
         else:
             sys.__unraisablehook__(unraisable)
 
-    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGTERM, _terminate)
     sys.unraisablehook = stop_later
     # On Linux, PyTorch lets the death of the main process send SIGINT, which is blocked here.
     if set_signal := getattr(torch_multiprocessing, "_prctl_pr_set_pdeathsig", None):
