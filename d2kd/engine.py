@@ -16,9 +16,9 @@ from fvcore.nn import sigmoid_focal_loss_jit
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .commands import plain_errors
 from .finite import LossWatch
 from .loading import predictions_in_fp32
+from .plain_errors import plain_errors
 from .resume import same_hyperparameters
 
 __all__ = ["ExactResume", "ScheduleProgress", "Trainer"]

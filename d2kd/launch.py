@@ -9,7 +9,7 @@ import torch
 from detectron2.engine import launch as detectron2_launch
 from detectron2.utils import comm
 
-from .commands import launch_processes
+from .processes import launch_processes
 
 __all__ = ["launch"]
 

@@ -17,7 +17,7 @@ from detectron2.config import LazyConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from .commands import describe_error
+from .plain_errors import describe_error
 
 __all__ = ["apply_overrides", "load_lazy_config", "resolve_target"]
 

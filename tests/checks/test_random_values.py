@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2kd import model_zoo
 from d2kd.checks import check_train
-from d2kd.commands import describe_error
 from d2kd.config import check_config, load_config
+from d2kd.plain_errors import describe_error
 
 QUICK = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

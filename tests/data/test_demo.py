@@ -15,8 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 from pycocotools.coco import COCO
 
-from d2kd.commands import describe_error
 from d2kd.data import demo, demo_images, register_all
+from d2kd.plain_errors import describe_error
 
 TINY = dict.fromkeys(demo.SPLITS, 6)
 

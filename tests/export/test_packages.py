@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from d2kd.commands import describe_error
 from d2kd.export.packages import check_exporter
+from d2kd.plain_errors import describe_error
 
 
 def test_an_old_pytorch_is_named_with_the_fix(monkeypatch):
