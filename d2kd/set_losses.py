@@ -5,7 +5,6 @@ Shapes: N images, Q queries, K classes.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,9 @@ from .targets import Targets
 
 __all__ = ["masked_set_loss"]
 
-# Criteria whose boxes are known to be centers and sides relative to the image. Comparing them in
-# each step would make the host wait for the GPU.
-_RELATIVE: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# Attribute of a criterion whose boxes are known to be centers and sides relative to the image.
+# Comparing them in each step would make the host wait for the GPU.
+_RELATIVE = "_d2kd_boxes_are_relative"
 
 
 def masked_set_loss(
@@ -137,14 +136,14 @@ def _are_relative(
     criterion: nn.Module, truth: Sequence[Mapping[str, Tensor]], targets: Targets
 ) -> bool:
     """Whether a criterion's boxes are centers and sides relative to the image."""
-    if criterion in _RELATIVE or not sum(targets.counts):
+    if hasattr(criterion, _RELATIVE) or not sum(targets.counts):
         return True
     sizes = targets.sizes.to(truth[0]["boxes"])
     own = [_in_pixels(x["boxes"], size) for x, size in zip(truth, sizes, strict=True)]
     given = _unpadded(targets.boxes, targets).to(sizes)
     if torch.allclose(torch.cat(own), given, atol=1.0, rtol=0):
-        _RELATIVE.add(criterion)
-    return criterion in _RELATIVE
+        setattr(criterion, _RELATIVE, True)
+    return hasattr(criterion, _RELATIVE)
 
 
 def _in_pixels(boxes: Tensor, size: Tensor) -> Tensor:

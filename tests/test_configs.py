@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2kd import Distiller, Teacher
 from d2kd.config import check_config, load_config
 from d2kd.data import register_all
-from d2kd.methods import CWD, LD, MGD, PKD, MCDropout
+from d2kd.methods import CWD, LD, MGD, PKD, CrossKD, MCDropout
 
 ROOT = Path(__file__).parents[1]
 # Configs with pseudo labels, of real photographs and of a user's data have test files of their
@@ -36,7 +36,7 @@ DEMO = ("demo/", "experiments/")
 # Configs that train_net.py can run. Other files are only imported.
 RUNS = [name for name in FILES if "common" not in name]
 COCO_RUNS = [name for name in RUNS if not name.startswith(DEMO)]
-METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "pgd", "rm_pfi"]
+METHOD_NAMES = ["fgd", "mgd", "pkd", "cwd", "ld", "crosskd", "pgd", "rm_pfi"]
 METHOD = re.compile(rf"(_cascade|_swin|_uet|_dinov3|_convnext)?_({'|'.join(METHOD_NAMES)})\.py$")
 DISTILLED = [name for name in COCO_RUNS if METHOD.search(name)]
 PSEUDO_COCO = ["share", "pseudo", "finetune", "labels"]
@@ -101,6 +101,10 @@ OTHERS = {
     "gfl/gfl_R_50_FPN_1x_bs16_cwd.py": (CWD, {"weight": 10, "tau": 1}, P3_TO_P7, False),
     "gfl/gfl_R_50_FPN_1x_bs16_ld.py": (
         *(LD, {"main": 0.25, "valuable": 0.25, "classification": 10, "tau": 10, "class_tau": 2}),
+        *(None, False),
+    ),
+    "gfl/gfl_R_50_FPN_1x_bs16_crosskd.py": (
+        *(CrossKD, {"block": 3, "classification": 1, "regression": 1, "gamma": 1, "weight": 1}),
         *(None, False),
     ),
 }
