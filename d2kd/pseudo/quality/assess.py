@@ -26,6 +26,8 @@ __all__ = ["assess"]
 BINS = np.linspace(0, 1, 11)  # edges of the histogram of scores
 NEAR_ZERO = 1.0  # an AP in percent; labels below it have hardly anything to do with the truth
 RATIO = (0.3, 3.0)  # allowed range of boxes per image, relative to labeled data
+MISPLACED = 0.05  # mean distance of edges, in shares of the object's side, that is worth a warning
+FEW = 20  # correct labels that do not tell where edges are
 
 
 def assess(
@@ -214,6 +216,7 @@ def _warnings(
             warnings.append(f"{name}: {count} boxes, expected {min_boxes} or more")
     if "truth" in report:
         warnings += _near_zero(report["truth"], classes)
+        warnings += _misplaced(report["truth"]["high"])
     ratio = report.get("reference", {}).get("ratio")
     if ratio is not None and not RATIO[0] <= ratio <= RATIO[1]:
         warnings.append(
@@ -239,6 +242,37 @@ def _near_zero(truth: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
         for name in classes
         if (ap := truth["classes"][name]) is not None and ap < NEAR_ZERO
     ]
+
+
+def _misplaced(high: Mapping[str, Any]) -> list[str]:
+    """A warning if correct labels have an edge at another place than the objects, on average."""
+    if high["correct"] < FEW:
+        return []
+    means = {
+        name: edge["mean"]
+        for name, edge in high["edges"].items()
+        # Three standard errors: not by chance.
+        if abs(edge["mean"]) > max(MISPLACED, 3 * edge["std"] / high["correct"] ** 0.5)
+    }
+    if not means:
+        return []
+    where = ", ".join(
+        f"{name} edge {abs(mean):.2f} of the {'width' if name in ('left', 'right') else 'height'} "
+        f"too far {_direction(name, mean)}"
+        for name, mean in means.items()
+    )
+    return [
+        f"the edges of correct labels are off in one direction: {where}. The teacher may have "
+        f"learned from boxes that were drawn by other rules. A student learns these rules, too, "
+        f"and its AP at high IoU suffers. Add some true labels of such images to the training of "
+        f"both"
+    ]
+
+
+def _direction(edge: str, mean: float) -> str:
+    if edge in ("left", "right"):
+        return "right" if mean > 0 else "left"
+    return "down" if mean > 0 else "up"
 
 
 def _figure(value: float | None) -> str:

@@ -166,7 +166,17 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
         for size in high["sizes"]
     ]
     head = ["size", "precision, high", "recall, high", "precision, low", "recall, low"]
-    return [*parts, _table(head, rows)]
+    parts.append(_table(head, rows))
+    edges = high["edges"]
+    places = [[_number(edges[name][k]) for name in edges] for k in ("mean", "std")]
+    parts.append(
+        _table(["correct labels, high", *edges], [["mean", *places[0]], ["std", *places[1]]])
+    )
+    parts.append(
+        "How far the edges of correct labels are from those of their objects, in shares of the "
+        "object's width or height. Right and down are positive.\n"
+    )
+    return parts
 
 
 def _classes(report: Mapping[str, Any]) -> str:

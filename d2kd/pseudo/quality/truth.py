@@ -21,6 +21,7 @@ from ...matching import Detections, GroundTruth, match, measure_overlaps
 
 __all__ = [
     "AREAS",
+    "EDGES",
     "IOU",
     "NEAR",
     "TrueBoxes",
@@ -32,6 +33,7 @@ __all__ = [
 
 IOU = 0.5  # smallest IoU of a correct label with its object
 NEAR = 0.1  # smallest IoU of a badly localized label with its object
+EDGES = ("left", "top", "right", "bottom")
 # COCO's ranges, in square pixels.
 AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
 
@@ -194,6 +196,7 @@ class _Judged(NamedTuple):
     areas: np.ndarray  # (D,) in square pixels
     kinds: np.ndarray  # (D,) "correct", or the kind of error, see `accuracy`
     ious: np.ndarray  # (D,) IoU with the object of its class that the label overlaps most
+    offsets: np.ndarray  # (D, 4) of the label's edges from that object's, see `accuracy`
     objects: np.ndarray  # (G,) classes of the objects
     object_areas: np.ndarray  # (G,) in square pixels
     found: np.ndarray  # (G,) bool, whether a label has the object
@@ -217,6 +220,10 @@ def _judge(labels: Detections, truth: TrueImage) -> _Judged:
     low = np.maximum(labels.boxes[:, None, :2], truth.boxes[:, :2])
     high = np.minimum(labels.boxes[:, None, 2:], truth.boxes[:, 2:])
     areas = (labels.boxes[:, 2:] - labels.boxes[:, :2]).prod(1)
+    # One more box of side 1, for images without objects.
+    nearest = np.append(objects.boxes, [[0, 0, 1, 1]], axis=0)[overlaps.same_object]
+    sides = (nearest[:, 2:] - nearest[:, :2]).clip(1e-9)
+    offsets = (labels.boxes - nearest) / np.tile(sides, 2)
     inside = (high - low).clip(0).prod(2) / areas[:, None].clip(1e-9)
     counts = result.correct | ~((inside >= IOU) & same & truth.crowds).any(1)
     return _Judged(
@@ -224,6 +231,7 @@ def _judge(labels: Detections, truth: TrueImage) -> _Judged:
         areas[counts],
         kinds[counts],
         overlaps.same[counts],
+        offsets[counts],
         objects.classes,
         truth.areas[plain],
         result.found,
@@ -257,6 +265,8 @@ def accuracy(
     Returns:
         among others "precision", "recall" and "mean_iou" (of correct labels with the object of
         their class that they overlap most), in [0, 1] or None where there is nothing to count.
+        "edges" has the mean and the standard deviation of the distance from that object's edge to
+        the label's, in shares of the object's width or height. Right and down are positive.
     """
     judged = zip(*(_judge(*pair) for pair in pairs), strict=True)
     rows = _Judged(*(np.concatenate(column) for column in judged))
@@ -272,8 +282,13 @@ def accuracy(
     return {
         **both(..., ...),
         "labels": len(right),
+        "correct": int(right.sum()),
         "objects": len(rows.objects),
         "mean_iou": _mean(rows.ious[right]),
+        "edges": {
+            name: {"mean": _mean(offsets), "std": float(offsets.std()) if len(offsets) else None}
+            for name, offsets in zip(EDGES, rows.offsets[right].T, strict=True)
+        },
         "errors": {kind: int((rows.kinds == kind).sum()) for kind in kinds},
         "missed": int((~rows.found).sum()),
         "sizes": {

@@ -108,6 +108,41 @@ def test_overlap_of_correct_labels(tmp_path):
     assert judged["errors"]["localization"] == 1
 
 
+def test_edges_of_correct_labels(tmp_path):
+    # Objects of 10 x 20 pixels. The left edge of one label is 1 pixel too far right, the bottom of
+    # another one is 4 pixels too low. The third is wrong.
+    rows = [(1, 0, 0, 10, 20, 1), (1, 50, 0, 60, 20, 1), (1, 0, 50, 10, 70, 2)]
+    found = {1: labels((1, 0, 10, 20, 0, 0.9), (50, 0, 60, 24, 0, 0.8), (9, 50, 10, 70, 1, 0.7))}
+    judged = assess(images(1), found, CLASSES, TEACHERS, truth=truth(tmp_path, rows))["truth"]
+    edges = judged["high"]["edges"]
+    means, stds = ([edges[name][k] for name in edges] for k in ("mean", "std"))
+    assert list(edges) == ["left", "top", "right", "bottom"]
+    assert means == pytest.approx([0.05, 0, 0, 0.1]) and stds == pytest.approx([0.05, 0, 0, 0.1])
+
+
+@pytest.mark.parametrize("count, shift, warns", [(30, 2, True), (30, 0.5, False), (10, 2, False)])
+def test_labels_that_are_all_narrower_are_warned_of(tmp_path, count, shift, warns):
+    rows = [(i, 10, 10, 30, 20, 1) for i in range(1, count + 1)]
+    found = {i: labels((10 + shift, 10, 30, 20, 0, 0.9)) for i in range(1, count + 1)}
+    file = truth(tmp_path, rows)
+    result = assess(images(*found), found, CLASSES, TEACHERS, truth=file, min_boxes=0)
+    if warns:
+        (text,) = result["warnings"]
+        assert "left edge 0.10 of the width too far right. The teacher" in text
+    else:
+        assert result["warnings"] == []
+
+
+def test_labels_that_scatter_are_not_warned_of(tmp_path):
+    shifts = [4.5, -4.5, 4.5, -4.5, 4.5] * 6  # mean 0.9 of 15 pixels
+    rows = [(i, 20, 10, 35, 20, 1) for i in range(1, 31)]
+    found = {i: labels((20 + x, 10, 35, 20, 0, 0.9)) for i, x in enumerate(shifts, start=1)}
+    file = truth(tmp_path, rows)
+    result = assess(images(*found), found, CLASSES, TEACHERS, truth=file, min_boxes=0)
+    assert result["truth"]["high"]["edges"]["left"]["mean"] == pytest.approx(0.06)
+    assert result["warnings"] == []
+
+
 def test_perfect_labels(tmp_path):
     rows = [row for row in OBJECTS if len(row) == 6]
     found = {1: labels(*((*r[1:5], r[5] - 1, 0.9 - 0.1 * n) for n, r in enumerate(rows)))}
