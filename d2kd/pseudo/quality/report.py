@@ -170,7 +170,7 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
     edges = high["edges"]
     places = [[_number(edges[name][k]) for name in edges] for k in ("mean", "std")]
     parts.append(
-        _table(["correct labels, high", *edges], [["mean", *places[0]], ["std", *places[1]]])
+        _table(["edges of correct labels", *edges], [["mean", *places[0]], ["std", *places[1]]])
     )
     parts.append(
         "How far the edges of correct labels are from those of their objects, in shares of the "
