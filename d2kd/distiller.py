@@ -10,9 +10,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from .frozen import check_input_format
 from .inherit import Inherited, inherit_weights
 from .knowledge import Knowledge
-from .loading import build_detector, check_input_format
+from .loading import build_detector
 from .loss_weights import LossWeights
 from .methods import Methods
 from .partial_labels import mask_partial_labels

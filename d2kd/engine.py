@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .finite import LossWatch
-from .loading import predictions_in_fp32
+from .frozen import predictions_in_fp32
 from .plain_errors import plain_errors
 from .resume import same_hyperparameters
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from .frozen import FrozenDetector, fuse_norms
 from .knowledge import Knowledge
-from .loading import FrozenDetector, fuse_norms
 from .readers import Reader, get_reader
 from .resolution import (
     Size,

@@ -17,7 +17,8 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig, OmegaConf
 
 from ..data.pixels import read_pixels
-from ..loading import FrozenDetector, load_student_config
+from ..frozen import FrozenDetector
+from ..loading import load_student_config
 from ..recipes import config_path
 from ..values import check_device
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..data.classes import classes_of_dataset
 from ..data.manifest import Image
 from ..files import sha256_of_file
-from ..loading import FrozenDetector, predictions_in_fp32
+from ..frozen import FrozenDetector, predictions_in_fp32
 from ..matching import Detections
 from ..resolution import fit_into_square
 from ..values import check_number
@@ -36,7 +36,7 @@ class LabelTeacher(FrozenDetector):
     """A frozen detector with its class names and its test size, which labels by its own inference.
 
     Args:
-        model, weights, input_format, dtype, setup: see `d2kd.loading.FrozenDetector`. Every
+        model, weights, input_format, dtype, setup: see `d2kd.frozen.FrozenDetector`. Every
             detector that returns Detectron2's outputs with upright boxes is supported.
         classes: names of the teacher's classes, in the order of its outputs, or a registered
             dataset that has these classes.
