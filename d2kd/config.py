@@ -27,7 +27,7 @@ from .checks import (
 )
 from .data.partial import load_class_subset
 from .lazy import apply_overrides, resolve_target
-from .loading import load_student_config, node_input_format
+from .loading import load_student_config, mapper_format, node_input_format
 from .pseudo.coco import load_pseudo_labels
 from .pseudo.provenance import read_made_from
 from .recipes import config_path
@@ -209,8 +209,7 @@ def _check_formats(cfg: DictConfig) -> None:
 
 
 def _check_test_channel_order(cfg: DictConfig) -> None:
-    loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
-    tested = OmegaConf.select(cfg, "dataloader.test.mapper.image_format")
+    loaded, tested = mapper_format(cfg, "train"), mapper_format(cfg, "test")
     if None not in (loaded, tested) and loaded != tested:
         raise ValueError(
             f"dataloader.test.mapper.image_format: expected {loaded!r}, the channel order of the "
@@ -221,7 +220,7 @@ def _check_test_channel_order(cfg: DictConfig) -> None:
 def _check_channel_order(cfg: DictConfig) -> None:
     # With red and blue swapped, a teacher is only a little worse, so that the losses would not show
     # the mistake.
-    loaded = OmegaConf.select(cfg, "dataloader.train.mapper.image_format")
+    loaded = mapper_format(cfg, "train")
     if "student" not in cfg.model or loaded is None:
         return
     student = cfg.model.student

@@ -120,10 +120,20 @@ class FrozenDetector:
 def check_input_format(given: str | None, model: nn.Module) -> str:
     """Channel order of a detector's input: the given one, its own, or Detectron2's default.
 
+    A warning says that the default is taken. With red and blue swapped, a detector is only a little
+    worse, so that nothing else would show the mistake.
+
     Raises:
         ValueError: the order is neither "BGR" nor "RGB".
     """
-    input_format = given or getattr(model, "input_format", None) or "BGR"
+    input_format = given or getattr(model, "input_format", None)
+    if input_format is None:
+        input_format = "BGR"
+        logger.warning(
+            "%s: neither its config nor the detector says the channel order of its images. BGR, "
+            "Detectron2's default, is taken. If it was trained with RGB, set input_format=RGB.",
+            type(model).__name__,
+        )
     if input_format not in ("BGR", "RGB"):
         raise ValueError(
             f"input_format of {type(model).__name__}: expected 'BGR' or 'RGB', found "

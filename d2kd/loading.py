@@ -22,6 +22,7 @@ __all__ = [
     "build_student",
     "load_detector_config",
     "load_student_config",
+    "mapper_format",
     "node_input_format",
     "without_weights",
     "zoo_weights",
@@ -82,10 +83,7 @@ def build_detector(
         test_size = config.INPUT.MIN_SIZE_TEST, config.INPUT.MAX_SIZE_TEST
         return BuiltDetector(build_yacs(config, source, setup), config.INPUT.FORMAT, test_size)
     node = config.model
-    formats = (
-        OmegaConf.select(config, f"dataloader.{section}.mapper.image_format")
-        for section in ("train", "test")
-    )
+    formats = (mapper_format(config, section) for section in ("train", "test"))
     input_format = next((found for found in formats if found), None)
     # Of a distiller's config, the student.
     model = build_detector(node.get("student", node), pretrained=pretrained).model
@@ -106,11 +104,9 @@ def build_student(model: DictConfig, *, pretrained: bool = True) -> BuiltDetecto
 
 def _test_size(config: DictConfig) -> tuple[int, int] | None:
     """What the test mapper of a LazyConfig resizes images to; see `BuiltDetector`."""
-    augmentations = OmegaConf.select(config, "dataloader.test.mapper.augmentations")
-    if augmentations is None:
-        return None
+    augmentations = _mapper_field(config, "test", "augmentations", "augmentation")
     if not isinstance(augmentations, ListConfig):
-        return None  # a function that makes the list
+        return None  # none, or a function that makes the list
     for node in augmentations:
         shortest = node.get("short_edge_length")
         if shortest is not None:
@@ -186,6 +182,21 @@ def load_student_config(source: str, setup: Callable[[Any], Any] | str | None = 
         return load_lazy_config(source)
     config = load_detector_config(source, setup)
     return to_lazy_config(config, source, setup) if "MODEL" in config else config
+
+
+def mapper_format(config: DictConfig, section: str) -> str | None:
+    """Channel order of the images that the mapper of a LazyConfig loads; None if it says none.
+
+    Args:
+        section: "train" or "test".
+    """
+    return _mapper_field(config, section, "image_format", "img_format")
+
+
+def _mapper_field(config: DictConfig, section: str, *names: str) -> Any:
+    """A field of a mapper under Detectron2's name, or else under the name that detrex gives it."""
+    fields = (OmegaConf.select(config, f"dataloader.{section}.mapper.{name}") for name in names)
+    return next((field for field in fields if field is not None), None)
 
 
 def node_input_format(node: DictConfig) -> str | None:

@@ -1,11 +1,11 @@
-"""Fusing the norms of a detector that is never trained."""
+"""A detector that is never trained: its channel order, and the fusion of its norms."""
 
 import pytest
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import nn
 
-from d2kd.frozen import fuse_norms
+from d2kd.frozen import check_input_format, fuse_norms
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -34,3 +34,13 @@ def test_norms_that_depend_on_their_input_stay(norm):
 def test_a_norm_outside_the_convolution_stays():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     assert fuse_norms(model) == 0
+
+
+def test_a_channel_order_that_nothing_says_is_warned_of(caplog):
+    detector = nn.Identity()
+    assert check_input_format(None, detector) == "BGR"
+    assert "neither its config nor the detector says the channel order" in caplog.text
+    caplog.clear()
+    assert check_input_format("RGB", detector) == "RGB"
+    detector.input_format = "RGB"
+    assert check_input_format(None, detector) == "RGB" and not caplog.text

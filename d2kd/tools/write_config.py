@@ -33,6 +33,7 @@ from d2kd.launch import launch
 from d2kd.loading import (
     load_detector_config,
     load_student_config,
+    mapper_format,
     node_input_format,
     zoo_weights,
 )
@@ -267,7 +268,7 @@ def _yacs_section(model: Any) -> Any:
 
 def _input_format(student: DictConfig) -> str | None:
     """The channel order of the images, where the student's model does not say it."""
-    loaded = OmegaConf.select(student, "dataloader.train.mapper.image_format")
+    loaded = mapper_format(student, "train")
     return loaded if node_input_format(student.model) is None and loaded != "BGR" else None
 
 

@@ -130,5 +130,5 @@ def spread(items: Sequence[T], count: int) -> Sequence[T]:
 
 
 def image_format(mapper: Any) -> str:
-    """Channel order of the images that a mapper makes."""
-    return getattr(mapper, "image_format", None) or "BGR"
+    """Channel order of the images that a mapper makes: Detectron2's name of it, or detrex's."""
+    return getattr(mapper, "image_format", None) or getattr(mapper, "img_format", None) or "BGR"
