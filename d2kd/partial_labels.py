@@ -19,6 +19,7 @@ The detectors contain no code for this. Shapes: N images, R anchors of all level
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import singledispatch
@@ -37,7 +38,7 @@ from .detectors import DDOD
 from .detectors.base import Locations, PointDetector, Predictions
 from .lazy import resolve_target
 from .loss_masks import BACKGROUND_LOGIT, covered, mask_scores, scale_gradient, weight_of_matched
-from .set_losses import masked_set_loss
+from .set_losses import mask_set_losses
 from .targets import Targets, equal_boxes
 
 __all__ = ["check_partial_labels", "mask_partial_labels"]
@@ -101,13 +102,16 @@ def _changes(detector: nn.Module) -> Sequence[tuple[nn.Module, str, Callable]]:
     The function is called with the module's own method and the targets as first arguments.
     """
     criterion = getattr(detector, "criterion", None)
-    if isinstance(criterion, nn.Module) and hasattr(criterion, "get_loss"):
-        return [(criterion, "get_loss", functools.partial(masked_set_loss, criterion))]
+    if (changes := mask_set_losses(criterion)) is not None:
+        return changes
+    found = type(detector).__name__
+    if hasattr(criterion, "get_loss"):
+        found += f" with {type(criterion).__name__}.get_loss{inspect.signature(criterion.get_loss)}"
     raise TypeError(
         f"d2kd cannot ignore regions or classes for this detector: expected RetinaNet, FCOS, one "
-        f"of d2kd.detectors, a GeneralizedRCNN, or a `criterion` with DETR's get_loss, found "
-        f"{type(detector).__name__}. Train it on labels without ignored regions and with all "
-        f"classes annotated."
+        f"of d2kd.detectors, a GeneralizedRCNN, or a `criterion` with DETR's "
+        f"get_loss(loss, outputs, targets, indices, ...), found {found}. Train it on labels "
+        f"without ignored regions and with all classes annotated."
     )
 
 

@@ -5,6 +5,8 @@ Shapes: N images, Q queries, K classes.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,15 +16,46 @@ from torch import Tensor, nn
 from .loss_masks import BACKGROUND_LOGIT, covered, mask_scores, scale_gradient, weight_of_matched
 from .targets import Targets
 
-__all__ = ["masked_set_loss"]
+__all__ = ["mask_set_losses"]
+
+_GET_LOSS = ("loss", "outputs", "targets", "indices")  # the first arguments of DETR's
 
 # Attribute of a criterion whose boxes are known to be centers and sides relative to the image.
 # Comparing them in each step would make the host wait for the GPU.
 _RELATIVE = "_d2kd_boxes_are_relative"
 
 
-def masked_set_loss(
+def mask_set_losses(criterion: Any) -> list[tuple[Any, str, Callable]] | None:
+    """What masks the losses of a set criterion: DETR's and those that were made from it.
+
+    Returns:
+        triples as those of `d2kd.partial_labels`: the criterion, the name of one of its methods,
+        and a function that replaces the method. None for an object that is no such criterion.
+    """
+    get_loss = getattr(criterion, "get_loss", None)
+    if not isinstance(criterion, nn.Module) or get_loss is None:
+        return None
+    # Align-DETR, for example, has a `get_loss` without a name of a loss.
+    parameters = inspect.signature(get_loss).parameters.values()
+    names = [x.name for x in parameters if x.kind is x.POSITIONAL_OR_KEYWORD]
+    if any(name != expected for name, expected in zip(names, _GET_LOSS, strict=False)):
+        return None
+    labels: list[Tensor] = []  # of the images, as the detector gives them to the criterion
+
+    def remember_labels(forward: Callable, _targets: Targets, *args, **named):
+        truth = named.get("targets") or args[1]
+        labels[:] = [x["labels"] for x in truth]
+        return forward(*args, **named)
+
+    return [
+        (criterion, "forward", remember_labels),
+        (criterion, "get_loss", functools.partial(_masked_set_loss, criterion, labels)),
+    ]
+
+
+def _masked_set_loss(
     criterion: Any,
+    labels: Sequence[Tensor],
     get_loss: Callable,
     targets: Targets,
     loss: str,
@@ -32,13 +65,14 @@ def masked_set_loss(
     *more,
     **named,
 ) -> dict[str, Tensor]:
-    """One loss of a set criterion: DETR's and those that were made from it.
+    """One loss of a set criterion.
 
     The criterion calls `get_loss` for the outputs of each decoder layer, of the encoder and of the
     denoising queries, with the matching that it has found for them. So all of them are masked here.
 
     Args:
         criterion: with `num_classes`, K.
+        labels: of each image, as the detector gave them to the criterion.
         get_loss: the criterion's own method.
         loss: name of the loss.
         outputs: "pred_logits" (N, Q, K) for sigmoids or (N, Q, K + 1) for a softmax, and
@@ -65,7 +99,7 @@ def masked_set_loss(
         # If the labels are objectness of all classes, an object without a box may be one of the
         # classes that were not annotated.
         objects = (matched >= 0) | targets.annotated.all(1, keepdim=True)
-        are_classes = _are_classes(truth, targets)
+        are_classes = _are_classes(truth, labels, targets)
         known &= torch.where(are_classes, targets.annotated[:, None], objects[..., None])
     if targets.ignored is not None:
         boxes = _query_boxes(criterion, outputs, truth, targets)
@@ -78,14 +112,22 @@ def masked_set_loss(
     return get_loss(loss, changed, truth, indices, *more, **named)
 
 
-def _are_classes(truth: Sequence[Mapping[str, Tensor]], targets: Targets) -> Tensor:
+def _are_classes(
+    truth: Sequence[Mapping[str, Tensor]], labels: Sequence[Tensor], targets: Targets
+) -> Tensor:
     """Whether the labels of a set criterion are classes. Encoders may know one class, "object".
+
+    For an encoder, the criterion writes 0 for "object" into a copy of the labels. If all boxes of
+    a batch are of class 0, values do not tell such a copy from classes, so it counts as "object".
 
     Returns:
         a bool scalar on the device, because reading it would make the host wait in each step.
     """
-    labels = torch.cat([x["labels"] for x in truth]).to(targets.classes)
-    return (labels == _unpadded(targets.classes, targets)).all()
+    pairs = zip(truth, labels, strict=False)
+    if len(labels) == len(truth) and all(x["labels"] is given for x, given in pairs):
+        return targets.classes.new_ones((), dtype=torch.bool)
+    found = torch.cat([x["labels"] for x in truth]).to(targets.classes)
+    return (found == _unpadded(targets.classes, targets)).all() & (found != 0).any()
 
 
 def _unpadded(rows: Tensor, targets: Targets) -> Tensor:
@@ -94,6 +136,7 @@ def _unpadded(rows: Tensor, targets: Targets) -> Tensor:
 
 
 def _mask_query_scores(criterion: Any, logits: Tensor, known: Tensor) -> Tensor:
+    """Logits (N, Q, K) or (N, Q, K + 1) without a gradient where `known`, (N, Q, K), is False."""
     if logits.shape[-1] == criterion.num_classes:  # sigmoids
         return torch.where(known, logits, BACKGROUND_LOGIT)
     if logits.shape[-1] == criterion.num_classes + 1:  # a softmax, whose last class is "no object"
@@ -135,7 +178,10 @@ def _query_boxes(
 def _are_relative(
     criterion: nn.Module, truth: Sequence[Mapping[str, Tensor]], targets: Targets
 ) -> bool:
-    """Whether a criterion's boxes are centers and sides relative to the image."""
+    """Whether a criterion's boxes are centers and sides relative to the image.
+
+    A batch without boxes does not tell. It counts as True, and the next batch is looked at.
+    """
     if hasattr(criterion, _RELATIVE) or not sum(targets.counts):
         return True
     sizes = targets.sizes.to(truth[0]["boxes"])

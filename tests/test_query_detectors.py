@@ -308,13 +308,44 @@ def test_a_weight_multiplies_the_gradient_of_its_box(model):
             torch.testing.assert_close(ratios, torch.tensor([0.25, 1.0]))
 
 
-def test_an_encoder_that_knows_objects_only_keeps_its_positives():
-    # A background cell may be an object of a class that was not annotated.
+@pytest.mark.parametrize("box, unknown", [(2, 0), (0, 2)])
+def test_an_encoder_that_knows_objects_only_keeps_its_positives(box, unknown):
+    # A background cell may be an object of a class that was not annotated. The label of "object"
+    # is 0, also where all boxes are of class 0.
     model = QueryDetector(two_stage=True, binary_encoder=True).train()
-    inputs = [{**toys.image([BOX], classes=[2]), "annotated_classes": [1, 2]}]
+    annotated = [k for k in range(3) if k != unknown]
+    inputs = [{**toys.image([BOX], classes=[box]), "annotated_classes": annotated}]
     *decoder, (logits, _, _, matched) = gradients(model, inputs)
     assert logits[matched].any() and not logits[~matched].any()
-    assert all(not x[..., 0].any() and x[..., 2].any() for x, _, _, _ in decoder)
+    assert all(not x[..., unknown].any() and x[..., box].any() for x, _, _, _ in decoder)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_an_encoder_learns_no_background_from_an_image_without_boxes(in_place):
+    """detrex writes the labels of "object" into the dicts that the decoder's losses had."""
+    model = QueryDetector(two_stage=True, binary_encoder=True).train()
+    if in_place:
+        forward = model.criterion.forward
+
+        def replace_labels(outputs, targets):
+            layer = outputs.pop("enc_outputs")
+            losses = forward(outputs, targets)
+            for x in targets:
+                x["labels"] = torch.zeros_like(x["labels"])
+            return losses | model.criterion._layer(layer, targets, 1, "_enc")
+
+        model.criterion.forward = replace_labels
+    inputs = [{**toys.image([BOX], classes=[0]), "annotated_classes": [0]}]
+    inputs.append({**toys.image([], seed=1), "annotated_classes": [0, 1]})
+    logits, _, _, matched = gradients(model, inputs)[-1]
+    assert logits[matched].any() and not logits[~matched].any()
+
+
+def test_an_encoder_with_classes_learns_background_of_the_annotated_ones():
+    model = QueryDetector(two_stage=True).train()
+    inputs = [{**toys.image([BOX], classes=[0]), "annotated_classes": [0]}]
+    logits, _, _, matched = gradients(model, inputs)[-1]
+    assert logits[..., 0][~matched].all() and not logits[..., 1:].any()
 
 
 def test_denoising_queries_of_a_box_have_its_weight():
@@ -384,7 +415,7 @@ def more_logits(model):
     "change, message",
     [
         (absolute, r"SetCriterion: expected boxes as centers.*found boxes in another form"),
-        (without_get_loss, r"cannot ignore regions.*get_loss, found QueryDetector"),
+        (without_get_loss, r"cannot ignore regions.*get_loss\(.*found QueryDetector\."),
         (more_logits, r"SetCriterion: expected logits of 1 classes.*found 3"),
     ],
 )
@@ -401,7 +432,8 @@ def test_masks_do_not_make_the_host_wait(model):
     box = {**toys.image([BOX], classes=[0]), "ignore_boxes": [[0.0, 0.0, 9.0, 9.0]]}
     none = {**toys.image([], seed=1), "ignore_boxes": [[0.0, 0.0, 9.0, 9.0]]}
     waits = []
-    model.criterion.get_loss = lambda *_: {}  # of our masks only, not of the criterion
+    # The waits of our masks only, not of the criterion.
+    model.criterion.get_loss = lambda loss, outputs, targets, indices, num_boxes: {}
     for x in (none, box, box):
         inputs = [{**x, "annotated_classes": [0, 1]}]
         truth, targets = model.prepare_targets(inputs), Targets.from_inputs(inputs, "cpu", 3)
@@ -425,6 +457,17 @@ def test_incomplete_labels_are_refused_before_the_first_step(wrap):
     check_partial_labels(complete, wrap(model))
     with pytest.raises(TypeError, match=r"cannot ignore regions.*found QueryDetector"):
         check_partial_labels(partial, wrap(model))
+
+
+def test_a_criterion_whose_get_loss_takes_other_arguments_is_refused():
+    """As Align-DETR's does."""
+    model = QueryDetector()
+    model.criterion.get_loss = lambda outputs, targets, num_boxes, layer_spec: {}
+    mapper = L(PartialMapper)(is_train=True)
+    partial = OmegaConf.create({"dataloader": {"train": {"mapper": mapper}}})
+    message = r"found QueryDetector with SetCriterion.get_loss\(outputs, targets, num_boxes"
+    with pytest.raises(TypeError, match=message):
+        check_partial_labels(partial, model)
 
 
 # ---- any module trains without methods
