@@ -111,6 +111,24 @@ class CollapseWatch:
             f"train.ema.decay.",
         )
 
+        self._warned.discard("nothing")
+
+    def warn_of_nothing(self, step: int, reason: str) -> None:
+        """Warn that the teacher has labeled no image since the last record.
+
+        Args:
+            step: for the message.
+            reason: a sentence.
+        """
+        self._say("nothing", True, f"step {step}: the teacher labels no image: {reason}")
+
+    def state_dict(self) -> dict[str, list]:
+        return {"warned": sorted(self._warned), "agreements": list(self._agreements)}
+
+    def load_state_dict(self, state_dict: dict[str, list]) -> None:
+        self._warned = set(state_dict["warned"])
+        self._agreements = deque(state_dict["agreements"], maxlen=AGREEMENTS)
+
     def _say(self, kind: str, is_wrong: bool, message: str) -> None:
         if is_wrong and kind not in self._warned:
             logger.warning("mean teacher: %s", message)

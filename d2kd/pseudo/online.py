@@ -92,15 +92,24 @@ class MeanTeacher(HookBase):
         for name, value in counts.items():
             check_number(f"train.mean_teacher.{name}", value, least=1, whole=True)
         self.burn_in = burn_in
-        rule = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
-        self.fits = ThresholdFits(rule, refit_period, window)
+        self.thresholds = FixedThresholds(0.7, 0.3) if thresholds is None else thresholds
         self.fusion = Fusion() if fusion is None else fusion
+        parts = ("thresholds", self.thresholds, ThresholdRule), ("fusion", self.fusion, Fusion)
+        for name, part, kind in parts:
+            if not isinstance(part, kind):
+                raise TypeError(
+                    f"train.mean_teacher.{name}: expected an object of d2kd.pseudo, such as "
+                    f"L({'FixedThresholds' if name == 'thresholds' else 'Fusion'})(...), found "
+                    f"{part!r}."
+                )
+        self.refit_period, self.window = refit_period, window
         self.log_period = log_period
         self.score_floor, self.max_detections = score_floor, max_detections
         # True boxes, and the labeled images that have them, since the run began.
         self._objects, self._labeled_images = 0, 0
         # The teacher's labels and regions to ignore, and their images, since the last record.
         self._boxes, self._ignored, self._images = 0, 0, 0
+        self._lacking = 0  # images that lacked labels since the last record
         # The weak views that were labeled last, with the teacher's detections in them.
         self._last: tuple[list[Tensor], list[Detections]] = ([], [])
         self._watch = CollapseWatch()
@@ -117,7 +126,7 @@ class MeanTeacher(HookBase):
 
         Raises:
             TypeError: the losses of this kind of detector cannot be masked.
-            ValueError: there is no average.
+            ValueError: there is no average, or fixed thresholds have impossible values.
         """
         if ema is None:
             raise ValueError(
@@ -127,6 +136,10 @@ class MeanTeacher(HookBase):
         with mask_partial_labels(student, _nothing_known(num_classes)):
             pass  # refuses a detector whose losses cannot be masked
         self.num_classes = num_classes
+        try:
+            self.fits = ThresholdFits(self.thresholds, self.refit_period, self.window, num_classes)
+        except ValueError as e:
+            raise ValueError(f"train.mean_teacher.{e}") from None
         self._log_period = self.log_period or log_period
         self._ema = ema
         self._student = student
@@ -157,6 +170,7 @@ class MeanTeacher(HookBase):
         if self.trainer.iter < self.burn_in:
             return batch
         unlabeled = [i for i, lacks in enumerate(missing) if lacks.any()]
+        self._lacking += len(unlabeled)
         labeled = [i for i, lacks in enumerate(missing) if not lacks.any()]
         searched = unlabeled + (labeled if self.fits.needs_truths else [])
         found = dict(
@@ -166,7 +180,6 @@ class MeanTeacher(HookBase):
             self.trainer.iter,
             [found[i] for i in unlabeled],
             [(found[i], _truth(batch[i])) for i in labeled if i in found],
-            self.num_classes,
         )
         if thresholds is None:
             return batch
@@ -211,16 +224,35 @@ class MeanTeacher(HookBase):
                 f"NaN or infinite ones. The training diverged. Lower optimizer.lr, or lengthen the "
                 f"warm-up."
             ) from e
-        return [_detections(y["instances"]) for y in outputs]
+        found = [_detections(y["instances"]) for y in outputs]
+        # A detector without such limits, such as DETR, returns a fixed number of boxes.
+        return [x[x.scores > self.score_floor][: self.max_detections] for x in found]
 
     # What it logs
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self._log_period or not self._images:
+        if (self.trainer.iter + 1) % self._log_period:
             return
-        if comm.is_main_process():
+        # Before the burn-in, and in its last interval, it need not label.
+        if self._images and comm.is_main_process():
             self._record()
-        self._boxes = self._ignored = self._images = 0
+        elif self.trainer.iter >= self.burn_in + self._log_period and comm.is_main_process():
+            self._watch.warn_of_nothing(self.trainer.iter, self._why_nothing())
+        self._boxes = self._ignored = self._images = self._lacking = 0
+
+    def _why_nothing(self) -> str:
+        if not self._lacking:
+            return (
+                f"no image of the last {self._log_period} steps lacks labels. Add images without "
+                f"labels (load_unlabeled), or let it replace labels (relabel)."
+            )
+        name = type(self.thresholds).__name__
+        if self.fits.needs_truths and not self._labeled_images:
+            return (
+                f"{name} is fitted on images with the labels of all classes, and there was none. "
+                f"Add such images, or use other thresholds."
+            )
+        return f"{name} has not found thresholds yet."
 
     def _record(self) -> None:
         thresholds = self.fits.thresholds
@@ -251,11 +283,17 @@ class MeanTeacher(HookBase):
         return {
             "objects": self._objects,
             "labeled_images": self._labeled_images,
+            "since_record": [self._boxes, self._ignored, self._images, self._lacking],
+            "watch": self._watch.state_dict(),
             **self.fits.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._objects, self._labeled_images = state_dict["objects"], state_dict["labeled_images"]
+        if "watch" in state_dict:  # not in a checkpoint of an earlier version
+            counts = state_dict["since_record"]
+            self._boxes, self._ignored, self._images, self._lacking = counts
+            self._watch.load_state_dict(state_dict["watch"])
         self.fits.load_state_dict(state_dict)
 
 

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from ..matching import Detections, GroundTruth
-from .thresholds import FBetaThresholds, FixedThresholds, ThresholdRule, Thresholds
+from .thresholds import FixedThresholds, ThresholdRule, Thresholds
 
 __all__ = ["ThresholdFits"]
 
@@ -23,26 +23,33 @@ logger = logging.getLogger(__name__)
 class ThresholdFits:
     """The present thresholds of a mean teacher, and the detections on which they are fitted.
 
-    Fixed thresholds are fitted once, without detections. All processes of a training fit on the
+    All processes of a training fit on the
     same images, so that they use the same thresholds.
 
     Args:
-        rule: see `d2kd.pseudo.thresholds`.
+        rule: see `d2kd.pseudo.thresholds`. Fixed thresholds are there from the beginning.
         period: steps between two fits. Until the window is full, there is also a fit whenever the
             number of its images has doubled, because the first fits see few images.
         window: a fit uses the detections in this many of the latest images.
+        num_classes: K.
 
     Attributes:
         thresholds: of the last fit; None before the first.
+
+    Raises:
+        ValueError: fixed thresholds have impossible values.
     """
 
-    def __init__(self, rule: ThresholdRule, period: int, window: int):
+    def __init__(self, rule: ThresholdRule, period: int, window: int, num_classes: int):
         self.rule = rule
+        self._every_class = np.ones(num_classes, dtype=bool)
         self.period = period
         self.thresholds: Thresholds | None = None
         self._found: deque[Detections] = deque(maxlen=window)  # in images that lack labels
         self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
         self._fitted_on = 0  # images in the last fit
+        if isinstance(rule, FixedThresholds):
+            self.thresholds = rule.fit([], None, self._every_class)
 
     @property
     def needs_truths(self) -> bool:
@@ -54,7 +61,6 @@ class ThresholdFits:
         step: int,
         found: list[Detections],
         known: list[tuple[Detections, GroundTruth]],
-        num_classes: int,
     ) -> Thresholds | None:
         """Add the detections of a batch, fit the thresholds if it is time to, and return them.
 
@@ -62,29 +68,26 @@ class ThresholdFits:
             step: of the training, from 0.
             found: detections in each image that lacks labels.
             known: detections in each labeled image, with its true boxes.
-            num_classes: K.
         """
-        every_class = np.ones(num_classes, dtype=bool)
         if isinstance(self.rule, FixedThresholds):
-            if self.thresholds is None:
-                self.thresholds = self.rule.fit([], None, every_class)
             return self.thresholds
         for more_found, more_known in comm.all_gather((found, known)):
             self._found.extend(more_found)
             self._known.extend(more_known)
-        fits_on_known = isinstance(self.rule, FBetaThresholds)
-        count = len(self._known if fits_on_known else self._found)
-        if step % self.period and count < 2 * self._fitted_on:
-            return self.thresholds
         truths = [truth for _, truth in self._known]
         detections: Sequence[Detections] = (
-            [own for own, _ in self._known] if fits_on_known else list(self._found)
+            [own for own, _ in self._known]
+            if getattr(self.rule, "same_images", False)
+            else list(self._found)
         )
+        # Between two periods, only a window that has doubled is worth a fit.
+        if step % self.period and len(detections) < 2 * self._fitted_on:
+            return self.thresholds
         if not detections or (self.needs_truths and not truths):
             return self.thresholds
-        self._fitted_on = count
+        self._fitted_on = len(detections)
         try:
-            self.thresholds = self.rule.fit(detections, truths or None, every_class)
+            self.thresholds = self.rule.fit(detections, truths or None, self._every_class)
         except ValueError as e:  # for example, no box is correct yet
             logger.warning("mean teacher: step %d: no new thresholds. %s", step, e)
         return self.thresholds

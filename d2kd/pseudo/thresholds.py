@@ -11,9 +11,10 @@ for each teacher:
     truths: the ground truth that the method needs (see each class), or None.
     owned: (K,) bool, the student's classes that the teacher knows.
 
-Classes that cannot be fitted without ground truth say so with `needs_truths = True`. The caller
-chooses the images. Do not fit on the images that you report results on, such as COCO's val2017:
-the thresholds would have seen the test. Use a part of the training set.
+Classes that cannot be fitted without ground truth say so with `needs_truths = True`. If it must be
+of the images of the detections, they also say `same_images = True`. The caller chooses the images.
+Do not fit on the images that you report results on, such as COCO's val2017: the thresholds would
+have seen the test. Use a part of the training set.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -72,6 +73,7 @@ class Thresholds:
             )
 
 
+@runtime_checkable
 class ThresholdRule(Protocol):
     """A way to choose the thresholds of one teacher; see the module."""
 
@@ -127,6 +129,7 @@ class FBetaThresholds:
     """
 
     needs_truths = True
+    same_images = True
 
     def __init__(self, beta: float = 1, low_beta: float = 2, iou: float = 0.5, objects: int = 20):
         if not 0 < beta <= low_beta:
@@ -329,7 +332,12 @@ def _required(truths: Truths, what: str) -> Iterable[GroundTruth]:
 
 
 def _per_class(name: str, values: float | Sequence[float], num_classes: int) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"thresholds: expected numbers in [0, 1] for {name}, found {values!r}."
+        ) from None
     if array.ndim and len(array) != num_classes:
         raise ValueError(
             f"thresholds: expected {num_classes} values for {name}, one per class of the student, "

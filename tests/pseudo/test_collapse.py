@@ -74,3 +74,13 @@ def test_a_single_batch_without_agreement_is_no_trouble(caplog):
 def test_without_labeled_images_counts_are_not_judged(caplog):
     CollapseWatch().check(1, **{**GOOD, "boxes": 0.0, "objects": None, "agreement": None})
     assert not caplog.records
+
+
+def test_a_resumed_run_warns_no_second_time(caplog):
+    quiet = dict(boxes=1.0, objects=100.0, agreement=0.5, divergence=0.0)
+    first, resumed = CollapseWatch(), CollapseWatch()
+    first.check(1, **quiet)
+    resumed.load_state_dict(first.state_dict())
+    resumed.check(2, **quiet)
+    assert caplog.text.count("boxes per image") == 1
+    assert resumed.state_dict() == {"warned": ["few"], "agreements": [0.5, 0.5]}

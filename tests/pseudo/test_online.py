@@ -240,6 +240,39 @@ def test_without_labeled_images_such_thresholds_wait():
     assert x["annotated_classes"] == []
 
 
+@pytest.mark.parametrize(
+    "batch, fields, reason",
+    [
+        ([image((0, 0))], {}, "no image of the last 2 steps lacks labels"),
+        ([unlabeled()], dict(thresholds=FBetaThresholds()), "FBetaThresholds is fitted on images"),
+    ],
+)
+def test_a_teacher_that_labels_nothing_says_why_once(batch, fields, reason, caplog):
+    teach = Teaching(*[found()] * 6, burn_in=1, log_period=2, **fields)
+    for step in range(6):
+        teach.hook.trainer.iter = step
+        teach(*batch)
+        teach.hook.after_step()
+        # The interval in which the burn-in ends does not count.
+        assert ("labels no image" in caplog.text) == (step >= 3)
+    assert caplog.text.count("labels no image") == 1 and reason in caplog.text
+
+
+def test_boxes_of_low_scores_are_dropped_also_of_a_detector_without_a_threshold():
+    hook, student = MeanTeacher(0, score_floor=0.4, max_detections=2), toys.retinanet()
+    hook.connect(student, EMA(student, 0.9), CLASSES)
+    hook.trainer = SimpleNamespace(iter=0, amp_dtype=None)
+    instances = Instances((64, 96), scores=torch.tensor([0.5, 0.9, 0.3, 0.7]))
+    instances.pred_boxes, instances.pred_classes = Boxes(torch.rand(4, 4)), torch.zeros(4)
+
+    class Fixed(nn.Linear):
+        def forward(self, inputs):
+            return [{"instances": instances}]
+
+    (boxes,) = hook._detect(Fixed(1, 1), [torch.zeros(3, 64, 96)])
+    assert boxes.scores.tolist() == pytest.approx([0.9, 0.7])
+
+
 def test_state_continues_exactly(tmp_path):
     def rounds():
         return [found((0, 0, s), (20, 1, s - 0.1)) for s in (0.9, 0.5, 0.6, 0.3)]
@@ -258,6 +291,8 @@ def test_state_continues_exactly(tmp_path):
     assert boxes_of(x) == boxes_of(expected[3])
     assert resumed.hook.fits.thresholds.high.tolist() == whole.hook.fits.thresholds.high.tolist()
     assert len(resumed.hook.fits._found) == 4
+    for name in ("_images", "_boxes", "_ignored", "_lacking"):  # for the next record of the log
+        assert getattr(resumed.hook, name) == getattr(whole.hook, name) > 0 or name == "_ignored"
 
 
 def test_measurements_are_recorded_once_a_period():
@@ -324,3 +359,16 @@ def test_mapper_without_a_weak_view_is_refused():
 def test_values_outside_their_range_are_refused(field):
     with pytest.raises(ValueError, match=rf"train.mean_teacher.{field}: expected a whole number"):
         MeanTeacher(**{"burn_in": 0, field: -1})
+
+
+@pytest.mark.parametrize("high", [1.5, 0.2, [0.5, 0.5], "abc"])
+def test_impossible_thresholds_are_refused_before_the_first_step(high):
+    hook, student = MeanTeacher(0, thresholds=FixedThresholds(high, 0.3)), toys.retinanet()
+    with pytest.raises(ValueError, match=r"^train\.mean_teacher\.thresholds: expected .*found"):
+        hook.connect(student, EMA(student, 0.9), CLASSES)
+
+
+@pytest.mark.parametrize("part", ["thresholds", "fusion"])
+def test_parts_of_another_type_are_refused(part):
+    with pytest.raises(TypeError, match=rf"train.mean_teacher.{part}: expected an object"):
+        MeanTeacher(0, **{part: 0.7})
