@@ -223,7 +223,7 @@ class Distiller(nn.Module):
         return self._distill(batched_inputs, targets)
 
     def _train_alone(self, batched_inputs: Sequence[dict]) -> dict[str, Tensor]:
-        if not all("instances" in x for x in batched_inputs):
+        if not all("instances" in x and x["instances"].has("gt_boxes") for x in batched_inputs):
             # A semantic segmentor, for example. Without boxes, no label of a box is missing.
             return self.student(batched_inputs)
         device = next(self.student.parameters()).device

@@ -103,9 +103,16 @@ class Targets:
         a training step on a GPU does not wait for many small copies.
 
         Raises:
-            ValueError: a box does not have four numbers, as rotated boxes do not.
+            ValueError: there are no boxes, or a box does not have four numbers, as rotated boxes do
+                not.
         """
         for x in instances:
+            if not x.has("gt_boxes"):
+                raise ValueError(
+                    f"instances of a batch: expected gt_boxes, from which methods know where the "
+                    f"objects are, found only {', '.join(x.get_fields()) or 'nothing'}. Use a "
+                    f"mapper that gives boxes, such as DatasetMapper."
+                )
             if x.gt_boxes.tensor.shape[-1] != 4:
                 raise ValueError(
                     f"gt_boxes: expected upright boxes (x1, y1, x2, y2), found "

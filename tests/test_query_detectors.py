@@ -484,6 +484,11 @@ class Counter(nn.Module):
         return {"loss": self.scale * len(batched_inputs)}
 
 
+def without_boxes(x: dict) -> dict:
+    x["instances"].remove("gt_boxes")
+    return x
+
+
 def segmentor():
     backbone = toys.pyramid()
 
@@ -507,6 +512,8 @@ def segmentor():
         (Counter, toys.batch),
         (segmentor, lambda: [{"image": torch.zeros(3, 64, 64), "sem_seg": torch.ones(64, 64)}]),
         (QueryDetector, toys.batch),
+        # Mask2Former's mapper for semantic segmentation gives masks and no boxes.
+        (Counter, lambda: [without_boxes(x) for x in toys.batch()]),
     ],
 )
 def test_any_module_trains_without_methods(student, inputs):
@@ -515,6 +522,12 @@ def test_any_module_trains_without_methods(student, inputs):
     found = Distiller(student=model).train()(inputs())
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_methods_without_boxes_are_a_plain_error():
+    inputs = [without_boxes(x) for x in toys.batch()]
+    with pytest.raises(ValueError, match="expected gt_boxes, .* found only gt_classes"):
+        Targets.from_inputs(inputs, "cpu", 3)
 
 
 def test_a_module_that_cannot_be_read_has_no_methods():
