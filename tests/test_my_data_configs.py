@@ -42,6 +42,22 @@ def test_teacher_student_and_distilled_student_train(my_data, tmp_path):
     assert losses(output / "distilled")["loss_distill_pkd"] > 0
 
 
+def test_the_teacher_labels_a_folder_and_the_student_learns_from_it(my_data, tmp_path, monkeypatch):
+    monkeypatch.setenv("D2KD_UNLABELED", str(my_data / "images"))
+    train("teacher", "model.backbone.bottom_up.pretrained=False")
+    # A teacher of two steps is sure of nothing.
+    options = ["labels.thresholds.high=0.0", "labels.thresholds.low=0.0", "labels.num_workers=0"]
+    options += ["labels.teachers.teacher.score_floor=0.0"]
+    assert main(["label", "--config-file", "my_data/labels.py", *options]) == 0
+    labels = json.loads((tmp_path / "output/labels/labels.json").read_text())
+    assert len(labels["annotations"]) > 0
+    truth = json.loads((my_data / "train.json").read_text())
+    names = [[x["name"] for x in table["categories"]] for table in (labels, truth)]
+    assert names[0] == names[1]
+    train("pseudo", "model.student.backbone.bottom_up.pretrained=False")
+    assert losses(tmp_path / "output/pseudo")["loss_distill_pkd"] > 0
+
+
 def test_the_classes_and_the_steps_come_from_the_data(my_data):
     config = load_config("my_data/student.py")
     assert config.model.num_classes == 3

@@ -526,7 +526,7 @@ def test_any_module_trains_without_methods(student, inputs):
 
 def test_methods_without_boxes_are_a_plain_error():
     inputs = [without_boxes(x) for x in toys.batch()]
-    with pytest.raises(ValueError, match="expected gt_boxes, .* found only gt_classes"):
+    with pytest.raises(ValueError, match=r"expected gt_boxes, .* found only gt_classes"):
         Targets.from_inputs(inputs, "cpu", 3)
 
 

@@ -25,7 +25,7 @@ from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import CosineParamScheduler
 
 from d2kd.backbones import LibraryBackbone
-from d2kd.data import register_coco_folder
+from d2kd.data import random_subset, register_coco_folder
 from d2kd.detectors import GFL, PointHead
 
 DATA = register_coco_folder(os.environ.get("D2KD_DATA", "datasets/my_data"))
@@ -43,7 +43,10 @@ _augmentations = [
 ]
 dataloader = dict(
     train=L(build_detection_train_loader)(
-        dataset=L(get_detection_dataset_dicts)(names=DATA.train),
+        # A share below 1, such as dataloader.train.dataset.share=0.5, shows what fewer labels cost.
+        dataset=L(random_subset)(
+            dataset=L(get_detection_dataset_dicts)(names=DATA.train), share=1.0
+        ),
         mapper=L(DatasetMapper)(is_train=True, augmentations=_augmentations, image_format="RGB"),
         total_batch_size=BATCH,
         aspect_ratio_grouping=False,

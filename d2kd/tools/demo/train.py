@@ -34,7 +34,7 @@ CONFIGS = {
     "distilled": "configs/demo/distill_continued.py",
 }
 SHIPPED = "configs/demo/teacher.pth"
-START = "configs/demo/student.pth"  # both students start from it; it has converged alone
+START = "configs/demo/student.pth"  # both students start from it; it has trained alone
 TITLES = {
     "teacher": "teacher",
     "start": "student before",
