@@ -11,27 +11,14 @@ from .pkd import PKD
 __all__ = ["recommended"]
 
 
-def recommended(detector: str = "dense") -> DictConfig:
-    """The methods that d2kd recommends, as a node for `Distiller(methods=recommended())`.
+def recommended() -> DictConfig:
+    """The method that d2kd recommends, as a node for `Distiller(methods=recommended())`.
+
+    It is PKD, because PKD has one weight, does not depend on the scale of the maps, and fits any
+    two detectors with a pyramid. In docs/results.md, it helps in short trainings, and together with
+    a teacher's labels. In long trainings with all labels on photographs, neither PKD nor another
+    method is better than the student alone.
 
     Fields can be changed as in any recipe: `model.methods.pkd.weight=3`.
-
-    Args:
-        detector: "dense" if student and teacher are dense detectors (RetinaNet, FCOS, GFL, ...).
-            "two_stage" if one of them has proposals (Faster, Mask or Cascade R-CNN); that recipe
-            has methods on features only, and fits any two detectors with a pyramid.
-
-    Raises:
-        ValueError: `detector` is neither of the two.
     """
-    # The choice and the weights are from the measurements in docs/results.md.
-    recipes = {
-        "dense": L(Methods)(pkd=L(PKD)()),
-        "two_stage": L(Methods)(pkd=L(PKD)()),
-    }
-    if detector not in recipes:
-        raise ValueError(
-            f"recommended: expected detector to be {' or '.join(map(repr, recipes))}, found "
-            f"{detector!r}"
-        )
-    return recipes[detector]
+    return L(Methods)(pkd=L(PKD)())

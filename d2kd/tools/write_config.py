@@ -22,7 +22,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,7 +71,6 @@ def config_text(
     weights: str,
     method: str,
     *,
-    detector: str = "dense",
     inherit: bool = False,
     input_format: str | None = None,
     dataset_train: Sequence[str] = (),
@@ -89,8 +87,6 @@ def config_text(
         teacher: absolute path of the teacher's config, or a name in Detectron2's model zoo.
         weights: absolute path or URL of the teacher's checkpoint, or "zoo".
         method: a key of `method_classes()`, or "recommended".
-        detector: "dense" or "two_stage", which recommended recipe it is; see
-            `d2kd.methods.recommended`.
         inherit: start the student with its teacher's neck and head where they fit.
         input_format: channel order of the images; None where the student's config says it.
         dataset_train: names of the data sets to train on. If empty, the student's config says them.
@@ -99,7 +95,7 @@ def config_text(
     """
     if method == RECOMMENDED:
         imported = ["recommended"]
-        node = "recommended()" if detector == "dense" else f"recommended({detector!r})"
+        node = "recommended()"
     else:
         class_name = method_classes()[method].__name__
         imported = sorted([class_name, "Methods"], key=lambda name: (name != name.upper(), name))
@@ -172,7 +168,7 @@ def write_config(args: argparse.Namespace) -> Path:
             f"{args.student} and {args.teacher}."
         )
     # raises unless it is a file or a name in the zoo
-    teacher_config = load_detector_config(teacher, _setup_for(teacher, args.setup))
+    load_detector_config(teacher, _setup_for(teacher, args.setup))
     weights = args.weights
     if weights == "zoo":
         zoo_weights(teacher)
@@ -189,7 +185,6 @@ def write_config(args: argparse.Namespace) -> Path:
         teacher,
         weights,
         args.method,
-        detector=_kind(student_config, teacher_config),
         inherit=args.inherit,
         input_format=_input_format(student_config),
         dataset_train=args.dataset_train,
@@ -244,26 +239,6 @@ def _check_student(source: str, names_data: bool, setup: str | None = None) -> D
             f"in {source}."
         )
     return config
-
-
-def _kind(*configs: Any) -> str:
-    """Which recommended recipe fits all these detectors, by their LazyConfigs or yacs configs."""
-    for config in configs:
-        model = config.get("model", {})
-        model = model.get("student", model)
-        yacs = config.get("MODEL") or _yacs_section(model)
-        if yacs is not None:  # RetinaNet is Detectron2's only dense detector there
-            dense = yacs.META_ARCHITECTURE == "RetinaNet"
-        else:
-            dense = "proposal_generator" not in model
-        if not dense:
-            return "two_stage"
-    return "dense"
-
-
-def _yacs_section(model: Any) -> Any:
-    """MODEL of the yacs config that a node is built from; None if there is none."""
-    return OmegaConf.select(model, "config.MODEL") if isinstance(model, DictConfig) else None
 
 
 def _input_format(student: DictConfig) -> str | None:

@@ -41,7 +41,7 @@ def test_dense_detectors(name):
     [(toys.rcnn, toys.rcnn), (toys.rcnn, toys.cascade), (toys.retinanet, toys.rcnn)],
 )
 def test_detectors_with_proposals(student, teacher):
-    losses(student(), teacher(), recommended("two_stage"))
+    losses(student(), teacher(), recommended())
 
 
 def test_a_teacher_of_another_width():
@@ -55,8 +55,3 @@ def test_fields_change_on_the_command_line_and_each_call_gives_a_new_node():
     assert instantiate(changed.model.methods)[name].weight == 0.125
     changed.model.methods[name].weight = 9
     assert "weight" not in recommended()[name] or recommended()[name].weight != 9
-
-
-def test_another_kind_of_detector_is_an_error():
-    with pytest.raises(ValueError, match="expected detector to be 'dense' or 'two_stage', found"):
-        recommended("one_stage")

@@ -166,13 +166,13 @@ def test_setup_adds_the_keys_of_a_project(folder):
         write_config.main(arguments("--config-only", *setup))
 
 
-def test_a_two_stage_student_in_a_yacs_config_gets_the_recipe_on_features(folder):
+def test_a_two_stage_student_in_a_yacs_config_gets_the_recipe(folder):
     (folder / "rcnn.yaml").write_text(
         "MODEL: {META_ARCHITECTURE: GeneralizedRCNN}\nDATASETS: {TRAIN: [toy_write]}\nVERSION: 2\n"
     )
     argv = arguments("--config-only", student="mine/rcnn.yaml", method="recommended")
     assert write_config.main(argv) == 0
-    assert "methods=recommended('two_stage')," in (folder / "rcnn_recommended.py").read_text()
+    assert "methods=recommended()," in (folder / "rcnn_recommended.py").read_text()
 
 
 def test_each_method_has_a_name_and_loads(folder):
@@ -214,7 +214,7 @@ def test_a_teacher_with_proposals_gets_the_recipe_on_features(folder, teacher, m
         )
         given.update(teacher=str(path), weights="mine/teacher.pth")
     assert write_config.main(arguments("--config-only", **given)) == 0
-    assert "methods=recommended('two_stage')," in (folder / "student_recommended.py").read_text()
+    assert "methods=recommended()," in (folder / "student_recommended.py").read_text()
 
 
 def test_a_student_with_proposals_gets_the_recipe_on_features(folder):
@@ -224,7 +224,7 @@ def test_a_student_with_proposals_gets_the_recipe_on_features(folder):
         + "model = model_zoo.get_config('common/models/mask_rcnn_fpn.py').model\n"
     )
     assert write_config.main(arguments("--config-only", method="recommended")) == 0
-    assert "methods=recommended('two_stage')," in (folder / "student_recommended.py").read_text()
+    assert "methods=recommended()," in (folder / "student_recommended.py").read_text()
 
 
 def test_a_detector_that_does_not_say_its_channel_order(folder):

@@ -20,8 +20,8 @@ DESCRIPTION = f"""\
 Train a small student further, alone and with its teacher, and compare the two.
 
 Both begin with the same student, which comes with d2kd ({START}). It has trained alone for 6,000
-steps. Both then train for the same steps on the same images. So the demo shows what the teacher adds
-to a student that has had a long training of its own.
+steps. Both then train for the same steps on the same images. So the demo shows what the teacher
+adds to a student after a long training of its own.
 
 Writes <output>/teacher, <output>/alone and <output>/distilled (the runs), results.json and
 demo.png. The data are made once, in $DETECTRON2_DATASETS or ./datasets. A run that was interrupted
