@@ -83,12 +83,9 @@ def _boxes(annotations: Sequence[Mapping], defects: list[Defect], names: Sequenc
         good &= np.array(
             [g and all(isinstance(x, numbers) for x in b) for b, g in zip(raw, good, strict=True)]
         )
-    # Rotated boxes of five numbers are fine in dicts that say so. COCO files have none.
-    rotated = np.array([a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in annotations], dtype=bool)
-    wrong = ~good & ~rotated
-    if wrong.any():
-        example = f"{_first(raw, wrong)!r} in {_first(names, wrong)}"
-        defects.append(Defect("malformed", int(wrong.sum()), len(raw), example))
+    if not good.all():
+        example = f"{_first(raw, ~good)!r} in {_first(names, ~good)}"
+        defects.append(Defect("malformed", int((~good).sum()), len(raw), example))
     boxes = np.array([b for b, g in zip(raw, good, strict=True) if g], dtype=np.float64)
     return boxes.reshape(-1, 4), good
 
@@ -293,6 +290,13 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
         rows = x.get("annotations") or ()
         annotations.extend(rows)
         owners.extend([i] * len(rows))
+    rotated = [a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in annotations]
+    if any(rotated):
+        first = rotated.index(True)
+        example = f"{annotations[first].get('bbox')!r} in {files[owners[first]]}"
+        defects.append(Defect("rotated", sum(rotated), len(rotated), example))
+        annotations = [a for a, r in zip(annotations, rotated, strict=True) if not r]
+        owners = [i for i, r in zip(owners, rotated, strict=True) if not r]
     boxes, good = _boxes(annotations, defects, [files[i] for i in owners])
     if not good.all():
         annotations = [a for a, g in zip(annotations, good, strict=True) if g]

@@ -316,6 +316,8 @@ def test_dicts_of_a_function_are_audited():
         (dict(bbox=[20, 8, 20, 24]), "empty"),  # corners of no width
         (dict(bbox=np.array([8.0, 8, np.nan, 24])), "not_finite"),
         (dict(bbox=[0.1, 0.1, 0.2, 0.2], bbox_mode=BoxMode.XYXY_REL), "mode"),
+        (dict(bbox=[32, 32, 20, 10, 45], bbox_mode=BoxMode.XYWHA_ABS), "rotated"),
+        (dict(bbox=[32, 32, 20, 10, 45]), "malformed"),
         (dict(category_id=1), "class_number"),
         (dict(category_id=-1), "class_number"),
         (dict(category_id="red"), "class_number"),
@@ -332,7 +334,6 @@ def test_mistakes_in_dicts_are_counted(fields, kind):
         {},
         {"image_id": 0},
         {"file_name": "s3://bucket/a.jpg", "annotations": []},
-        {"annotations": [{"bbox": [32, 32, 20, 10, 45], "bbox_mode": 4, "category_id": 0}]},
         {"annotations": [{"bbox": [1, 1, 9, 9], "bbox_mode": 1, "category_id": 0,
                           "segmentation": {"size": [64, 64], "counts": b"abc"},
                           "keypoints": [1, 2, 2]}], "sem_seg_file_name": "a.png"},
