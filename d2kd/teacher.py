@@ -189,9 +189,10 @@ class Teacher(FrozenDetector):
         """The inputs in the teacher's channel order and size, without ground truth."""
         if self.image_size is None and any("teacher_image" in x for x in batched_inputs):
             raise ValueError(
-                "Teacher.image_size: expected a size, because the mapper gives the teacher pixels "
-                "of its own size ('teacher_image'), found None. Set image_size to the size that "
-                "the teacher was trained with, or use another mapper."
+                f"teacher {self.reader.name}: expected a Teacher with image_size, because the "
+                f"mapper gives the teacher pixels of its own size ('teacher_image'), found a "
+                f"{type(self).__name__} without one. Use another mapper, such as PartialMapper; or "
+                f"set Teacher.image_size to the size that this detector was trained with."
             )
         flip = input_format != self.input_format
         own = []
