@@ -206,6 +206,11 @@ KINDS: dict[str, Kind] = {
         REFUSED, "boxes", "have a class number outside of the set's classes",
         "category_id from 0 to the number of classes - 1", "Correct the numbers",
     ),
+    "annotated_classes": Kind(
+        REFUSED, "images", "have other values as annotated_classes",
+        "class numbers from 0 to the number of classes - 1 as annotated_classes",
+        "Correct the numbers",
+    ),
     # Images
     "missing": Kind(
         REFUSED, "images", "have no file", "an image file at each file_name",

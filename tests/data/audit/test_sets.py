@@ -328,10 +328,26 @@ def test_mistakes_in_dicts_are_counted(fields, kind):
     assert kinds[kind] == 3
 
 
+@pytest.mark.parametrize("searched", [[12], ["1"], [-1], [0.5], [True], "1", 1])
+def test_annotated_classes_that_are_no_class_numbers_are_counted(searched):
+    given = [dict(x, annotated_classes=[0]) for x in records()]
+    assert not audit_records(given, ["red"], "mine").defects
+    given[1]["annotated_classes"] = searched
+    (defect,) = audit_records(given, ["red"], "mine").defects
+    assert (defect.kind, defect.count, defect.total) == ("annotated_classes", 1, 3)
+    assert describe(defect, "mine", "train")[0] == REFUSED
+
+
+def test_annotated_classes_count_as_used_where_the_names_are_unknown():
+    given = [dict(x, annotated_classes=[0, 12]) for x in records()]
+    assert audit_records(given, None, "mine").used == 13
+
+
 @pytest.mark.parametrize(
     "record",
     [
         {},
+        {"annotated_classes": []},
         {"image_id": 0},
         {"file_name": "s3://bucket/a.jpg", "annotations": []},
         {"annotations": [{"bbox": [1, 1, 9, 9], "bbox_mode": 1, "category_id": 0,
