@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from ..lazy import resolve_target
 from ..signature import merge_signature
-from .partial import Images, PartialMapper
+from .partial import Images, PartialMapper, check_images
 
 __all__ = ["TwoViewMapper", "check_views", "relabel"]
 
@@ -125,5 +125,9 @@ def relabel(images: Images) -> Images:
     """Mark images so that a mean teacher replaces all their labels when it begins to label.
 
     Until then, the student trains on the labels that they have, such as labels made once.
+
+    Raises:
+        ValueError: `images` is the name of a dataset and not its images.
     """
+    check_images("relabel.images", images)
     return [{**image, "relabel": True} for image in images]
