@@ -365,7 +365,8 @@ def _check_annotated_classes(
 
 
 def _is_class(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return bool(whole and value >= 0)
 
 
 def _number(value: Any) -> int:
