@@ -127,6 +127,22 @@ def _build(
     return PatchBackbone(name, pretrained=pretrained, options=options)
 
 
+def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
+    for field, values in (("pixel_mean", mean), ("pixel_std", std)):
+        if not hasattr(values, "__len__") or isinstance(values, str) or len(values) != 3:
+            raise ValueError(f"FeatureTeacher.{field}: expected three numbers, found {values!r}.")
+    for x in mean:
+        check_number("FeatureTeacher.pixel_mean", x, most=255)
+    for x in std:
+        check_number("FeatureTeacher.pixel_std", x, above=0)
+    # A std of 1 is usual beside a mean of 103 and more.
+    if max(std) < 1 or (max(mean) <= 1 and (max(mean) > 0 or max(std) == 1)):
+        raise ValueError(
+            f"FeatureTeacher.pixel_mean, pixel_std: expected values for pixels in [0, 255], found "
+            f"{[*mean]} and {[*std]}. Multiply values for pixels in [0, 1] by 255."
+        )
+
+
 class FeatureNetwork(Backbone):
     """A backbone with its own normalization and its own image size.
 
@@ -159,14 +175,12 @@ class FeatureNetwork(Backbone):
         self.scale = self._scale(scale)
         if pixel_mean is None or pixel_std is None:
             mean, std = pixel_statistics(name)
-            pixel_mean, pixel_std = pixel_mean or mean, pixel_std or std
+            pixel_mean = mean if pixel_mean is None else pixel_mean
+            pixel_std = std if pixel_std is None else pixel_std
+        _check_statistics(pixel_mean, pixel_std)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         for field, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            if len(values) != 3:
-                raise ValueError(
-                    f"FeatureTeacher.{field}: expected three numbers, found {list(values)}."
-                )
             self.register_buffer(field, torch.tensor([*values]).view(3, 1, 1), persistent=False)
 
     def _scale(self, given: float | None) -> float:

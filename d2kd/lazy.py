@@ -53,6 +53,8 @@ def load_lazy_config(path: str | os.PathLike) -> DictConfig:
         builtins.__import__ = own_import  # Detectron2 does not restore it after an error
     if not isinstance(cfg, DictConfig):
         raise ValueError(f"{path}: expected named sections, found {type(cfg).__name__}.")
+    if cfg._is_none():
+        raise ValueError(f"{path}: expected named sections, found an empty file.")
     return cfg
 
 

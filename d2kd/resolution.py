@@ -124,9 +124,10 @@ def resize_image(image: Tensor, size: Size) -> Tensor:
 def resample(maps: Tensor, scales: Sequence[tuple[float, float]], size: Size) -> Tensor:
     """Bring maps of images that were resized to the grid that the original images would have.
 
-    The center of cell (y, x) of the result is at the cell coordinates (y, x) * scale of the map, by
-    bilinear interpolation. Where the map ends, its last cells are repeated. With scales above 2,
-    some of its cells are not used.
+    Coordinates are in cells, and the centers of the cells are at .5. The result at (y, x) is the
+    map at (y, x) * scale, by bilinear interpolation. For example, with a scale of 2, the first cell
+    of the result, at 0.5, is the map at 1, which is halfway between its first two cells. Where the
+    map ends, its last cells are repeated. With scales above 2, some of its cells are not used.
 
     Args:
         maps: (N, C, H, W). The padding is at the bottom right.
@@ -137,10 +138,13 @@ def resample(maps: Tensor, scales: Sequence[tuple[float, float]], size: Size) ->
         (N, C, *size), float32.
     """
     rows, columns = size
-    # An affine map between coordinates in [-1, 1]. If the result has columns cells and the map W,
-    # x in [-1, 1] of the result lies at a * (x + 1) - 1 of the map, where a = scale * columns / W.
-    factors = [(y * rows / maps.shape[-2], x * columns / maps.shape[-1]) for y, x in scales]
-    theta = torch.tensor([[[a, 0.0, a - 1], [0.0, b, b - 1]] for b, a in factors])
+    # PyTorch's coordinates are -1 at the first edge of a map and 1 at its last edge, so that they
+    # are 2 * cells / width - 1, where the centers of the cells are at 0.5, 1.5, ... A point at x of
+    # the result then lies at a * (x + 1) - 1 of the map, where a = scale * columns / map_columns.
+    # For y, b is the same of the rows.
+    map_rows, map_columns = maps.shape[-2:]
+    factors = [(x * columns / map_columns, y * rows / map_rows) for y, x in scales]
+    theta = torch.tensor([[[a, 0.0, a - 1], [0.0, b, b - 1]] for a, b in factors])
     theta = theta.to(maps.device, non_blocking=True)
     # In half precision, coordinates would be off by parts of a cell.
     with torch.autocast(maps.device.type, enabled=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,10 @@ from torch import nn
 from .checkpoint import Checkpointer
 from .checkpoint.reading import read_checkpoint
 
-__all__ = ["BestStudent", "FinalStudent", "changes_student", "closing_line"]
+__all__ = ["BestStudent", "FinalStudent", "changes_student", "closing_line", "metric_problem"]
+
+logger = logging.getLogger(__name__)
+_OTHER_SCALARS = ("distill/", "mean_teacher/", "ema/")  # in the log, but not of the evaluator
 
 
 class _StudentFile(Checkpointer):
@@ -53,6 +57,9 @@ class BestStudent(hooks.BestCheckpointer):
         name: of the file, without its suffix.
         metric: its name in the log, such as "bbox/AP". Larger is better.
         eval_period: steps between evaluations; 0: at the end only.
+
+    Raises:
+        ValueError: the first evaluation does not give the metric, while training.
     """
 
     def __init__(self, student: nn.Module, folder: str, name: str, metric: str, eval_period: int):
@@ -69,10 +76,41 @@ class BestStudent(hooks.BestCheckpointer):
         if saved.get("iteration", self.trainer.start_iter) < self.trainer.start_iter:
             self.best_metric, self.best_iter = saved["metric"], saved["iteration"]
 
+    def _best_checking(self) -> None:
+        # The audit finds most wrong names. It does not rehearse every evaluator.
+        latest, step = self.trainer.storage.latest(), self.trainer.iter
+        given = [k for k, (_, i) in latest.items() if "/" in k and i == step]
+        given = [k for k in given if not k.startswith(_OTHER_SCALARS)]
+        problem = given and metric_problem(self._val_metric.removeprefix("ema/"), given)
+        if problem and step + 1 < self.trainer.max_iter:
+            raise ValueError(problem)
+        if problem:  # the other files of the last step are still to be written
+            logger.error("%s", problem)
+        else:
+            super()._best_checking()
+
     def save(self, name: str, **state: Any) -> None:
         """Detectron2's hook calls this as a method of its checkpointer."""
         metric, _ = self.trainer.storage.latest()[self._val_metric]
         self._file.save(name, metric=float(metric), **state)
+
+
+def metric_problem(metric: str, given: Iterable[str]) -> str:
+    """What is wrong with `train.best_metric`; "" if the evaluator gives it.
+
+    Args:
+        metric: such as "bbox/AP".
+        given: all metrics of the evaluator.
+    """
+    names = list(dict.fromkeys(given))
+    if metric in names:
+        return ""
+    # A set may have hundreds of classes with a metric of each.
+    shown = [name for name in names if "/AP-" not in name] or names
+    return (
+        f"train.best_metric: expected a metric that the evaluator gives ({', '.join(shown)}), "
+        f"found {metric!r}."
+    )
 
 
 def changes_student(overrides: Iterable[str]) -> bool:

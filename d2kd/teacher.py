@@ -136,26 +136,22 @@ class Teacher(FrozenDetector):
             [(x["image"].shape[-2], x["image"].shape[-1]) for x in given]
             for given in (batched_inputs, inputs)
         )
-        resized = self.image_size is not None or sizes != own_sizes
-        if resized:
+        # Images that fit into the teacher's square may be in a batch whose padding does not.
+        padding_fits = not self.square_size or max(padded_size) <= self.square_size
+        same_grid = self.image_size is None and sizes == own_sizes and padding_fits
+        if not same_grid:
             self.check_needs("methods", needs)
-        images = self.reader.images(inputs)
         scales = [
             (own[0] / size[0], own[1] / size[1]) for own, size in zip(own_sizes, sizes, strict=True)
         ]
-        if self.square_size:
-            pixels = images  # padded to the square already
-            if not resized and max(padded_size) > self.square_size:
-                # All images fit. Only the student's padding reaches beyond the square.
-                resized = True
-                self.check_needs("methods", needs)
-        else:
-            least = _scaled(padded_size, scales) if resized else padded_size
-            pixels = pad_to(images, least, self.divisibility)
+        pixels = self.reader.images(inputs)
+        if not self.square_size:  # with a square, they are padded to it already
+            least = padded_size if same_grid else _scaled(padded_size, scales)
+            pixels = pad_to(pixels, least, self.divisibility)
         pixels = pixels.contiguous(memory_format=self.memory_format)
         with self.autocast():
-            knowledge = self.reader.run(pixels, needs, None if resized else padded_size)
-        return self._in_frame(knowledge, scales, padded_size) if resized else knowledge
+            knowledge = self.reader.run(pixels, needs, padded_size if same_grid else None)
+        return knowledge if same_grid else self._in_frame(knowledge, scales, padded_size)
 
     def check_needs(self, caller: str, needs: Collection[str]) -> None:
         """Refuse methods that need more than features of a teacher that sees another size.
@@ -189,9 +185,10 @@ class Teacher(FrozenDetector):
         """The inputs in the teacher's channel order and size, without ground truth."""
         if self.image_size is None and any("teacher_image" in x for x in batched_inputs):
             raise ValueError(
-                "Teacher.image_size: expected a size, because the mapper gives the teacher pixels "
-                "of its own size ('teacher_image'), found None. Set image_size to the size that "
-                "the teacher was trained with, or use another mapper."
+                f"teacher {self.reader.name}: expected a Teacher with image_size, because the "
+                f"mapper gives the teacher pixels of its own size ('teacher_image'), found a "
+                f"{type(self).__name__} without one. Use another mapper, such as PartialMapper; or "
+                f"set Teacher.image_size to the size that this detector was trained with."
             )
         flip = input_format != self.input_format
         own = []

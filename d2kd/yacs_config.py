@@ -7,8 +7,9 @@ also registers the modules.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -41,23 +42,35 @@ def read_yacs(source: str, setup: Setup | None) -> CfgNode:
         setup: of the project, if the config belongs to one.
 
     Raises:
-        ValueError: the file is no YAML, it has a key that Detectron2 does not know or a value of
-            another kind, or there is no function of the name `setup`.
+        ValueError: the file is no YAML or empty, it has a key that Detectron2 does not know or a
+            value of another kind, or there is no function of the name `setup`.
     """
     config = get_cfg()
     if setup is not None:
         _find_setup(setup)(config)
-    try:
+    with _mistakes_of(source, setup):
         config.merge_from_file(source)
+    return config
+
+
+@contextlib.contextmanager
+def _mistakes_of(source: str, setup: Setup | None) -> Iterator[None]:
+    """Say what is wrong with a config that is merged into Detectron2's defaults."""
+    try:
+        yield
     except KeyError as e:
         if "Non-existent config key" not in str(e):
             raise
-        raise _unknown_to_detectron2(source, str(e.args[0])) from None
+        raise _unknown_to_detectron2(source, str(e.args[0]), setup) from None
     except yaml.YAMLError as e:
         raise ValueError(f"{source}: expected YAML, found: {e}") from None
+    except (AttributeError, TypeError) as e:  # raised by yacs
+        raise ValueError(
+            f"{source}: expected sections with keys, such as MODEL, found nothing or a single "
+            f"value in place of one. Is the config empty, or its _BASE_, or one of its sections?"
+        ) from e
     except ValueError as e:  # a value of another kind
         raise ValueError(f"{source}: expected the kinds of Detectron2's values, found: {e}") from e
-    return config
 
 
 def build_yacs(config: CfgNode, source: str, setup: Setup | None) -> nn.Module:
@@ -74,9 +87,9 @@ def build_yacs(config: CfgNode, source: str, setup: Setup | None) -> nn.Module:
     try:
         return build_model(config)
     except KeyError as e:  # raised by a registry
-        if setup is not None or "registry" not in str(e):
+        if "registry" not in str(e):
             raise
-        raise _unknown_to_detectron2(source, str(e.args[0])) from None
+        raise _unknown_to_detectron2(source, str(e.args[0]), setup) from None
 
 
 def build_yacs_model(config: Mapping[str, Any], setup: str | None = None) -> nn.Module:
@@ -96,12 +109,8 @@ def build_yacs_model(config: Mapping[str, Any], setup: str | None = None) -> nn.
     merged = get_cfg()
     if setup is not None:
         _find_setup(setup)(merged)
-    try:
+    with _mistakes_of(_FIELD, setup):
         merged.merge_from_other_cfg(CfgNode(values))
-    except KeyError as e:
-        raise _unknown_to_detectron2(_FIELD, str(e.args[0])) from None
-    except ValueError as e:
-        raise ValueError(f"{_FIELD}: expected the kinds of Detectron2's values, found: {e}") from e
     merged.MODEL.DEVICE = "cpu"
     model = build_yacs(merged, _FIELD, setup)
     if not hasattr(model, "input_format"):  # a SemanticSegmentor; `Distiller` looks for it
@@ -161,11 +170,20 @@ def _find_setup(setup: Setup) -> Callable[[Any], Any]:
     return found
 
 
-def _unknown_to_detectron2(source: str, problem: str) -> ValueError:
+def _unknown_to_detectron2(source: str, problem: str, setup: Setup | None) -> ValueError:
+    if setup is None:
+        fix = (
+            "If the config belongs to a project, give the function that adds the project's keys, "
+            "such as setup='point_rend.add_pointrend_config'."
+        )
+    else:
+        fix = (
+            "The given setup does not add it: is it misspelled, or does the setup belong to "
+            "another project or version?"
+        )
     return ValueError(
         f"{source}: expected a config of Detectron2 or of a project with its setup, found: "
-        f"{problem.rstrip('!.')}. If the config belongs to a project, give the function that adds "
-        f"the project's keys, such as setup='point_rend.add_pointrend_config'."
+        f"{problem.rstrip('!.')}. {fix}"
     )
 
 

@@ -139,6 +139,24 @@ def test_statistics_can_be_given():
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        dict(pixel_mean=[0.485, 0.456, 0.406], pixel_std=[0.229, 0.224, 0.225]),
+        dict(pixel_mean=[0.485, 0.456, 0.406]),
+        dict(pixel_std=[0.229, 0.224, 0.225]),
+        dict(pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1]),
+    ],
+)
+def test_statistics_of_pixels_from_0_to_1_are_refused(fields):
+    with pytest.raises(ValueError, match=r"expected values for pixels in \[0, 255\], found"):
+        FeatureTeacher(VIT, None, **fields)
+
+
+def test_a_std_of_1_beside_a_mean_of_255_levels_is_fine():
+    FeatureTeacher(VIT, None, pixel_mean=[123.7, 116.3, 103.5], pixel_std=[1, 1, 1])
+
+
+@pytest.mark.parametrize(
     "name, expected",
     [
         ("timm/vit_small_patch16_dinov3.lvd1689m", True),
@@ -231,6 +249,11 @@ def test_it_has_no_detections():
         (dict(scale=-1), ValueError, r"FeatureTeacher.scale: expected"),
         (dict(out_features=["res4"]), ValueError, r"out_features: expected None.*\['res4'\]"),
         (dict(pixel_mean=[1.0]), ValueError, r"pixel_mean: expected three numbers, found \[1.0\]"),
+        (dict(pixel_mean=123.0), ValueError, r"pixel_mean: expected three numbers, found 123.0"),
+        (dict(pixel_mean=[]), ValueError, r"pixel_mean: expected three numbers, found \[\]"),
+        (dict(pixel_mean=["a", 2, 3]), ValueError, r"pixel_mean: expected a number .* found 'a'"),
+        (dict(pixel_std=[0, 0, 0]), ValueError, r"pixel_std: expected a number > 0, found 0"),
+        (dict(pixel_std=[-1, 1, 1]), ValueError, r"pixel_std: expected a number > 0, found -1"),
         (
             dict(backbone="torchvision/vit_b_32"),
             ValueError,

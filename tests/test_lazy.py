@@ -61,6 +61,7 @@ def test_mistakes_in_a_config_name_the_line(write, text, message):
         ("config.py", b"\xff\xfea = 1\n", r"config.py: expected a text in UTF-8"),
         ("config.json", b"{}", r"config.json: expected a config \(.py or .yaml\)"),
         ("config.yaml", b"- 1\n", r"config.yaml: expected named sections"),
+        ("config.yaml", b"", r"config.yaml: expected named sections, found an empty file"),
     ],
 )
 def test_files_that_are_no_configs(tmp_path, name, content, message):

@@ -28,11 +28,11 @@ class Score(HookBase):
         self.trainer.storage.put_scalar("bbox/AP", self.scores[self.trainer.iter])
 
 
-def run(folder, scores, start=0, stop=None) -> None:
+def run(folder, scores, start=0, stop=None, metric="bbox/AP") -> None:
     model = Line()
     nn.init.constant_(model.w, float(start))
     trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=1.0))
-    best = BestStudent(model, str(folder), "best", "bbox/AP", eval_period=1)
+    best = BestStudent(model, str(folder), "best", metric, eval_period=1)
     trainer.register_hooks([Score(scores), best, FinalStudent(model, str(folder), "final")])
     trainer.set_loader([None] * len(scores))
     trainer.train(start, stop or len(scores))
@@ -67,6 +67,15 @@ def test_new_run_replaces_the_best_of_an_earlier_one(tmp_path):
     assert not (tmp_path / "best.pth").exists()
     run(tmp_path, [1.0, 2.0])
     assert weight(tmp_path, "best") == 2
+
+
+@pytest.mark.parametrize("metric", ["bbox/APxx", "ema/bbox/APxx"])
+def test_metric_that_is_not_given_stops_at_the_first_evaluation(tmp_path, metric):
+    message = r"train.best_metric: expected .* \(bbox/AP\), found 'bbox/APxx'"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, [1.0, 5.0, 3.0], metric=metric)
+    run(tmp_path, [1.0], metric=metric)  # at the end, the student is still saved
+    assert weight(tmp_path, "final") == 1
 
 
 def test_overrides_that_a_student_needs_later():

@@ -86,7 +86,8 @@ def test_channels_of_its_own_pixels_are_flipped():
 
 
 def test_own_pixels_without_a_size_are_refused():
-    with pytest.raises(ValueError, match=r"Teacher\.image_size: expected a size, .* found None"):
+    message = r"RetinaNet: expected a Teacher with image_size, .* found a Teacher without one"
+    with pytest.raises(ValueError, match=message):
         see(Teacher(toys.retinanet(), None), [large()])
 
 

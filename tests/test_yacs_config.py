@@ -40,6 +40,26 @@ def test_a_module_that_only_a_project_registers_is_an_error_that_names_setup(tmp
         build_detector(str(path))
 
 
+def test_what_the_given_setup_does_not_add_is_not_explained_by_a_missing_setup(tmp_path):
+    path = tmp_path / "other.yaml"
+    for text in ("MODEL: {NO_SUCH_KEY: 1}", "MODEL: {META_ARCHITECTURE: NoSuchNet}"):
+        path.write_text(f"{text}\nVERSION: 2\n")
+        with pytest.raises(
+            ValueError, match=r"other\.yaml: .*(NO_SUCH_KEY|NoSuchNet).*given setup does not"
+        ) as e:
+            build_detector(str(path), setup=SETUP)
+        assert "give the function" not in str(e.value)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "text\n", "_BASE_: base.yaml\n", "MODEL:\n"])
+def test_a_file_without_sections_is_named(tmp_path, text):
+    (tmp_path / "base.yaml").write_text("")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml: expected sections with keys, .* found"):
+        build_detector(str(path))
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ..config import dataset_names
 from ..data.audit import REFUSED, WARNING, CocoSource, audit_coco, coco_source
 from ..evaluation.rehearsal import evaluator_nodes, is_certain, rehearse
 from ..lazy import resolve_target
+from ..student_files import metric_problem
 from .errors import errors_of_loading
 from .models import num_classes, student_classes
 from .report import Audit, repair_if_needed
@@ -39,6 +41,14 @@ def check_evaluator(
         records: the test set, where it is loaded already.
         evaluated: see `audit_config`.
     """
+    best_metric = None if evaluated else cfg.train.get("best_metric")
+    if best_metric and cfg.dataloader.get("evaluator") is None:
+        audit.add(
+            REFUSED,
+            f"dataloader.evaluator: expected an evaluator that gives train.best_metric "
+            f"({best_metric}), found none. Set one, or set train.best_metric=''.",
+        )
+        return
     nodes = evaluator_nodes(cfg.dataloader.get("evaluator"))
     test = OmegaConf.select(cfg, "dataloader.test.dataset")
     if not nodes or not isinstance(test, DictConfig):
@@ -56,6 +66,7 @@ def check_evaluator(
                 OmegaConf.select(cfg, f"model.teacher.{field}") for field in ("model", "setup")
             )
             models.append(num_classes(teacher, "model.teacher", setup))
+    metrics: list[list[str]] = []  # of each rehearsal
     for node in nodes:
         name = node.get("dataset_name")
         name = name if isinstance(name, str) and name in DatasetCatalog.list() else None
@@ -78,13 +89,20 @@ def check_evaluator(
             if not isinstance(records, Sequence):
                 return
             # A config may not say the number of classes. Every detector has the first one.
-            if error := rehearse(node, records, number or 1):
+            error, names = rehearse(node, records, number or 1)
+            metrics.append(names)
+            if error:
                 what = f"{number} classes ({place})" if number else "the first class"
                 audit.add(
                     REFUSED if is_certain(node, error) else WARNING,
                     f"dataloader.evaluator: expected an evaluator that takes detections of {what}, "
                     f"found {error}",
                 )
+
+    if best_metric and metrics and all(metrics) and not audit.refused:
+        problem = metric_problem(best_metric, itertools.chain.from_iterable(metrics))
+        if problem:
+            audit.add(REFUSED if all(map(is_certain, nodes)) else WARNING, problem)
 
 
 def _load(test: DictConfig, names: Sequence[str]) -> Any:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ..data import TwoSizeMapper
 from ..lazy import resolve_target
+from .names import field_names
 
 __all__ = ["check_sizes"]
 
@@ -28,6 +29,14 @@ def check_sizes(cfg: DictConfig) -> None:
     for section in ("train", "test"):
         mapper = OmegaConf.select(cfg, f"dataloader.{section}.mapper")
         if _is_two_sizes(mapper) and _is_node(teacher) and teacher.get("image_size") is None:
+            if "image_size" not in (field_names(teacher) or ["image_size"]):
+                name = resolve_target(teacher).__name__
+                raise ValueError(
+                    f"dataloader.{section}.mapper: expected a mapper that gives one size, such as "
+                    f"PartialMapper, because model.teacher, a {name}, takes no pixels of its own "
+                    f"size, found {resolve_target(mapper).__name__}. FeatureTeacher.scale resizes "
+                    f"the student's images for its network."
+                )
             raise ValueError(
                 f"model.teacher.image_size: expected the size that the teacher was trained with, "
                 f"such as [800, 1333], because dataloader.{section}.mapper gives the teacher its "

@@ -49,6 +49,12 @@ def _text_or_none(field: str, value: Any) -> None:
 def _metric(field: str, value: Any) -> None:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{field}: expected a metric such as 'bbox/AP' or '', found {value!r}.")
+    if value and value.startswith("ema/"):
+        raise ValueError(
+            f"{field}: expected the name of a metric without 'ema/', found {value!r}. Write "
+            f"{value.removeprefix('ema/')!r}: student_ema_best.pth is chosen by this metric of the "
+            f"average, and student_best.pth by this metric of the student."
+        )
 
 
 def _node(field: str, value: Any) -> None:

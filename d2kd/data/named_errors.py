@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import instantiate
+from detectron2.data.detection_utils import read_image
 from torch.utils.data import get_worker_info
 
 from .workers import ignore_interrupts
 
 __all__ = ["NamedErrors", "build_loader", "name_errors"]
+
+logger = logging.getLogger(__name__)
 
 
 class NamedErrors:
@@ -33,7 +37,7 @@ class NamedErrors:
         """
         Raises:
             ValueError: an image cannot be read.
-            Exception: whatever else the mapper raised, unchanged, for an image without a file.
+            Exception: whatever else the mapper raised, unchanged. The log has the image's file.
         """
         if get_worker_info() is not None:
             ignore_interrupts()
@@ -43,8 +47,12 @@ class NamedErrors:
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
             if name is None or str(name) in str(error):
                 raise
+            damaged = _find_damaged_file(image)
+            if damaged is None:  # a mistake in the mapper, an augmentation or the annotations
+                logger.error("The mapper cannot transform %s, which can be read.", name)
+                raise
             raise ValueError(
-                f"{name}: expected an image that can be read, found {type(error).__name__}: "
+                f"{damaged}: expected an image that can be read, found {type(error).__name__}: "
                 f"{error}. Replace the file, or remove the image from its set."
             ) from error
 
@@ -52,6 +60,17 @@ class NamedErrors:
         if name == "mapper":  # while it is unpickled
             raise AttributeError(name)
         return getattr(self.mapper, name)
+
+
+def _find_damaged_file(image: Mapping) -> str | None:
+    """The first file of an image that cannot be read: its own, or that of its segmentation."""
+    for key, path in image.items():
+        if path and str(key).endswith("file_name"):
+            try:
+                read_image(path)
+            except Exception:  # whatever the image library raises
+                return str(path)
+    return None
 
 
 def name_errors(mapper: Any) -> Any:

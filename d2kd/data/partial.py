@@ -24,6 +24,7 @@ from ..signature import merge_signature
 
 __all__ = [
     "PartialMapper",
+    "check_images",
     "exclude_images",
     "load_class_subset",
     "load_unlabeled",
@@ -97,12 +98,35 @@ class PartialMapper(DatasetMapper):
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
 
+def check_images(field: str, images: Images) -> None:
+    """
+    Raises:
+        ValueError: a field is the name of a dataset and not its images.
+    """
+    if isinstance(images, str):
+        raise ValueError(
+            f"{field}: expected a list of images, found the text {images!r}. If it is the name of "
+            f"a dataset, load it with L(get_detection_dataset_dicts)(names={images!r})."
+        )
+
+
+def _check_name(field: str, name: str) -> None:
+    if not isinstance(name, str):
+        raise ValueError(
+            f"{field}: expected the name of a registered dataset, found a {type(name).__name__}."
+        )
+
+
 def load_unlabeled(name: str) -> Images:
     """Load a registered dataset without its labels.
 
     The images get an empty "annotated_classes". Detection losses skip such images; methods that
     compare features or predictions use them.
+
+    Raises:
+        ValueError: `name` is no text.
     """
+    _check_name("load_unlabeled.name", name)
     images = DatasetCatalog.get(name)
     return [{**image, "annotations": [], "annotated_classes": []} for image in images]
 
@@ -118,8 +142,9 @@ def load_class_subset(dataset: str, classes: Sequence[str]) -> Images:
         classes: class names. The new class indices follow their order.
 
     Raises:
-        ValueError: the dataset does not have one of the classes.
+        ValueError: `dataset` is no text, or the dataset does not have one of the classes.
     """
+    _check_name("load_class_subset.dataset", dataset)
     images = DatasetCatalog.get(dataset)
     names = list(MetadataCatalog.get(dataset).thing_classes)
     if unknown := [c for c in classes if c not in names]:
@@ -165,9 +190,10 @@ def random_subset(dataset: Images, share: float, seed: int = 0, rest: str = "dro
             `load_unlabeled` does.
 
     Raises:
-        ValueError: the share is outside (0, 1] or so small that no image is left, or `rest` is
-            unknown.
+        ValueError: `dataset` is a name and not its images, the share is outside (0, 1] or so small
+            that no image is left, or `rest` is unknown.
     """
+    check_images("random_subset.dataset", dataset)
     if not 0 < share <= 1 or rest not in ("drop", "unlabeled"):
         raise ValueError(
             f"share: expected a share in (0, 1] and rest 'drop' or 'unlabeled', found {share} and "
@@ -198,8 +224,10 @@ def exclude_images(dataset: Images, images: Images) -> Images:
         images: the images to leave out.
 
     Raises:
-        ValueError: the two have no image in common.
+        ValueError: one of them is a name and not its images, or the two have no image in common.
     """
+    check_images("exclude_images.dataset", dataset)
+    check_images("exclude_images.images", images)
     known = {os.path.abspath(image["file_name"]) for image in images}
     rest = [i for i in dataset if os.path.abspath(i["file_name"]) not in known]
     if len(rest) == len(dataset):
@@ -230,9 +258,11 @@ def mix(shares: Sequence[float] | None = None, seed: int = 0, **parts: Images) -
             others, and sending it to another process would copy them all.
 
     Raises:
-        ValueError: the number of shares is not the number of datasets, a share is not positive, or
-            a dataset is empty.
+        ValueError: a dataset is a name and not its images, or is empty; the number of shares is not
+            the number of datasets; or a share is not positive.
     """
+    for name, part in parts.items():
+        check_images(f"mix.{name}", part)
     sizes = {name: len(part) for name, part in parts.items()}
     if not parts or not all(sizes.values()):
         raise ValueError(f"mix: expected images in each set, found {sizes}")

@@ -15,6 +15,7 @@ from detectron2.data.samplers import TrainingSampler
 from ..lazy import resolve_target
 from .masks import check_masks
 from .named_errors import build_loader, name_errors
+from .views import check_views
 
 __all__ = ["TrainLoader"]
 
@@ -57,8 +58,8 @@ class TrainLoader:
         """Read the dataset now, so that mistakes in it are found before anything else is done.
 
         Raises:
-            ValueError: there are no images, or a file or the masks that the mapper needs are
-                missing.
+            ValueError: there are no images, or a file, masks or annotations that the mapper needs
+                are missing.
         """
         if self._dataset is not None or self._stream is not None:
             return
@@ -67,6 +68,7 @@ class TrainLoader:
             if resolve_target(node) is build_detection_train_loader and not node.get("sampler"):
                 dataset = instantiate(node.dataset) if self._loaded is None else self._loaded
                 check_masks(node.get("mapper"), dataset)
+                check_views(node.get("mapper"), dataset)
                 if not isinstance(dataset, torch.utils.data.IterableDataset):
                     self._dataset = dataset
                     return

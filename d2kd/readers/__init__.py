@@ -14,7 +14,8 @@ from ..detectors.base import PointDetector
 from ..detectors.ddod import DDOD
 from .anchors import AnchorReader, GuidedReader, PointReader, check_same_anchors
 from .base import Reader, Tap
-from .necks import NeckReader, num_classes, read_neck
+from .classes import num_classes
+from .necks import NeckReader, read_neck
 
 __all__ = [
     "AnchorReader",

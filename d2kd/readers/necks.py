@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..knowledge import Knowledge
 from .base import Reader
+from .classes import num_classes
 
-__all__ = ["NeckReader", "num_classes", "read_neck"]
+__all__ = ["NeckReader", "read_neck"]
 
 _CELLS = 4  # side of the coarsest map of the probing image
 
@@ -86,16 +87,6 @@ def read_neck(detector: nn.Module) -> NeckReader | None:
     if not isinstance(neck, nn.Module):
         return NeckReader(**common)
     return NeckReader(**common, neck=neck, neck_shapes=_neck_shapes(backbone, neck))
-
-
-def num_classes(detector: nn.Module) -> int:
-    """The number of classes by the part that has one; 0 if no part has."""
-    parts = ("roi_heads", "sem_seg_head", "head", "criterion")
-    for part in (detector, *(getattr(detector, name, None) for name in parts)):
-        number = getattr(part, "num_classes", None)
-        if isinstance(number, int):
-            return number
-    return 0
 
 
 @torch.no_grad()

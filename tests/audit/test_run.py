@@ -12,6 +12,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import load_coco_json, register_coco_instances
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from d2kd.audit import (
@@ -194,6 +195,23 @@ def test_boxes_of_a_function_without_class_names_need_a_class_of_the_student(far
     DatasetCatalog.register("mine", lambda: rows)
     try:
         assert "expected at least the 4 classes of mine, found 3" in refused(config(train="mine"))
+    finally:
+        sets.remove("mine")
+
+
+def test_rotated_boxes_are_refused_in_training_test_and_truth(farm):
+    farm()
+    row = dict(bbox=[32, 32, 20, 10, 45], bbox_mode=BoxMode.XYWHA_ABS, category_id=0)
+    record = dict(image_id=1, width=64, height=64, annotations=[row])
+    DatasetCatalog.register("mine", lambda: [record])
+    try:
+        message = "mine: expected upright boxes, found 1 of 1 boxes that are rotated"
+        for cfg in (config(train="mine", test="farm_train"), config(test="mine")):
+            assert refused(cfg).startswith(message) and "none" not in refused(cfg)
+        for labels in (dict(truth="mine"), dict(fit=dict(dataset="mine"))):
+            with pytest.raises(ValueError, match=message):
+                audit_labels(labels)
+        audit_labels(dict(images=dict(dataset="mine")))  # their boxes are not used
     finally:
         sets.remove("mine")
 

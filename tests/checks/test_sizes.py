@@ -4,7 +4,7 @@ from detectron2.config import LazyCall as L
 from detectron2.modeling import SimpleFeaturePyramid
 from omegaconf import OmegaConf
 
-from d2kd import Distiller, Teacher
+from d2kd import Distiller, FeatureTeacher, Teacher
 from d2kd.checks import check_sizes
 from d2kd.data import TwoSizeMapper
 
@@ -80,3 +80,12 @@ def test_a_mapper_of_two_sizes_needs_a_teacher_that_takes_its_own():
         check_sizes(cfg)
     cfg.model.teacher.image_size = [96, 128]
     check_sizes(cfg)
+
+
+def test_a_teacher_of_features_is_not_told_to_set_a_field_that_it_does_not_have():
+    cfg = two_sizes()
+    teacher = L(FeatureTeacher)(backbone="timm/resnet18", weights=None)
+    cfg.model = L(Distiller)(student=cfg.model, teacher=teacher)
+    message = r"train\.mapper: expected a mapper .* FeatureTeacher, .* found TwoSizeMapper"
+    with pytest.raises(ValueError, match=message):
+        check_sizes(cfg)

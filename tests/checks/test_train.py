@@ -27,6 +27,8 @@ def test_the_defaults_pass(train):
         ("amp.enabled", 1, "train.amp.enabled: expected True or False, found 1"),
         ("amp.dtype", "fp16", "train.amp.dtype: expected float16 or bfloat16, found 'fp16'"),
         ("amp", True, "train.amp: expected the fields enabled, dtype, found True"),
+        ("best_metric", 3, "train.best_metric: expected a metric such as 'bbox/AP' or '', found 3"),
+        ("best_metric", "ema/bbox/AP", "without 'ema/', found 'ema/bbox/AP'. Write 'bbox/AP'"),
         ("max_iter", 4.0, "train.max_iter: expected a whole number >= 1, found 4.0. Write 4."),
         ("max_iter", "abc", "train.max_iter: expected a whole number >= 1, found 'abc'"),
         ("max_iter", 0, "train.max_iter: expected a whole number >= 1, found 0"),

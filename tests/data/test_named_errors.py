@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetMapper
@@ -10,8 +11,8 @@ from tests.audit.test_run import config
 from tests.data.audit import sets
 
 
-def mapper() -> DatasetMapper:
-    return DatasetMapper(is_train=False, augmentations=[], image_format="BGR")
+def mapper(is_train=False) -> DatasetMapper:
+    return DatasetMapper(is_train=is_train, augmentations=[], image_format="BGR")
 
 
 def damage(path) -> None:
@@ -37,6 +38,26 @@ def test_errors_that_name_the_file_and_mistakes_in_code_stay_as_they_are(tmp_pat
 
     with pytest.raises(KeyError):
         NamedErrors(wrong)(dict(file_name="a.png"))
+
+
+def test_error_of_a_mapper_that_is_not_about_the_file_stays_as_it_is(tmp_path, caplog):
+    sets.draw(tmp_path / "a.png")
+
+    def wrong(image):
+        raise ValueError("expected one thing, found another")
+
+    with pytest.raises(ValueError, match=r"^expected one thing, found another$"):
+        NamedErrors(wrong)(dict(file_name=str(tmp_path / "a.png")))
+    assert "a.png, which can be read" in caplog.text
+
+
+def test_damaged_segmentation_is_named(tmp_path):
+    names = dict(file_name=str(tmp_path / "a.png"), sem_seg_file_name=str(tmp_path / "b.png"))
+    for path in names.values():
+        sets.draw(Path(path))
+    damage(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"b\.png: expected an image that can be read"):
+        NamedErrors(mapper(is_train=True))(names)
 
 
 def test_it_is_its_mapper_otherwise(tmp_path):

@@ -23,6 +23,7 @@ from d2kd.data.partial import (
     random_subset,
     register_class_subset,
 )
+from d2kd.data.views import relabel
 from d2kd.pseudo.coco import load_pseudo_labels, write_labels
 from d2kd.pseudo.fuse import Labels
 
@@ -289,3 +290,25 @@ def test_mixture_from_a_config_is_a_list_of_plain_dicts():
     mixed = instantiate(node)
     assert type(mixed) is list and {type(image) for image in mixed} == {dict}
     assert len(pickle.dumps(mixed[0])) < 200
+
+
+@pytest.mark.parametrize(
+    "load, field",
+    [
+        (lambda name: random_subset(name, 0.5), "random_subset.dataset"),
+        (lambda name: exclude_images(name, []), "exclude_images.dataset"),
+        (lambda name: exclude_images([], name), "exclude_images.images"),
+        (lambda name: mix(a=name), "mix.a"),
+        (relabel, "relabel.images"),
+    ],
+)
+def test_name_in_place_of_images_is_an_error_that_tells_how_to_load_it(load, field):
+    message = rf"^{field}: expected a list of images, found .*\(names='demo_fog_val'\)\.$"
+    with pytest.raises(ValueError, match=message):
+        load("demo_fog_val")
+
+
+@pytest.mark.parametrize("load", [load_unlabeled, lambda images: load_class_subset(images, ["a"])])
+def test_images_in_place_of_a_name_are_an_error(load):
+    with pytest.raises(ValueError, match=r"expected the name of a registered dataset, found a lis"):
+        load([{}])

@@ -98,12 +98,35 @@ def test_rehearsal_is_quiet_and_writes_nothing(val, tmp_path, capsys):
     output = tmp_path / "out"
     output.mkdir()
     node = L(COCOEvaluator)(dataset_name="toy_val", output_dir=str(output))
-    assert rehearse(node, val, 3) == ""
+    assert rehearse(node, val, 3)[0] == ""
     assert not list(output.iterdir()) and capsys.readouterr() == ("", "")
 
 
 def test_rehearsal_finds_a_class_that_the_evaluator_does_not_know(val):
-    assert "class=3" in rehearse(L(COCOEvaluator)(dataset_name="toy_val"), val, 4)
+    assert "class=3" in rehearse(L(COCOEvaluator)(dataset_name="toy_val"), val, 4)[0]
+
+
+def test_rehearsal_knows_the_metrics(val):
+    _, metrics = rehearse(L(COCOEvaluator)(dataset_name="toy_val"), val, 3)
+    assert {"bbox/AP", "bbox/AP75", "bbox/AP-red"} <= set(metrics)
+
+
+def test_best_metric_must_be_given_by_the_evaluator(val):
+    def refused(metric, *evaluated):
+        cfg = config(f"train.best_metric={metric}", train="toy_val", test="toy_val")
+        return audit_config(cfg, ("train", "test"), evaluated).refused
+
+    assert not refused("bbox/AP50") and not refused("bbox/AP-red") and not refused("")
+    (message,) = refused("bbox/APxx")
+    assert message.startswith("train.best_metric: expected a metric that the evaluator gives (bbox")
+    assert "bbox/AP75" in message and message.endswith("found 'bbox/APxx'.")
+    assert not refused("bbox/APxx", "student")  # an evaluation keeps no file
+
+
+def test_best_metric_needs_an_evaluator(val):
+    cfg = config("train.best_metric=bbox/AP", train="toy_val", test="toy_val")
+    del cfg.dataloader.evaluator
+    assert "evaluator: expected an evaluator that gives" in audit_config(cfg).refused[0]
 
 
 @pytest.mark.parametrize("tasks", [("bbox",), ("bbox", "segm")])
@@ -117,7 +140,7 @@ def test_rehearsal_knows_the_tasks(tmp_path, tasks):
     register_folder(tmp_path / "masks")
     try:
         node = L(COCOEvaluator)(dataset_name="masks_val", tasks=tasks)
-        assert rehearse(node, DatasetCatalog.get("masks_val"), 3) == ""
+        assert rehearse(node, DatasetCatalog.get("masks_val"), 3)[0] == ""
     finally:
         sets.remove("masks_val")
 
@@ -159,7 +182,7 @@ def test_rehearsal_of_keypoints(tmp_path):
     try:
         fields = dict(tasks=("bbox", "keypoints"), kpt_oks_sigmas=[0.1, 0.1])
         node = L(COCOEvaluator)(dataset_name="poses_val", **fields)
-        assert rehearse(node, DatasetCatalog.get("poses_val"), 3) == ""
+        assert rehearse(node, DatasetCatalog.get("poses_val"), 3)[0] == ""
     finally:
         sets.remove("poses_val")
 

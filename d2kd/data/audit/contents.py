@@ -9,9 +9,10 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -47,6 +48,7 @@ class Contents:
         classes: the names; None if the set does not have any.
         defects: what is wrong with the table itself, such as repeated ids.
         breaks_loading: whether Detectron2 cannot load the COCO file before it is repaired.
+        searched: the largest class number of "annotated_classes", + 1.
     """
 
     files: list[str]
@@ -58,6 +60,7 @@ class Contents:
     classes: list[str] | None
     defects: list[Defect] = field(default_factory=list)
     breaks_loading: bool = False
+    searched: int = 0
 
     def name_box(self, i: int) -> str:
         """A box for a message: its numbers and its image."""
@@ -83,12 +86,9 @@ def _boxes(annotations: Sequence[Mapping], defects: list[Defect], names: Sequenc
         good &= np.array(
             [g and all(isinstance(x, numbers) for x in b) for b, g in zip(raw, good, strict=True)]
         )
-    # Rotated boxes of five numbers are fine in dicts that say so. COCO files have none.
-    rotated = np.array([a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in annotations], dtype=bool)
-    wrong = ~good & ~rotated
-    if wrong.any():
-        example = f"{_first(raw, wrong)!r} in {_first(names, wrong)}"
-        defects.append(Defect("malformed", int(wrong.sum()), len(raw), example))
+    if not good.all():
+        example = f"{_first(raw, ~good)!r} in {_first(names, ~good)}"
+        defects.append(Defect("malformed", int((~good).sum()), len(raw), example))
     boxes = np.array([b for b, g in zip(raw, good, strict=True) if g], dtype=np.float64)
     return boxes.reshape(-1, 4), good
 
@@ -293,6 +293,13 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
         rows = x.get("annotations") or ()
         annotations.extend(rows)
         owners.extend([i] * len(rows))
+    rotated = [a.get("bbox_mode") == BoxMode.XYWHA_ABS for a in annotations]
+    if any(rotated):
+        first = rotated.index(True)
+        example = f"{annotations[first].get('bbox')!r} in {files[owners[first]]}"
+        defects.append(Defect("rotated", sum(rotated), len(rotated), example))
+        annotations = [a for a, r in zip(annotations, rotated, strict=True) if not r]
+        owners = [i for i, r in zip(owners, rotated, strict=True) if not r]
     boxes, good = _boxes(annotations, defects, [files[i] for i in owners])
     if not good.all():
         annotations = [a for a, g in zip(annotations, good, strict=True) if g]
@@ -322,11 +329,44 @@ def read_records(records: Sequence[Mapping[str, Any]], classes: Sequence[str] | 
             i = int(np.flatnonzero(wrong)[0])
             example = f"class {contents.labels[i]} of {len(classes)} in {files[owners[i]]}"
             defects.append(Defect("class_number", int(wrong.sum()), len(boxes), example))
+    contents.searched = _check_annotated_classes(records, files, classes, defects)
     ids = [x["image_id"] for x in records if "image_id" in x]
     repeated = [i for i, n in Counter(map(_hashable, ids)).items() if n > 1]
     if repeated:
         defects.append(Defect("tested_twice", len(repeated), len(records), repr(repeated[0])))
     return contents
+
+
+def _check_annotated_classes(
+    records: Sequence[Mapping[str, Any]],
+    files: Sequence[str],
+    classes: Sequence[str] | None,
+    defects: list[Defect],
+) -> int:
+    """Count images whose "annotated_classes" are no class numbers.
+
+    Returns:
+        the largest class number, + 1.
+    """
+    most = math.inf if classes is None else len(classes)
+    largest, wrong = -1, []
+    for x, file in zip(records, files, strict=True):
+        searched = x.get("annotated_classes")
+        if searched is None:
+            continue
+        iterable = isinstance(searched, Iterable) and not isinstance(searched, str)
+        if iterable and all(_is_class(c) and c < most for c in searched):
+            largest = max(largest, *searched, -1)
+        else:
+            wrong.append(f"{searched!r} in {file}")
+    if wrong:
+        defects.append(Defect("annotated_classes", len(wrong), len(records), wrong[0]))
+    return int(largest) + 1
+
+
+def _is_class(value: Any) -> bool:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return bool(whole and value >= 0)
 
 
 def _number(value: Any) -> int:

@@ -159,6 +159,12 @@ KINDS: dict[str, Kind] = {
         REFUSED, "boxes", "are missing or not four numbers", "four numbers for each box",
         "Correct or remove these annotations", reading=True,
     ),
+    # Detectron2's mapper would replace them by the upright boxes around them, without a word.
+    "rotated": Kind(
+        REFUSED, "boxes", "are rotated (BoxMode.XYWHA_ABS), which d2kd does not support",
+        "upright boxes", "Register the set with the upright boxes around them, BoxMode.convert("
+        "bbox, BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS), and with their bbox_mode",
+    ),
     "mode": Kind(
         REFUSED, "boxes", "have a bbox_mode that Detectron2 cannot convert (relative coordinates)",
         "boxes in pixels", "Multiply them by the width and the height of their image", reading=True,
@@ -199,6 +205,11 @@ KINDS: dict[str, Kind] = {
     "class_number": Kind(
         REFUSED, "boxes", "have a class number outside of the set's classes",
         "category_id from 0 to the number of classes - 1", "Correct the numbers",
+    ),
+    "annotated_classes": Kind(
+        REFUSED, "images", "have other values as annotated_classes",
+        "class numbers from 0 to the number of classes - 1 as annotated_classes",
+        "Correct the numbers",
     ),
     # Images
     "missing": Kind(

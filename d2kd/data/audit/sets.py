@@ -39,7 +39,8 @@ class AuditedSet:
         images, empty: number of images, and of those without a box that can be learned.
         boxes, crowds: number of boxes, and of those with ``iscrowd``.
         classes: the names; None if the set does not have any.
-        used: number of classes that the boxes need, the largest class number + 1.
+        used: number of classes that the boxes and "annotated_classes" need, the largest class
+            number + 1.
         defects: see `d2kd.data.audit.kinds`.
         breaks_loading: whether Detectron2 cannot load the COCO file before it is repaired.
         source: the COCO file and its image folder, where the set is loaded from one.
@@ -201,7 +202,7 @@ def _summarize(contents: Contents, name: str) -> AuditedSet:
         boxes=len(contents.boxes),
         crowds=int(contents.crowds.sum()),
         classes=contents.classes,
-        used=int(contents.labels.max(initial=-1)) + 1,
+        used=max(int(contents.labels.max(initial=-1)) + 1, contents.searched),
         defects=contents.defects + find_box_defects(contents),
         breaks_loading=contents.breaks_loading,
     )

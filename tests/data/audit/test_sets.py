@@ -316,6 +316,8 @@ def test_dicts_of_a_function_are_audited():
         (dict(bbox=[20, 8, 20, 24]), "empty"),  # corners of no width
         (dict(bbox=np.array([8.0, 8, np.nan, 24])), "not_finite"),
         (dict(bbox=[0.1, 0.1, 0.2, 0.2], bbox_mode=BoxMode.XYXY_REL), "mode"),
+        (dict(bbox=[32, 32, 20, 10, 45], bbox_mode=BoxMode.XYWHA_ABS), "rotated"),
+        (dict(bbox=[32, 32, 20, 10, 45]), "malformed"),
         (dict(category_id=1), "class_number"),
         (dict(category_id=-1), "class_number"),
         (dict(category_id="red"), "class_number"),
@@ -326,13 +328,28 @@ def test_mistakes_in_dicts_are_counted(fields, kind):
     assert kinds[kind] == 3
 
 
+@pytest.mark.parametrize("searched", [[12], ["1"], [-1], [0.5], [True], "1", 1])
+def test_annotated_classes_that_are_no_class_numbers_are_counted(searched):
+    given = [dict(x, annotated_classes=[0]) for x in records()]
+    assert not audit_records(given, ["red"], "mine").defects
+    given[1]["annotated_classes"] = searched
+    (defect,) = audit_records(given, ["red"], "mine").defects
+    assert (defect.kind, defect.count, defect.total) == ("annotated_classes", 1, 3)
+    assert describe(defect, "mine", "train")[0] == REFUSED
+
+
+def test_annotated_classes_count_as_used_where_the_names_are_unknown():
+    given = [dict(x, annotated_classes=[0, 12]) for x in records()]
+    assert audit_records(given, None, "mine").used == 13
+
+
 @pytest.mark.parametrize(
     "record",
     [
         {},
+        {"annotated_classes": []},
         {"image_id": 0},
         {"file_name": "s3://bucket/a.jpg", "annotations": []},
-        {"annotations": [{"bbox": [32, 32, 20, 10, 45], "bbox_mode": 4, "category_id": 0}]},
         {"annotations": [{"bbox": [1, 1, 9, 9], "bbox_mode": 1, "category_id": 0,
                           "segmentation": {"size": [64, 64], "counts": b"abc"},
                           "keypoints": [1, 2, 2]}], "sem_seg_file_name": "a.png"},
