@@ -105,8 +105,8 @@ def _changes(detector: nn.Module) -> Sequence[tuple[nn.Module, str, Callable]]:
     if (changes := mask_set_losses(criterion)) is not None:
         return changes
     found = type(detector).__name__
-    if hasattr(criterion, "get_loss"):
-        found += f" with {type(criterion).__name__}.get_loss{inspect.signature(criterion.get_loss)}"
+    if get_loss := getattr(criterion, "get_loss", None):
+        found += f" with {type(criterion).__name__}.get_loss{inspect.signature(get_loss)}"
     raise TypeError(
         f"d2kd cannot ignore regions or classes for this detector: expected RetinaNet, FCOS, one "
         f"of d2kd.detectors, a GeneralizedRCNN, or a `criterion` with DETR's "
