@@ -1,7 +1,7 @@
 """The teacher labels each image of the dash-cam at two sizes, and the boxes are fused.
 
 Plates of the dash-cam are small. In images of their full size, 640 pixels, the teacher finds more
-of the small ones than at the size of its training, 480 pixels. There it places large ones better.
+of the small ones than at the size of its training, 480 pixels.
 
 d2kd label --config-file configs/experiments/real/plates/labels_sizes.py
 """
