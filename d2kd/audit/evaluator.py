@@ -99,7 +99,11 @@ def check_evaluator(
                     f"found {error}",
                 )
 
-    if best_metric and metrics and all(metrics) and not audit.refused:
+    # Without `tasks`, a COCOEvaluator gives these if the detections have masks or keypoints.
+    by_detections = str(best_metric).startswith(("segm/", "keypoints/")) and not all(
+        node.get("tasks") for node in nodes
+    )
+    if best_metric and metrics and all(metrics) and not audit.refused and not by_detections:
         problem = metric_problem(best_metric, itertools.chain.from_iterable(metrics))
         if problem:
             audit.add(REFUSED if all(map(is_certain, nodes)) else WARNING, problem)
