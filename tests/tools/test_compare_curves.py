@@ -313,7 +313,7 @@ def test_a_comparison_without_distillation_warns_of_student_and_teacher(root):
 
 
 def test_a_mistake_in_any_entry_is_found_before_the_first_run(root, monkeypatch):
-    def describe(entries, seed):
+    def describe(entries, seed, todo):
         return [Description(3), Description(problem="override x: expected y")]
 
     monkeypatch.setattr(command, "describe", describe)
