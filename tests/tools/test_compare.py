@@ -61,6 +61,12 @@ def test_entries_have_a_name_a_config_and_overrides():
         entries.parse_entry("a: configs/nothing.py")
 
 
+@pytest.mark.parametrize("rest", ["c.py 'x", "c.py x\\"])
+def test_an_entry_with_an_open_quotation_mark_is_named(root, rest):
+    with pytest.raises(ValueError, match=r"a: c\.py .*expected closed quotation marks, found: No"):
+        entries.parse_entry(f"a: {rest}")
+
+
 def test_an_entry_may_be_compared_with_another_than_the_rest(root):
     texts = ["alone: c.py", "FGD: c.py", "FGD + UET (vs FGD): c.py"]
     rows = entries.read_entries(texts, None)
