@@ -118,7 +118,11 @@ class Run:
                 # The process inherits the open file, and with it the lock, until it ends.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RuntimeError(f"another process works in {self.folder}") from None
+                raise RuntimeError(
+                    f"another process still works on it, in {self.folder}. When that process has "
+                    f"ended, the same command takes its result, or goes on from its last "
+                    f"checkpoint."
+                ) from None
             self.prepare()
             return subprocess.Popen(
                 self.command(device),

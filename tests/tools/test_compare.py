@@ -379,13 +379,18 @@ def test_memory_is_that_of_the_run_itself(root):
     assert small < 200  # the tool itself has no torch in it, whose memory would count as theirs
 
 
-def test_two_processes_do_not_train_in_one_folder(root):
+def test_two_processes_do_not_train_in_one_folder(root, capsys):
     folder = root / "out/a/seed1"
     folder.mkdir(parents=True)
     with open(folder / "output.txt", "ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         assert run_main(root, "a: c.py", "--seeds", "1", "2") == 1
     assert [c["train.seed"] for c in calls(root)] == ["2"]
+    printed = capsys.readouterr().out
+    assert "a, seed 1: another process still works on it, in " in printed
+    assert "FAILED" not in printed
+    # The process that was left at work has ended.
+    assert run_main(root, "a: c.py", "--seeds", "1", "2") == 0
 
 
 def test_table_only_trains_nothing_and_makes_no_folders(root, capsys):

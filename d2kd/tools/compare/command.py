@@ -11,7 +11,7 @@ from pathlib import Path
 
 from d2kd.commands import add_debug
 from d2kd.files import write_file
-from d2kd.tools.runs import Run, end_with_signals, environment, run_all, visible_as
+from d2kd.tools.runs import Run, end_with_signals, environment, is_running, run_all, visible_as
 
 from .describe import Description, describe
 from .entries import RESULTS, Entry, choose_bases, read_entries
@@ -222,7 +222,9 @@ def train(args: argparse.Namespace, todo: list[EntryRun], comparison: Comparison
         if problem:
             failed[run] = problem
         figures = run.result() if isinstance(run, EntryRun) else None
-        report.ended(run, "FAILED" if problem or not figures else f"{figures['AP']:.1f} AP")
+        words = "FAILED" if problem or not figures else f"{figures['AP']:.1f} AP"
+        # A call that was killed by SIGKILL leaves its training at work.
+        report.ended(run, problem if problem and is_running(run.folder) else words)
         comparison.publish()
 
     try:
