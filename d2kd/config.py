@@ -119,7 +119,8 @@ def check_config(
 
     Args:
         cfg: from `load_config`.
-        training: whether the sections that only a training needs must be there.
+        training: whether the sections that only a training needs must be there, and what
+            `train.mean_teacher` needs.
         initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
         teacher: whether the files of the teacher must be there.
         evaluates_teacher: whether the teacher will be evaluated. A training does this, too, if
@@ -138,9 +139,9 @@ def check_config(
         check_complete(cfg.get(section), section, later=["optimizer.params"])
     check_heads(cfg.model)
     check_mappers(cfg)
-    check_mean_teacher(cfg)
     check_sizes(cfg)
     if training:
+        check_mean_teacher(cfg)
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))
         check_writers(cfg.train.writers)
