@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -10,6 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL.Image import MODES
 
 from . import model_zoo
+from .backbones import LibraryBackbone, PatchBackbone
+from .backbones.weights import HOW_TO_GET
 from .checks import (
     check_complete,
     check_heads,
@@ -36,11 +38,20 @@ from .writers.libraries import check_writers
 
 __all__ = [
     "check_config",
+    "check_files",
     "chosen_class_lists",
     "class_lists",
     "dataset_names",
     "load_config",
 ]
+
+
+# What reads a file -> its field, and how to get the file.
+_READERS = {
+    load_pseudo_labels: ("path", "Make the labels with `d2kd label`."),
+    LibraryBackbone: ("pretrained", HOW_TO_GET),
+    PatchBackbone: ("pretrained", HOW_TO_GET),
+}
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -108,7 +119,8 @@ def check_config(
 
     Args:
         cfg: from `load_config`.
-        training: whether the sections that only a training needs must be there.
+        training: whether the sections that only a training needs must be there, and what
+            `train.mean_teacher` needs.
         initial_weights: whether `train.init_checkpoint` must be there, if it is the path of a file.
         teacher: whether the files of the teacher must be there.
         evaluates_teacher: whether the teacher will be evaluated. A training does this, too, if
@@ -127,9 +139,9 @@ def check_config(
         check_complete(cfg.get(section), section, later=["optimizer.params"])
     check_heads(cfg.model)
     check_mappers(cfg)
-    check_mean_teacher(cfg)
     check_sizes(cfg)
     if training:
+        check_mean_teacher(cfg)
         _check_sections("the config", cfg, ("optimizer", "lr_multiplier"))
         _check_sections("dataloader", cfg.dataloader, ("train",))
         check_writers(cfg.train.writers)
@@ -145,6 +157,36 @@ def check_config(
     _check_test_channel_order(cfg)
     _check_formats(cfg)
     check_device("train.device", str(cfg.train.get("device", "cuda")))
+
+
+def check_files(
+    cfg: DictConfig, *, training: bool, initial_weights: bool, coming: Iterable[str] = ()
+) -> None:
+    """Check that the files that a run reads are there: checkpoints, and labels by teachers.
+
+    Files of datasets are not looked at; `d2kd.audit` does that.
+
+    Args:
+        cfg: from `load_config`.
+        training: whether the run trains, and does not only evaluate.
+        initial_weights: see `check_config`.
+        coming: folders of runs that come first, and may make the files.
+
+    Raises:
+        FileNotFoundError: the message names the field and the file.
+        ValueError: see `check_models`.
+    """
+    if initial_weights:
+        check_weights("train.init_checkpoint", cfg.train.init_checkpoint, coming)
+    check_models(cfg.model, coming=coming)
+    # Of the teacher, `check_models` knows whether a backbone's own weights are needed.
+    sections = ["model.student" if "student" in cfg.model else "model", "dataloader.test"]
+    for section in [*sections, *["dataloader.train"] * training]:
+        for where, node in nodes(OmegaConf.select(cfg, section), section):
+            target = resolve_target(node) if "_target_" in node else None
+            if target in _READERS:
+                field, fix = _READERS[target]
+                check_weights(f"{where}.{field}", node.get(field), coming, "a file", fix)
 
 
 def _check_datasets(cfg: DictConfig) -> None:

@@ -15,6 +15,7 @@ from detectron2.structures import ImageList
 from torch import Tensor
 
 from .backbones import LibraryBackbone, PatchBackbone, is_patch_network, pixel_statistics
+from .backbones.weights import check_file
 from .readers import Reader, get_reader
 from .teacher import Teacher
 from .values import check_number
@@ -75,6 +76,8 @@ class FeatureTeacher(Teacher):
                 f"FeatureTeacher.weights: expected the path of a file, True or None, found "
                 f"{weights!r}."
             )
+        if isinstance(weights, str):
+            check_file(weights, "FeatureTeacher.weights", "None for random weights")
         # The student's initial weights and batches must not depend on how its teacher was built.
         with torch.random.fork_rng(devices=[]):
             network = FeatureNetwork(

@@ -40,11 +40,11 @@ def get_config_file(config_path: str) -> str:
     Raises:
         FileNotFoundError: no config has this name.
     """
-    path = CONFIGS / config_path
+    path = CONFIGS / str(config_path)
     if path.suffix != ".py" or not path.is_file():
         raise FileNotFoundError(
             f"expected the path of a config, or the name of one of d2kd's, such as "
-            f"'gfl/gfl_R_50_FPN_1x_bs16_fgd.py', found {config_path!r}.{_nearest(config_path)}"
+            f"'gfl/gfl_R_50_FPN_1x_bs16_fgd.py', found {config_path!r}.{_nearest(str(config_path))}"
         )
     return str(path)
 

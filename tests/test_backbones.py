@@ -238,7 +238,8 @@ def test_safetensors_are_read(tmp_path, resnet):
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"resnet18.pretrained: expected a file.*nowhere"):
+    message = r"resnet18.pretrained: expected a file.*nowhere.*`d2kd weights`.*or False"
+    with pytest.raises(FileNotFoundError, match=message):
         LibraryBackbone(RESNET, pretrained="nowhere.pth")
     for name in ("cut.pth", "cut.safetensors"):
         (tmp_path / name).write_bytes(b"half a file")

@@ -3,7 +3,7 @@ from detectron2 import model_zoo as detectron2_zoo
 from detectron2.data import DatasetCatalog
 
 from d2kd import model_zoo
-from d2kd.config import check_config, load_config
+from d2kd.config import check_config, check_files, load_config
 from d2kd.recipes import config_path
 
 STUDENT = "configs/demo/student.py"
@@ -161,3 +161,39 @@ def test_a_name_in_detectron2s_model_zoo_is_a_config():
     assert load_config(path).optimizer.lr == 0.01  # SOLVER.BASE_LR of its base
     with pytest.raises(FileNotFoundError, match=r"expected the path of a config, .* found 'COCO"):
         config_path("COCO-Detection/retinanet_R_50.yaml")
+
+
+PRETRAINED = (
+    "model.backbone.bottom_up={_target_: d2kd.backbones.LibraryBackbone, "
+    "name: torchvision/resnet18, pretrained: gone.pth}"
+)
+
+
+@pytest.mark.parametrize(
+    "path, override, message",
+    [
+        (STUDENT, "train.init_checkpoint=gone.pth", r"^train\.init_checkpoint: .* at 'gone\.pth'"),
+        (
+            "configs/demo/distill.py",
+            "model.teacher.weights=gone.pth",
+            r"^model\.teacher\.weights: .* at 'gone\.pth'",
+        ),
+        (
+            "configs/experiments/pseudo/share_pseudo.py",
+            "dataloader.train.dataset.rest.dataset.path=gone.json",
+            r"^dataloader\.train\.dataset\.rest\.dataset\.path: .*'gone\.json'.*`d2kd label`",
+        ),
+        (STUDENT, PRETRAINED, r"^model\.backbone\.bottom_up\.pretrained: .*`d2kd weights`"),
+    ],
+)
+def test_files_that_a_training_lacks_are_named(path, override, message):
+    cfg = load_config(path, ["train.init_checkpoint=''", override])
+    with pytest.raises(FileNotFoundError, match=message):
+        check_files(cfg, training=True, initial_weights=True)
+    check_files(cfg, training=True, initial_weights=True, coming=["."])
+
+
+def test_an_evaluation_lacks_no_files_of_the_training():
+    cfg = load_config("configs/experiments/pseudo/share_pseudo.py", ["train.init_checkpoint=a.pth"])
+    cfg.dataloader.train.dataset.rest.dataset.path = "gone.json"
+    check_files(cfg, training=False, initial_weights=False)

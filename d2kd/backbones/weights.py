@@ -9,11 +9,30 @@ from torch import Tensor, nn
 from ..checkpoint import find_state_dict, read_checkpoint
 from ..finite import non_finite_names
 
-__all__ = ["load_backbone_weights", "read_weights"]
+__all__ = ["HOW_TO_GET", "check_file", "load_backbone_weights", "read_weights"]
+
+HOW_TO_GET = "`d2kd weights` makes files of ImageNet weights (docs/backbones.md)."
 
 # Prefixes of the classifier's tensors. No pyramid level needs them, so that a file may contain any
 # classifier, or none.
 _CLASSIFIERS = ("fc.", "head.", "classifier.")
+
+
+def check_file(path: str, field: str, otherwise: str) -> None:
+    """Check that a file of weights is there.
+
+    Args:
+        field: name for the message.
+        otherwise: what the field may be instead, for the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"{field}: expected a file at {path!r}, found none. {HOW_TO_GET} Give the path of a "
+            f"file, or {otherwise}."
+        )
 
 
 def read_weights(path: str, who: str) -> dict[str, Tensor]:
@@ -32,21 +51,18 @@ def read_weights(path: str, who: str) -> dict[str, Tensor]:
         ValueError: the file is damaged or of another kind, would run code, or has weights that are
             not finite.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"{who}.pretrained: expected a file at {path!r}, found none. Give the path of a file, "
-            f"or False if a checkpoint of the whole detector is loaded anyway."
-        )
+    otherwise = "False if a checkpoint of the whole detector is loaded anyway"
+    check_file(path, f"{who}.pretrained", otherwise)
     try:
         weights, _ = find_state_dict(read_checkpoint(path), path)
     except ValueError as e:
         raise ValueError(
-            f"{who}.pretrained: expected a state_dict in {path!r}, found a file that is incomplete "
+            f"{who}: expected a state_dict in {path!r}, found a file that is incomplete "
             f"or of another kind ({e})."
         ) from e
     if bad := non_finite_names(weights):
         raise ValueError(
-            f"{who}.pretrained: expected finite weights in {path!r}, found NaN or infinite values "
+            f"{who}: expected finite weights in {path!r}, found NaN or infinite values "
             f"in {len(bad)} of {len(weights)} tensors ({', '.join(bad[:3])})."
         )
     return weights

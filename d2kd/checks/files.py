@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -13,29 +15,44 @@ from ..loading import load_detector_config, zoo_weights
 __all__ = ["check_models", "check_weights"]
 
 
-def check_weights(field: str, path: Any) -> None:
+def check_weights(
+    field: str,
+    path: Any,
+    coming: Iterable[str] = (),
+    expected: str = "a file or a URL",
+    fix: str = "A path is relative to the current folder.",
+) -> None:
     """Check that a checkpoint is there. URLs are not looked at.
 
     Args:
         field: name for the message.
         path: of the file; anything but a text passes.
+        coming: folders of runs that come first, and may make the file.
+        expected, fix: parts of the message.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if isinstance(path, str) and path and "://" not in path and not os.path.isfile(path):
-        raise FileNotFoundError(
-            f"{field}: expected a file or a URL, found no file at {path!r}. A path is relative to "
-            f"the current folder."
-        )
+    if not isinstance(path, str) or not path or "://" in path or os.path.isfile(path):
+        return
+    if not _is_coming(path, coming):
+        raise FileNotFoundError(f"{field}: expected {expected}, found no file at {path!r}. {fix}")
 
 
-def check_models(model: DictConfig, *, evaluates_teacher: bool = False) -> None:
+def _is_coming(path: str, coming: Iterable[str]) -> bool:
+    place = Path(os.path.abspath(path))
+    return any(place.is_relative_to(os.path.abspath(folder)) for folder in coming)
+
+
+def check_models(
+    model: DictConfig, *, evaluates_teacher: bool = False, coming: Iterable[str] = ()
+) -> None:
     """Check the files of student and teacher, and that a teacher that is evaluated can detect.
 
     Args:
         model: the section of a config. A detector without a teacher passes.
         evaluates_teacher: whether the teacher will be evaluated.
+        coming: see `check_weights`.
 
     Raises:
         FileNotFoundError: a config or a checkpoint is not there, or the model zoo does not have it.
@@ -44,19 +61,19 @@ def check_models(model: DictConfig, *, evaluates_teacher: bool = False) -> None:
     teacher = model.get("teacher")
     if evaluates_teacher:
         _check_detects(teacher)
-    _check_config(model.get("student"), model.get("setup"))
+    _check_config(model.get("student"), model.get("setup"), coming)
     if not isinstance(teacher, DictConfig):
         return
     source, weights = teacher.get("model"), teacher.get("weights")
-    _check_config(source, teacher.get("setup"))
+    _check_config(source, teacher.get("setup"), coming)
     if weights == "zoo":
         zoo_weights(source)
     else:
-        check_weights("model.teacher.weights", weights)
+        check_weights("model.teacher.weights", weights, coming)
 
 
-def _check_config(source: Any, setup: Any) -> None:
-    if isinstance(source, str) and not os.path.isfile(source):
+def _check_config(source: Any, setup: Any, coming: Iterable[str]) -> None:
+    if isinstance(source, str) and not os.path.isfile(source) and not _is_coming(source, coming):
         load_detector_config(source, setup)  # of Detectron2's model zoo; else an error
 
 

@@ -7,6 +7,8 @@ The files
 
 become the dataset `<name>_<split>`, or `<split>` if the split begins with `<name>_`. For example,
 datasets/clipart/train/ becomes `clipart_train`. A split without a JSON file has no labels.
+Hidden files and folders, whose names begin with a dot, are left out: a conversion that was killed
+may leave one.
 """
 
 from __future__ import annotations
@@ -40,10 +42,11 @@ def register_folder(folder: str | Path, name: str | None = None) -> list[str]:
     """
     folder = Path(folder)
     name = name or folder.name
-    splits = {p.stem for p in folder.glob("annotations/*.json") if (folder / p.stem).is_dir()}
-    labeled = set(splits)
+    labeled = _labeled_splits(folder)
+    splits = set(labeled)
     if folder.is_dir():
-        splits |= {p.name for p in folder.iterdir() if p.is_dir() and p.name != "annotations"}
+        inside = [p for p in folder.iterdir() if p.is_dir() and not _is_hidden(p)]
+        splits |= {p.name for p in inside if p.name != "annotations"}
     if not splits:
         raise ValueError(
             f"{folder}: expected images in {folder}/<split>/ and, where there are labels, "
@@ -82,9 +85,18 @@ def register_folders(root: str | Path | None = None) -> list[str]:
     names = []
     for tables in sorted(root.glob("*/annotations")):
         folder = tables.parent
-        if any((folder / p.stem).is_dir() for p in tables.glob("*.json")):
+        if not _is_hidden(folder) and _labeled_splits(folder):
             names += register_folder(folder)
     return names
+
+
+def _labeled_splits(folder: Path) -> set[str]:
+    tables = [p for p in folder.glob("annotations/*.json") if not _is_hidden(p)]
+    return {p.stem for p in tables if (folder / p.stem).is_dir()}
+
+
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(".")
 
 
 def _list(folder: Path) -> list[dict]:

@@ -82,8 +82,8 @@ def find_entry(name: str) -> Entry:
         ValueError: there is no student of that name.
     """
     table = read_table()
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=3)
+    if not isinstance(name, str) or name not in table:
+        near = difflib.get_close_matches(str(name), table, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         known = ", ".join(sorted(table)) or "no name, because this version has no weights"
         raise ValueError(f"expected the name of a trained student ({known}), found {name!r}.{hint}")

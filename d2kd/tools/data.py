@@ -168,7 +168,7 @@ def _convert(args: argparse.Namespace) -> Dataset:
         args.images,
         args.annotations,
         splits,
-        classes=args.classes.split(",") if args.classes else None,
+        classes=args.classes.split(",") if args.classes is not None else None,
         zero_based=args.zero_based,
         ignore_difficult=args.ignore_difficult,
         clip=args.clip,

@@ -76,6 +76,11 @@ class Run:
         return not self.mode
 
     @property
+    def resumes(self) -> bool:
+        """Whether it goes on from a checkpoint in its folder."""
+        return self.trains and (self.folder / "last_checkpoint").exists()
+
+    @property
     def output(self) -> Path:
         """The file with everything that the run prints."""
         return self.folder / OUTPUT
@@ -90,8 +95,7 @@ class Run:
         # An override of the same field comes later, so that it decides.
         kind = [f"train.device={device.partition(':')[0]}"] if device else []
         options = [*kind, *self.overrides, f'train.output_dir="{quoted}"']
-        resumes = self.trains and (self.folder / "last_checkpoint").exists()
-        mode = ["--resume"] if resumes else [self.mode] if self.mode else []
+        mode = ["--resume"] if self.resumes else [self.mode] if self.mode else []
         return [*TRAIN, *mode, "--config-file", self.config, *options]
 
     def prepare(self) -> None:
@@ -114,7 +118,11 @@ class Run:
                 # The process inherits the open file, and with it the lock, until it ends.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RuntimeError(f"another process works in {self.folder}") from None
+                raise RuntimeError(
+                    f"another process still works on it, in {self.folder}. When that process has "
+                    f"ended, the same command takes its result, or goes on from its last "
+                    f"checkpoint."
+                ) from None
             self.prepare()
             return subprocess.Popen(
                 self.command(device),

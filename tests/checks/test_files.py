@@ -24,6 +24,15 @@ def test_weights_that_are_there_and_urls_pass(tmp_path):
         check_weights("field", str(tmp_path))
 
 
+def test_files_that_a_run_before_this_one_makes_pass(tmp_path):
+    first = [str(tmp_path / "first")]
+    check_weights("field", str(tmp_path / "first/model_final.pth"), first)
+    with pytest.raises(FileNotFoundError, match="field: expected a file"):
+        check_weights("field", str(tmp_path / "first2/model_final.pth"), first)
+    made = dict(model=str(tmp_path / "first/config.yaml"), weights=str(tmp_path / "first/a.pth"))
+    check_models(model(L(Teacher)(**made)), coming=first)
+
+
 def test_models_that_are_there_pass():
     check_models(OmegaConf.create({"backbone": {}}))
     check_models(model())

@@ -5,7 +5,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper
 
 from d2kd.checks import check_mean_teacher
-from d2kd.config import load_config
+from d2kd.config import check_config, load_config
 from d2kd.data import PartialMapper, TwoSizeMapper, TwoViewMapper
 from d2kd.pseudo import MeanTeacher
 
@@ -46,3 +46,11 @@ def test_mappers_without_a_weak_view_are_refused(mapper):
 def test_what_it_needs_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         check_mean_teacher(config(**changes))
+
+
+def test_an_evaluation_does_not_need_it():
+    cfg = config(name="student")
+    cfg.dataloader, cfg.train.device = {}, "cpu"
+    check_config(cfg)
+    with pytest.raises(ValueError, match="model: expected a Distiller"):
+        check_config(cfg, training=True)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -31,6 +33,13 @@ def test_splits_with_and_without_labels(root):
     extra = DatasetCatalog.get("farm_extra")
     assert [x["annotated_classes"] for x in extra] == [[], []]
     assert all(x["annotations"] == [] for x in extra)
+
+
+def test_hidden_folders_are_left_out(root):
+    shutil.copytree(root / "farm", root / ".farm.host.7.tmp")
+    shutil.copytree(root / "farm" / "extra", root / "farm" / ".extra")
+    shutil.copy(root / "farm/annotations/train.json", root / "farm/annotations/.extra.json")
+    assert register_folders(root) == ["farm_extra", "farm_train"]
 
 
 def test_given_name_and_names_that_exist_already(root):

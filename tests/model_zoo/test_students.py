@@ -37,6 +37,14 @@ def test_a_name_with_a_typo(published):
         model_zoo.get_detector("xyz")
 
 
+@pytest.mark.parametrize("name", [None, 3, ["toy_tiny"]])
+def test_a_name_that_is_no_text(published, name):
+    with pytest.raises(ValueError, match=r"expected the name of a trained student .*, found"):
+        model_zoo.get_detector(name)
+    with pytest.raises(FileNotFoundError, match=r"the name of one of d2kd's, .*, found"):
+        model_zoo.get_config(name)
+
+
 def test_a_table_without_rows(zoo):
     assert model_zoo.list_detectors() == []
     with pytest.raises(ValueError, match="no name, because this version has no weights"):

@@ -55,7 +55,7 @@ def root(tmp_path, monkeypatch):
     for name in ("c.py", "d.py"):  # a student alone, and one that is distilled
         (tmp_path / name).touch()
 
-    def describe(entries, seed):
+    def describe(entries, seed, todo):
         teachers = {"d.py": "a digest", "e.py": "another"}
         return [Description(3, teachers.get(Path(entry.config).name, "")) for entry in entries]
 

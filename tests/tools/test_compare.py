@@ -35,7 +35,7 @@ from d2kd.tools import runs
 from d2kd.tools.compare import command, main
 from d2kd.tools.compare.describe import Description
 runs.TRAIN = (sys.executable, {str(root / "train_net.py")!r})
-command.describe = lambda entries, seed: [Description()] * len(entries)
+command.describe = lambda entries, seed, todo: [Description()] * len(entries)
 sys.exit(call("d2kd compare", main))
 """
     return [sys.executable, "-c", code, *args, "--output", str(root / "out"), "--devices", "cpu"]
@@ -59,6 +59,12 @@ def test_entries_have_a_name_a_config_and_overrides():
     assert entries.parse_entry("configs/demo/student.py").name == "student"
     with pytest.raises(ValueError, match=r"found no file 'configs/nothing.py' in"):
         entries.parse_entry("a: configs/nothing.py")
+
+
+@pytest.mark.parametrize("rest", ["c.py 'x", "c.py x\\"])
+def test_an_entry_with_an_open_quotation_mark_is_named(root, rest):
+    with pytest.raises(ValueError, match=r"a: c\.py .*expected closed quotation marks, found: No"):
+        entries.parse_entry(f"a: {rest}")
 
 
 def test_an_entry_may_be_compared_with_another_than_the_rest(root):
@@ -373,13 +379,18 @@ def test_memory_is_that_of_the_run_itself(root):
     assert small < 200  # the tool itself has no torch in it, whose memory would count as theirs
 
 
-def test_two_processes_do_not_train_in_one_folder(root):
+def test_two_processes_do_not_train_in_one_folder(root, capsys):
     folder = root / "out/a/seed1"
     folder.mkdir(parents=True)
     with open(folder / "output.txt", "ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         assert run_main(root, "a: c.py", "--seeds", "1", "2") == 1
     assert [c["train.seed"] for c in calls(root)] == ["2"]
+    printed = capsys.readouterr().out
+    assert "a, seed 1: another process still works on it, in " in printed
+    assert "FAILED" not in printed
+    # The process that was left at work has ended.
+    assert run_main(root, "a: c.py", "--seeds", "1", "2") == 0
 
 
 def test_table_only_trains_nothing_and_makes_no_folders(root, capsys):

@@ -172,8 +172,34 @@ def test_one_length_alone_says_how_to_check():
     results["alone, 1.5x"] = {1: trained(40.0, 900)}
     (warning,) = warnings(results, gaps, {}, curves)
     assert warning.endswith("add an entry with train.max_iter=1800.")
-    # Without a distilled row there is no baseline.
-    assert warnings(results, {}, {}, curves) == []
+    # Without a distilled row and a teacher there is no baseline.
+    assert warnings(results, {}, {}, curves, alone=["alone", "alone, 1.5x"]) == []
+
+
+def alone_and_teacher(one: float, two: float, teacher: float) -> list[str]:
+    """Warnings of a comparison in which no row is distilled."""
+    results = {"alone": {1: trained(one, 100)}, "alone 2x": {1: trained(two, 200)}}
+    results |= {"big": {None: {"AP": teacher}}}
+    curves = {"alone": ["alone", "alone 2x"], "big": ["big"]}
+    return warnings(results, {}, {}, curves, ["alone", "alone 2x"], ["big"])
+
+
+def test_students_alone_are_checked_where_no_row_is_distilled():
+    assert alone_and_teacher(40.0, 41.0, 60.0) == []
+    (warning,) = alone_and_teacher(40.0, 45.0, 60.0)
+    assert warning == "'alone' has not converged: 40.0 AP after 100 steps, 45.0 after 200."
+    results = {"alone": {1: trained(40.0, 100)}, "alone 2x": {1: trained(45.0, 200)}}
+    curves = {"alone": ["alone", "alone 2x"]}
+    assert warnings(results, {}, {}, curves, ["alone", "alone 2x"]) == [warning]
+
+
+def test_a_teacher_is_checked_where_no_row_is_distilled():
+    (warning,) = alone_and_teacher(54.0, 54.5, 58.0)
+    assert warning == (
+        "there is little to distill: teacher 'big' 58.0 AP, student alone 'alone 2x' 54.5."
+    )
+    (warning,) = alone_and_teacher(5.0, 5.4, 0.0)
+    assert warning.startswith("'alone 2x' reaches its teacher 'big' without distillation")
 
 
 def test_a_teacher_that_is_hardly_better_is_named():
@@ -274,11 +300,20 @@ def test_long_trainings_are_written_without_exponents(root):
     assert (found["steps"], found["train min"]) == ("90,000", "1,234")
 
 
+def test_a_comparison_without_distillation_warns_of_student_and_teacher(root):
+    # The students have 11 and 51 AP, the teacher 40.
+    rows = ["alone: c.py", "alone 2x: c.py train.max_iter=6 scale=5"]
+    rows += ["big (teacher): c.py train.init_checkpoint=big.pth"]
+    run_main(root, *rows, "--seeds", "1")
+    text = " ".join((root / "out/results.md").read_text().split())
+    assert "'alone 2x' reaches its teacher 'big' without distillation" in text
+
+
 # ---- mistakes in entries
 
 
 def test_a_mistake_in_any_entry_is_found_before_the_first_run(root, monkeypatch):
-    def describe(entries, seed):
+    def describe(entries, seed, todo):
         return [Description(3), Description(problem="override x: expected y")]
 
     monkeypatch.setattr(command, "describe", describe)

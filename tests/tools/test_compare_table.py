@@ -8,6 +8,7 @@ import pytest
 
 from d2kd.tools import runs
 from d2kd.tools.compare import command, results, statistics
+from d2kd.tools.compare.describe import Description
 from d2kd.tools.compare.report import Report
 from d2kd.tools.compare.statistics import Gap
 from d2kd.tools.compare.table import table
@@ -396,6 +397,44 @@ def test_a_distiller_is_described_with_its_teacher():
     assert (alone.max_iter, alone.teacher) == (72, "")
     assert fgd.max_iter == 72 and len(fgd.teacher) == 64 and fgd.teacher == mimic.teacher
     assert broken[:2] == (None, "") and "override no.such.field: expected" in broken.problem
+
+
+def test_a_file_that_a_row_lacks_is_named_unless_an_earlier_row_makes_it(tmp_path):
+    from d2kd.tools.compare.describe import describe
+    from d2kd.tools.compare.entries import Entry
+    from d2kd.tools.compare.run import make_runs
+
+    def entry(name: str, weights: str) -> Entry:
+        overrides = (f"train.init_checkpoint={tmp_path}/{weights}",)
+        return Entry(name, "configs/demo/student.py", overrides)
+
+    weights = "{}/seed{{seed}}/model_final.pth"
+    entries = [
+        entry("early", weights.format("late")),
+        Entry("first", "configs/demo/student.py"),
+        entry("second", weights.format("first")),
+        entry("late", "gone.pth"),
+    ]
+    todo = [run for seed in (1, 2) for e in entries for run in make_runs(e, [seed], tmp_path)]
+    early, first, second, late = (d.problem for d in describe(entries, 1, todo))
+    assert not first and not second
+    assert early.startswith("train.init_checkpoint: expected a file or a URL, found no file at")
+    assert f"'{tmp_path}/late/seed1/model_final.pth'" in early
+    assert f"'{tmp_path}/gone.pth'" in late
+
+
+def test_files_are_checked_in_the_order_of_the_runs_that_are_left(root, monkeypatch):
+    asked = []
+
+    def describe(entries, seed, todo):
+        asked.append([run.title for run in todo])
+        return [Description(3)] * len(entries)
+
+    monkeypatch.setattr(command, "describe", describe)
+    run_main(root, "a: c.py", "--seeds", "1")
+    rows = ["a: c.py", "b: c.py x=1", "T (teacher): c.py train.init_checkpoint=t.pth"]
+    run_main(root, *rows, "--seeds", "1", "2")
+    assert asked[1] == ["T", "b, seed 1", "a, seed 2", "b, seed 2"]
 
 
 def test_the_tool_imports_no_torch():

@@ -74,10 +74,17 @@ Reader = Callable[[Path, tuple[int, int], Problems], Iterable[Box]]
 
 
 def check_names(names: Sequence[str], where: str) -> list[str]:
-    """The names of the categories, if they are different and not empty; or else a ValueError."""
+    """The names of the categories without spaces around them.
+
+    Raises:
+        ValueError: they are not different, or one is empty.
+    """
+    names = [name.strip() for name in names]
     if not names or not all(names) or len(set(names)) < len(names):
-        raise ValueError(f"{where}: expected different names of categories, found {list(names)}")
-    return list(names)
+        raise ValueError(
+            f"{where}: expected different names of categories, none empty, found {names}"
+        )
+    return names
 
 
 def build_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import os
@@ -33,7 +34,8 @@ def write_dataset(output: str | Path, dataset: Dataset, replace: bool = False) -
         this dataset already.
 
     Raises:
-        FileExistsError: the folder has something else and may not be replaced.
+        FileExistsError: the folder has something else and may not be replaced, or another process
+            made it in the meantime.
         ValueError: an image to convert lies in the folder.
     """
     output = Path(os.path.realpath(os.path.expanduser(output)))  # the place that a link points to
@@ -42,10 +44,7 @@ def write_dataset(output: str | Path, dataset: Dataset, replace: bool = False) -
         if _has(output, dataset):
             return None
         if not replace:
-            raise FileExistsError(
-                f"{output}: expected no folder, or this dataset, found something else. Choose "
-                f"another --output, or give --replace to remove what is there."
-            )
+            raise FileExistsError(_something_else(output))
         _check_replaceable(output)
     for files in dataset.files.values():
         for source, _ in files:
@@ -64,7 +63,13 @@ def write_dataset(output: str | Path, dataset: Dataset, replace: bool = False) -
             os.rename(output, old)
         try:
             os.rename(temporary, output)
-        except OSError:
+        except OSError as e:
+            if e.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process has made the folder
+                shutil.rmtree(old, ignore_errors=True)
+                if not _has(output, dataset):
+                    raise FileExistsError(_something_else(output)) from e
+                shutil.rmtree(temporary)
+                return None
             if exists:
                 os.rename(old, output)
             raise
@@ -74,6 +79,13 @@ def write_dataset(output: str | Path, dataset: Dataset, replace: bool = False) -
     if exists:
         shutil.rmtree(old)
     return copied
+
+
+def _something_else(output: Path) -> str:
+    return (
+        f"{output}: expected no folder, or this dataset, found something else. Choose another "
+        f"--output, or give --replace to remove what is there."
+    )
 
 
 def _fill(folder: Path, dataset: Dataset) -> int:

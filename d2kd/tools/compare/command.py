@@ -11,7 +11,7 @@ from pathlib import Path
 
 from d2kd.commands import add_debug
 from d2kd.files import write_file
-from d2kd.tools.runs import Run, end_with_signals, environment, run_all, visible_as
+from d2kd.tools.runs import Run, end_with_signals, environment, is_running, run_all, visible_as
 
 from .describe import Description, describe
 from .entries import RESULTS, Entry, choose_bases, read_entries
@@ -31,6 +31,8 @@ where the first stage of an earlier call ended:
 train.init_checkpoint=output/first/a/seed{seed}/model_final.pth. Configs are looked for in the
 current folder, then among the configs that come with d2kd. A run that was interrupted goes on from
 its last checkpoint, a finished run is not trained again, and a run that fails stops no other.
+Before the first run, all configs are loaded, and the checkpoints and labels that they name must be
+there, or in the folder of an earlier run, which may make them.
 
 Rows are compared seed by seed with the first row, with the row of --against, or with the row that
 the entry names: "NAME (vs OTHER): CONFIG". If a config distills, its teacher is evaluated once and
@@ -117,23 +119,27 @@ def choose_devices(devices: Sequence[str] | None, jobs: int) -> list[str]:
 
 
 def describe_entries(
-    entries: Sequence[Entry], previous: Sequence[Line], seeds: Sequence[int], training: bool
+    entries: Sequence[Entry],
+    previous: Sequence[Line],
+    seeds: Sequence[int],
+    todo: Sequence[EntryRun],
 ) -> dict[str, Description]:
     """Describe the configs of the entries, unless all that matters is known from results.csv.
 
     Args:
         previous: the lines of results.csv.
-        training: whether a run is to be trained, whose number of iterations is needed.
+        todo: the runs that are to be done, in their order.
 
     Raises:
-        ValueError: a run is to be trained, and a config cannot be loaded with its overrides.
+        ValueError: there are such runs, and a config cannot be loaded with its overrides, or a file
+            that it names is not there.
     """
     known = {line.entry.name for line in previous if line.teacher is not None}
-    if not training and all(entry.name in known for entry in entries):
+    if not todo and all(entry.name in known for entry in entries):
         return {}
-    found = describe(entries, seeds[0])
+    found = describe(entries, seeds[0], todo)
     problems = [f"{e}: {d.problem}" for e, d in zip(entries, found, strict=True) if d.problem]
-    if training and problems:
+    if todo and problems:
         shown = "\n  ".join(problems)
         raise ValueError(
             f"expected entries that can be trained, found others: nothing was trained, because of "
@@ -190,6 +196,16 @@ def check_into(args: argparse.Namespace, planned: int) -> None:
         )
 
 
+def in_order(runs: Sequence[EntryRun], seeds: Sequence[int]) -> list[EntryRun]:
+    """The runs that are not finished, in the order in which they are done.
+
+    The teacher comes first: that a student alone reaches it is worth knowing early. Then seed by
+    seed, so that an unfinished comparison is a fair one of fewer seeds.
+    """
+    todo = [run for run in runs if not run.finished]
+    return sorted(todo, key=lambda run: -1 if run.seed is None else seeds.index(run.seed))
+
+
 def train(args: argparse.Namespace, todo: list[EntryRun], comparison: Comparison) -> dict[Run, str]:
     """Do the runs and publish after each of them.
 
@@ -206,7 +222,9 @@ def train(args: argparse.Namespace, todo: list[EntryRun], comparison: Comparison
         if problem:
             failed[run] = problem
         figures = run.result() if isinstance(run, EntryRun) else None
-        report.ended(run, "FAILED" if problem or not figures else f"{figures['AP']:.1f} AP")
+        words = "FAILED" if problem or not figures else f"{figures['AP']:.1f} AP"
+        # A call that was killed by SIGKILL leaves its training at work.
+        report.ended(run, problem if problem and is_running(run.folder) else words)
         comparison.publish()
 
     try:
@@ -230,8 +248,8 @@ def compare(args: argparse.Namespace) -> int:
     against = choose_bases(entries, args.against, known, students)
     if args.into:
         split_markers(args.into)  # before hours of training
-    todo = [] if args.table_only else [run for run in runs if not run.finished]
-    described = describe_entries(entries, previous, args.seeds, bool(todo))
+    todo = [] if args.table_only else in_order(runs, args.seeds)
+    described = describe_entries(entries, previous, args.seeds, todo)
     evaluations, teachers = teacher_runs(
         entries, described, previous, args.output, evaluate=not args.no_teacher
     )
@@ -248,10 +266,7 @@ def compare(args: argparse.Namespace) -> int:
         check_into(args, comparison.planned())
     failed: dict[Run, str] = {}
     if not args.table_only:
-        # The teacher first: that a student alone reaches it is worth knowing early. Then seed by
-        # seed, so that an unfinished comparison is a fair one of fewer seeds.
-        todo = [run for run in comparison.runs if not run.finished]
-        todo.sort(key=lambda run: -1 if run.seed is None else args.seeds.index(run.seed))
+        todo = in_order(comparison.runs, args.seeds)
         failed = train(args, todo, comparison) if todo else {}
     text = comparison.publish()
     print(text)

@@ -54,10 +54,17 @@ def parse_entry(text: str) -> Entry:
     """Read "[NAME [(vs OTHER)|(teacher)]:] CONFIG [OVERRIDES]".
 
     Raises:
-        ValueError: there is no config of that path, or the name cannot be the name of a folder.
+        ValueError: there is no config of that path, the name cannot be the name of a folder, or a
+            quotation mark is not closed.
     """
     name, _, rest = text.rpartition(": ")
-    config, *overrides = shlex.split(rest) or [""]
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise ValueError(
+            f"{text!r}: expected closed quotation marks, found: {error}. An entry is {FORMAT}"
+        ) from None
+    config, *overrides = words or [""]
     try:
         find_config(config)
     except FileNotFoundError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from .curves import in_order, mean_ap, steps_of
 from .statistics import Gap, Results, reached, spread
@@ -17,7 +17,12 @@ Curves = Mapping[str, Sequence[str]]
 
 
 def warnings(
-    results: Results, gaps: Mapping[str, Gap], against: Mapping[str, str], curves: Curves
+    results: Results,
+    gaps: Mapping[str, Gap],
+    against: Mapping[str, str],
+    curves: Curves,
+    alone: Collection[str] = (),
+    teachers: Collection[str] = (),
 ) -> list[str]:
     """What a reader must know before he believes the table. Each warning is a sentence or two.
 
@@ -25,11 +30,15 @@ def warnings(
         gaps: distilled row -> the rows that it lies between.
         against: row -> row that it is compared with.
         curves: name -> rows, see `group_rows`.
+        alone: rows of students that are not distilled.
+        teachers: rows of teachers.
     """
+    if not gaps:  # nothing is distilled yet: each student alone is compared with each teacher
+        gaps = _possible_gaps(results, curves, alone, teachers)
     return [
         *reached(results, gaps),
         *_little_gap(results, gaps, curves),
-        *_baselines(results, gaps, curves),
+        *_baselines(results, gaps, curves, alone),
         *_other_steps(results, against, curves),
     ]
 
@@ -42,6 +51,15 @@ def _best(results: Results, rows: Sequence[str]) -> tuple[str, float] | None:
     """The row with the highest mean AP, and that AP."""
     known = [(ap, row) for row in rows if (ap := mean_ap(results, row)) is not None]
     return max(known)[::-1] if known else None
+
+
+def _possible_gaps(
+    results: Results, curves: Curves, alone: Collection[str], teachers: Collection[str]
+) -> dict[str, Gap]:
+    """Gaps between the best row of each student alone and each teacher."""
+    bests = [_best(results, [row for row in rows if row in alone]) for rows in curves.values()]
+    pairs = [Gap(best[0], teacher) for best in bests if best for teacher in teachers]
+    return {f"{gap.alone} with {gap.teacher}": gap for gap in pairs}
 
 
 def _little_gap(results: Results, gaps: Mapping[str, Gap], curves: Curves) -> list[str]:
@@ -72,19 +90,21 @@ def _noise(results: Results, rows: Sequence[str]) -> float:
     return max([STILL, *(statistics.stdev(v) for v in values if len(v) > 1)])
 
 
-def _baselines(results: Results, gaps: Mapping[str, Gap], curves: Curves) -> list[str]:
+def _baselines(
+    results: Results, gaps: Mapping[str, Gap], curves: Curves, alone: Collection[str]
+) -> list[str]:
     """Students alone that would become better with more steps, or might."""
     found = []
     bases = dict.fromkeys(gap.alone for gap in gaps.values())
     for name, rows in curves.items():
         compared = [row for row in rows if row in bases]
         order = in_order(results, rows)
-        if not compared or not order:
+        if not order or not (compared or any(row in alone for row in rows)):
             continue
         longest_steps, longest = order[-1]
         shorter = [item for item in order if item[0] * 2 <= longest_steps]
         if not shorter:
-            if len(order) == len(rows):  # else a longer one may be yet to come
+            if compared and len(order) == len(rows):  # else a longer one may be yet to come
                 found.append(
                     f"whether {name!r} has converged was not checked: add an entry with "
                     f"train.max_iter={2 * longest_steps}."

@@ -151,15 +151,18 @@ class Comparison:
         lines = self.lines()
         results, bases = results_of(lines), bases_of(lines)
         seeds = sorted({line.seed for line in lines if line.seed is not None})
-        words = warnings(results, gaps_of(lines), bases, curves_of(lines))
-        text = table(results, bases, seeds, self.columns, gaps_of(lines), words) + "\n"
+        gaps, rows = gaps_of(lines), {line.entry.name: line for line in lines}
+        teachers = [name for name, line in rows.items() if line.entry.is_teacher]
+        alone = [name for name in rows if name not in teachers and rows[name].teacher == ""]
+        words = warnings(results, gaps, bases, curves_of(lines), alone, teachers)
+        text = table(results, bases, seeds, self.columns, gaps, words) + "\n"
         self.output.mkdir(parents=True, exist_ok=True)
         self._forgotten = False  # from now on the file is this call's
         markdown, values, image, curves = (self.output / name for name in RESULTS)
         write_file(markdown, text)
         write_file(values, as_csv(lines))
         write_file(image, picture(results, bases))
-        drawn = picture_of_curves(results, curves_of(lines), self._histories(lines), gaps_of(lines))
+        drawn = picture_of_curves(results, curves_of(lines), self._histories(lines), gaps)
         if drawn is not None:
             write_file(curves, drawn)
         return text

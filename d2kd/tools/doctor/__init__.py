@@ -74,6 +74,7 @@ def _show_audit(report: Report, audit: Audit) -> None:
 
 def _check_config(report: Report, args: argparse.Namespace) -> None:
     from d2kd.audit import audit_config
+    from d2kd.checks import check_mean_teacher
     from d2kd.config import check_config, load_config
     from d2kd.data import register_all
 
@@ -90,6 +91,7 @@ def _check_config(report: Report, args: argparse.Namespace) -> None:
         fields = copy.deepcopy(cfg)
         fields.dataloader = {}  # its data sets are checked below, one by one
         check_config(fields)
+        check_mean_teacher(cfg)
         machine.check_output(report, cfg.train.output_dir)
         report.ok("config", f"{args.config}: all fields are known, train.device={cfg.train.device}")
     runs = report.count(PROBLEM) == start

@@ -7,7 +7,7 @@ import os
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from d2kd.data.convert import Dataset, write_dataset
+from d2kd.data.convert import Dataset, folder, write_dataset
 from d2kd.data.folders import register_folder
 
 
@@ -133,6 +133,26 @@ def test_an_interruption_leaves_what_was_there(tmp_path, exists):
     assert sorted(os.listdir(tmp_path)) == (["herd", "originals"] if exists else ["originals"])
     if exists:
         assert len(json.loads((output / "annotations/train.json").read_text())["annotations"]) == 1
+
+
+@pytest.mark.parametrize("boxes", [1, 2])
+def test_another_process_makes_the_folder_in_the_meantime(tmp_path, monkeypatch, boxes):
+    output, fill = tmp_path / "herd", folder._fill
+
+    def meet(temporary, converted):
+        copied = fill(temporary, converted)
+        fill(output, dataset(tmp_path, boxes))
+        return copied
+
+    monkeypatch.setattr(folder, "_fill", meet)
+    if boxes == 1:  # the same dataset
+        assert write_dataset(output, dataset(tmp_path)) is None
+    else:
+        with pytest.raises(FileExistsError, match=r"herd: expected no folder, .*found something"):
+            write_dataset(output, dataset(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["herd", "originals"]
+    content = json.loads((output / "annotations" / "train.json").read_text())
+    assert len(content["annotations"]) == boxes
 
 
 def test_an_empty_folder_and_a_link_to_a_folder_are_filled(tmp_path):

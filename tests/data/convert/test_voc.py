@@ -73,6 +73,19 @@ def test_given_classes_keep_their_order_in_all_splits(tmp_path, example):
         assert [a["category_id"] for a in dataset.splits[name]["annotations"]] == [category]
 
 
+def test_spaces_around_given_classes_are_left_out(tmp_path, example):
+    example("a", thing("cat", 1, 1, 9, 9))
+    dataset = convert(tmp_path, classes=["dog", " cat"])
+    assert [c["name"] for c in dataset.splits["train"]["categories"]] == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("classes", [["cat", " "], ["cat", "cat "], [""]])
+def test_empty_and_equal_classes_are_refused(tmp_path, example, classes):
+    example("a", thing("cat", 1, 1, 9, 9))
+    with pytest.raises(ValueError, match="classes: expected different names of categories"):
+        convert(tmp_path, classes=classes)
+
+
 def test_zero_based_boxes(tmp_path, example):
     example("a", thing("cow", 0, 10, 100, 50))
     dataset = convert(tmp_path, zero_based=True)
