@@ -88,7 +88,8 @@ def _check_sections(path: str, cfg: DictConfig, sections=("model", "dataloader",
     for section in sections:
         if section not in cfg:
             found = ", ".join(map(str, cfg)) or "no section"
-            raise ValueError(f"{path}: expected a section {section!r}, found {found}.")
+            fix = " This is a config for d2kd label." if list(cfg) == ["labels"] else ""
+            raise ValueError(f"{path}: expected a section {section!r}, found {found}.{fix}")
         if not isinstance(cfg[section], DictConfig):
             where = f"dataloader.{section}" if path == "dataloader" else section
             raise ValueError(f"{where}: expected a section with fields, found {cfg[section]!r}.")
@@ -254,8 +255,8 @@ def _check_test_channel_order(cfg: DictConfig) -> None:
     loaded, tested = mapper_format(cfg, "train"), mapper_format(cfg, "test")
     if None not in (loaded, tested) and loaded != tested:
         raise ValueError(
-            f"dataloader.test.mapper.image_format: expected {loaded!r}, the channel order of the "
-            f"training images (dataloader.train.mapper.image_format), found {tested!r}."
+            f"dataloader.test.mapper: expected images in {loaded!r}, the channel order of the "
+            f"training images, found {tested!r} (image_format, or img_format of detrex)."
         )
 
 
@@ -275,8 +276,9 @@ def _check_channel_order(cfg: DictConfig) -> None:
     expected = cfg.model.get("input_format") or own or "BGR"
     if loaded != expected:
         raise ValueError(
-            f"dataloader.train.mapper.image_format: expected {expected!r}, the order that the "
-            f"distiller assumes the images to have, found {loaded!r}. Set model.input_format."
+            f"dataloader.train.mapper: expected images in {expected!r}, the channel order that the "
+            f"distiller assumes, found {loaded!r} (image_format, or img_format of detrex). Set "
+            f"model.input_format={loaded}."
         )
 
 

@@ -99,7 +99,7 @@ class FrozenDetector:
 
     @property
     def square_size(self) -> int:
-        """Side of the square to which images are padded, in pixels; see `square_size`."""
+        """Side of the square to which images are padded; see `d2kd.resolution.square_size`."""
         return square_size(self.model)
 
     @property

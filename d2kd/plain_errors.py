@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -85,7 +86,8 @@ def describe_error(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno not in _SYSTEM_ERRORS:
             return None
-        if "expected" not in text:
+        # Not `text`: it has the name of the file, which may have any words.
+        if "expected" not in (error.strerror or ""):
             name = error.filename if error.filename is not None else "a file"
             if error.errno in (errno.EEXIST, errno.ENOTDIR) and (file := file_in_the_way(name)):
                 return (
@@ -100,8 +102,8 @@ def describe_error(error: BaseException) -> str | None:
     # The message of an error in a worker of a data loader is its traceback, and the error's own
     # message is at its end.
     if "Traceback (most recent call last)" in text:
-        last = text.rstrip().splitlines()[-1].split(": ", 1)
-        return last[-1] if "expected" in last[-1] and "found" in last[-1] else None
+        last = re.split(r"^[\w.]+(?:Error|Exception): ", text.rstrip(), flags=re.MULTILINE)[-1]
+        return last if "expected" in last and "found" in last else None
     return text
 
 

@@ -43,7 +43,7 @@ def mask_set_losses(criterion: Any) -> list[tuple[Any, str, Callable]] | None:
     labels: list[Tensor] = []  # of the images, as the detector gives them to the criterion
 
     def remember_labels(forward: Callable, _targets: Targets, *args, **named):
-        truth = named.get("targets") or args[1]
+        truth = named["targets"] if "targets" in named else args[1]
         labels[:] = [x["labels"] for x in truth]
         return forward(*args, **named)
 

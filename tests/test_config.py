@@ -124,7 +124,7 @@ def test_channel_order_of_loader_and_distiller_must_agree(dataset):
     cfg = load_config("configs/demo/distill.py", [*HERE, *names])
     check_config(cfg)
     cfg.dataloader.train.mapper.image_format = "BGR"
-    with pytest.raises(ValueError, match=r"image_format: expected 'RGB'.*found 'BGR'"):
+    with pytest.raises(ValueError, match=r"mapper: expected images in 'RGB'.*found 'BGR'"):
         check_config(cfg)
     cfg.model.input_format = cfg.dataloader.test.mapper.image_format = "BGR"
     check_config(cfg)
@@ -138,7 +138,7 @@ def test_channel_order_of_loader_and_distiller_must_agree(dataset):
 def test_test_images_have_the_channel_order_of_the_training_images(dataset):
     cfg = config()
     cfg.dataloader.test.mapper.image_format = "BGR"
-    with pytest.raises(ValueError, match=r"test.mapper.image_format: expected 'RGB'.*found 'BGR'"):
+    with pytest.raises(ValueError, match=r"test.mapper: expected images in 'RGB'.*found 'BGR'"):
         check_config(cfg)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import instantiate
 
 from d2kd import model_zoo
 from d2kd.cli import main
@@ -43,7 +45,9 @@ def test_teacher_student_and_distilled_student_train(my_data, tmp_path):
 
 
 def test_the_teacher_labels_a_folder_and_the_student_learns_from_it(my_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("D2KD_UNLABELED", str(my_data / "images"))
+    # The folder of the labeled images, too.
+    shutil.copytree(my_data / "images", my_data / "others")
+    monkeypatch.setenv("D2KD_UNLABELED", str(my_data))
     train("teacher", "model.backbone.bottom_up.pretrained=False")
     # A teacher of two steps is sure of nothing.
     options = ["labels.thresholds.high=0.0", "labels.thresholds.low=0.0", "labels.num_workers=0"]
@@ -54,6 +58,10 @@ def test_the_teacher_labels_a_folder_and_the_student_learns_from_it(my_data, tmp
     truth = json.loads((my_data / "train.json").read_text())
     names = [[x["name"] for x in table["categories"]] for table in (labels, truth)]
     assert names[0] == names[1]
+    # Images that have labels, or that the student is tested on, are no other images.
+    mixed = instantiate(load_config("my_data/pseudo.py").dataloader.train.dataset)
+    folders = [Path(x["file_name"]).parent.name for x in mixed]
+    assert folders.count("images") == folders.count("others") == 6
     train("pseudo", "model.student.backbone.bottom_up.pretrained=False")
     assert losses(tmp_path / "output/pseudo")["loss_distill_pkd"] > 0
 

@@ -105,6 +105,19 @@ def messages() -> list[tuple[str, str]]:
     return found
 
 
+def test_the_name_of_a_file_is_no_part_of_our_message():
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "expected_rows.txt")
+    assert "'expected_rows.txt', found: No such file" in describe_error(error)
+
+
+def test_a_message_of_several_lines_from_a_loader_is_whole():
+    error = ValueError(
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        "last):\n  ...\nValueError: a.json: expected boxes\nin pixels, found none\n"
+    )
+    assert describe_error(error) == "a.json: expected boxes\nin pixels, found none"
+
+
 def test_each_message_says_what_was_expected_and_found():
     """`describe_error` knows our errors by these words."""
     assert len(messages()) > 200

@@ -24,9 +24,7 @@ train = dict(
     # step; 0: none. It is evaluated (`ema/bbox/AP`) and saved beside the student.
     ema=dict(decay=0.0),
     mean_teacher=None,  # [d2kd] L(MeanTeacher)(...) labels images by this average; docs/pseudo.md
-    # [d2kd] A metric of the evaluator, such as "bbox/AP": the student with the best one is kept as
-    # student_best.pth, and the average with its own best one as student_ema_best.pth.
-    best_metric="",
+    best_metric="",  # [d2kd] such as "bbox/AP": the best student is kept as student_best.pth
     # [d2kd] Before training, evaluate the teacher on the first `images` validation images, and stop
     # if its box AP (0 to 100) is below `min_ap`: its weights or channel order may be wrong. 0: no.
     teacher_check=dict(images=0, min_ap=0.0),

@@ -28,11 +28,12 @@ from d2kd.backbones import LibraryBackbone
 from d2kd.data import random_subset, register_coco_folder
 from d2kd.detectors import GFL, PointHead
 
-DATA = register_coco_folder(os.environ.get("D2KD_DATA", "datasets/my_data"))
+# Variables that are set but empty count as not set.
+DATA = register_coco_folder(os.environ.get("D2KD_DATA") or "datasets/my_data")
 SIZE = 320  # pixels of the longer side of an image; 640 finds smaller objects, at 4 times the cost
 BATCH = 8
 EPOCHS = 36
-OUTPUT = os.environ.get("D2KD_OUTPUT", "output/my_data")
+OUTPUT = os.environ.get("D2KD_OUTPUT") or "output/my_data"
 
 _augmentations = [
     L(T.ResizeScale)(min_scale=0.8, max_scale=1.25, target_height=SIZE, target_width=SIZE),
@@ -62,7 +63,7 @@ dataloader = dict(
         batch_size=8,
         num_workers=2,
     ),
-    evaluator=L(COCOEvaluator)(dataset_name=DATA.val),
+    evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.names}"),
 )
 
 optimizer = L(torch.optim.AdamW)(

@@ -13,7 +13,12 @@ from d2kd.pseudo import FixedThresholds, Fusion, LabelTeacher
 
 from .common import DATA, OUTPUT
 
-UNLABELED = os.environ.get("D2KD_UNLABELED", "datasets/unlabeled")
+UNLABELED = os.environ.get("D2KD_UNLABELED") or "datasets/unlabeled"
+if not os.path.isdir(UNLABELED):
+    raise FileNotFoundError(
+        f"expected a folder with images at {UNLABELED!r}, found none. Set D2KD_UNLABELED to your "
+        f"folder: export D2KD_UNLABELED=path/to/images"
+    )
 
 labels = dict(
     images=dict(folder=UNLABELED),

@@ -213,7 +213,7 @@ def random_subset(dataset: Images, share: float, seed: int = 0, rest: str = "dro
     ]
 
 
-def exclude_images(dataset: Images, images: Images) -> Images:
+def exclude_images(dataset: Images, images: Images, must_overlap: bool = True) -> Images:
     """A dataset without the images that another dataset contains.
 
     Images are identified by their files. Ids would not do: pseudo labels have ids of their own if
@@ -222,15 +222,18 @@ def exclude_images(dataset: Images, images: Images) -> Images:
     Args:
         dataset: the images to choose from.
         images: the images to leave out.
+        must_overlap: whether the two must have an image in common. Set it to False where this is
+            not known: nothing then tells that the paths of one set are wrong.
 
     Raises:
-        ValueError: one of them is a name and not its images, or the two have no image in common.
+        ValueError: one of them is a name and not its images, or the two have no image in common
+            although they must.
     """
     check_images("exclude_images.dataset", dataset)
     check_images("exclude_images.images", images)
     known = {os.path.abspath(image["file_name"]) for image in images}
     rest = [i for i in dataset if os.path.abspath(i["file_name"]) not in known]
-    if len(rest) == len(dataset):
+    if must_overlap and len(rest) == len(dataset):
         examples = [i[0]["file_name"] if i else "none" for i in (dataset, images)]
         raise ValueError(
             f"exclude_images: expected images that both sets have, found none: {examples[0]} and "

@@ -156,7 +156,13 @@ class LabelingJob:
                     f"{section!r}.{nearest(section, list(cfg))}"
                 )
         apply_overrides(cfg, overrides)
-        node = cfg.get("labels", {})
+        if "labels" not in cfg:
+            found = ", ".join(map(str, cfg)) or "no section"
+            raise ValueError(
+                f"{path}: expected a section `labels`, which d2kd label reads, found {found}. "
+                f"Configs with `model` and `train` are for d2kd train."
+            )
+        node = cfg.labels
         if not isinstance(node, DictConfig):
             raise ValueError(f"{path}: expected a section `labels` with fields, found {node!r}.")
         required, optional = cls.required_fields(), cls.optional_fields()

@@ -136,10 +136,7 @@ class MeanTeacher(HookBase):
         with mask_partial_labels(student, _nothing_known(num_classes)):
             pass  # refuses a detector whose losses cannot be masked
         self.num_classes = num_classes
-        try:
-            self.fits = ThresholdFits(self.thresholds, self.refit_period, self.window, num_classes)
-        except ValueError as e:
-            raise ValueError(f"train.mean_teacher.{e}") from None
+        self.fits = ThresholdFits(self.thresholds, self.refit_period, self.window, num_classes)
         self._log_period = self.log_period or log_period
         self._ema = ema
         self._student = student
@@ -233,7 +230,7 @@ class MeanTeacher(HookBase):
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self._log_period:
             return
-        # Before the burn-in, and in its last interval, it need not label.
+        # It does not label during the burn-in, nor in the whole interval in which that ends.
         if self._images and comm.is_main_process():
             self._record()
         elif self.trainer.iter >= self.burn_in + self._log_period and comm.is_main_process():

@@ -49,7 +49,10 @@ class ThresholdFits:
         self._known: deque[tuple[Detections, GroundTruth]] = deque(maxlen=window)
         self._fitted_on = 0  # images in the last fit
         if isinstance(rule, FixedThresholds):
-            self.thresholds = rule.fit([], None, self._every_class)
+            try:
+                self.thresholds = rule.fit([], None, self._every_class)
+            except ValueError as e:
+                raise type(e)(f"train.mean_teacher.{e}") from None
 
     @property
     def needs_truths(self) -> bool:

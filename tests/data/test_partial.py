@@ -261,6 +261,7 @@ def test_exclude_images_compares_files():
 def test_datasets_without_a_common_image_are_refused(others):
     with pytest.raises(ValueError, match=r"images that both sets have, found none: 0\.png and"):
         exclude_images(images(3), others)
+    assert ids(exclude_images(images(3), others, must_overlap=False)) == [0, 1, 2]
 
 
 def test_mixture_has_its_shares_and_leaves_no_image_out():

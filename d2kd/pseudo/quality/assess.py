@@ -27,7 +27,7 @@ BINS = np.linspace(0, 1, 11)  # edges of the histogram of scores
 NEAR_ZERO = 1.0  # an AP in percent; labels below it have hardly anything to do with the truth
 RATIO = (0.3, 3.0)  # allowed range of boxes per image, relative to labeled data
 MISPLACED = 0.05  # mean distance of edges, in shares of the object's side, that is worth a warning
-FEW = 20  # correct labels that do not tell where edges are
+FEW = 20  # from fewer correct labels, nothing is concluded about edges
 
 
 def assess(
@@ -208,6 +208,12 @@ def _warnings(
     if not report["images"]["labeled"]:
         return ["no image is labeled"]
     somewhere, warnings = np.logical_or.reduce(list(searched.values())), []
+    if not any(report["classes"][name]["boxes"] for name in classes):
+        return [
+            "no box reaches the high threshold. A student would learn that everything is "
+            "background. Lower labels.thresholds, or train the teacher longer",
+            *(_near_zero(report["truth"], classes) if "truth" in report else []),
+        ]
     for name, is_searched in zip(classes, somewhere, strict=True):
         count = report["classes"][name]["boxes"]
         if not is_searched:

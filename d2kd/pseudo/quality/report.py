@@ -14,7 +14,7 @@ from ...data.manifest import Image
 from ...files import write_file, write_json
 from ..coco import is_kept
 from ..fuse import Labels
-from .assess import BINS, assess
+from .assess import BINS, FEW, assess
 from .truth import IOU, NEAR, TrueBoxes, TrueImage
 
 __all__ = ["draw_samples", "markdown", "write_report"]
@@ -167,6 +167,8 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
     ]
     head = ["size", "precision, high", "recall, high", "precision, low", "recall, low"]
     parts.append(_table(head, rows))
+    if high["correct"] < FEW:
+        return parts
     edges = high["edges"]
     places = [[_number(edges[name][k]) for name in edges] for k in ("mean", "std")]
     parts.append(

@@ -1,6 +1,7 @@
-"""The student of fifth_pseudo.py, which also learns from the teacher's features in all images.
+"""The student of fifth_pseudo.py, which also learns from features of a teacher in all images.
 
-The method is given on the command line, as in fifth_distill.py.
+This teacher is the one of the model zoo, which has learned from all labels. The labels are those of
+fifth_pseudo.py. The method is given on the command line, as in fifth_distill.py.
 """
 
 from .fifth_distill import model

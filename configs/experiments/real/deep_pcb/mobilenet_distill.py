@@ -1,6 +1,6 @@
 """The student of student_mobilenet.py with its teacher. The method is given as in distill.py.
 
-For random weights, its fields are those of student_mobilenet.py below `model.student`.
+For random weights, give the overrides of student_mobilenet.py with `model.student.` for `model.`.
 """
 
 from .distill import model
