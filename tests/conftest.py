@@ -65,5 +65,6 @@ def my_data(tmp_path, monkeypatch, new_datasets):
     """A user's folder with images/, train.json and val.json, for the configs in my_data/."""
     folder = toys.coco_folder(tmp_path / "farm")
     monkeypatch.setenv("D2KD_DATA", str(folder))
+    monkeypatch.setenv("D2KD_UNLABELED", str(folder / "images"))
     monkeypatch.setenv("D2KD_OUTPUT", str(tmp_path / "output"))
     return folder

@@ -96,6 +96,15 @@ def test_without_the_folder_one_error_says_what_to_do(monkeypatch, capsys):
     assert "Set D2KD_DATA (the variable is not set) to" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("folder", ["", "no/such/folder"])
+def test_without_images_to_label_one_error_says_what_to_do(my_data, monkeypatch, capsys, folder):
+    monkeypatch.setenv("D2KD_UNLABELED", folder)
+    assert main(["label", "--config-file", "my_data/labels.py"]) == 2
+    text = capsys.readouterr().err
+    # An empty variable does not stand for the current folder.
+    assert f"at {folder or 'datasets/unlabeled'!r}, found none. Set D2KD_UNLABELED to your" in text
+
+
 @pytest.mark.slow
 def test_a_few_hundred_steps_find_the_bright_boxes(my_data, tmp_path):
     options = ["train.max_iter=200", "train.best_metric=bbox/AP", "train.eval_period=200"]
