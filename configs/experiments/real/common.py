@@ -28,6 +28,7 @@ from d2kd.data import (
     RandomErase,
     TwoViewMapper,
     exclude_images,
+    load_unlabeled,
     mix,
 )
 from d2kd.detectors import GFL, PointHead
@@ -194,6 +195,17 @@ def add_pseudo_labels(labeled, path, shares=None):
     """
     rest = L(exclude_images)(dataset=L(load_pseudo_labels)(path=path), images=labeled)
     return L(mix)(labeled=labeled, rest=rest, shares=shares)
+
+
+def add_unlabeled(labeled, name):
+    """The labeled images, and as many of the other images of a data set without labels.
+
+    Args:
+        labeled: node of the images with true labels.
+        name: of the data set.
+    """
+    rest = L(exclude_images)(dataset=L(load_unlabeled)(name=name), images=labeled)
+    return L(mix)(labeled=labeled, rest=rest, shares=[1, 1])
 
 
 def with_partial_labels(mapper):

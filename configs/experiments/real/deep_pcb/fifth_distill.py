@@ -6,11 +6,7 @@ command line, for example: model.methods.pkd._target_=d2kd.methods.PKD
 
 import os
 
-from detectron2.config import LazyCall as L
-
-from d2kd.data import exclude_images, load_unlabeled, mix
-
-from ..common import distilled, with_partial_labels
+from ..common import add_unlabeled, distilled, with_partial_labels
 from .fifth import dataloader, lr_multiplier, optimizer, train
 from .fifth import model as student
 
@@ -21,12 +17,7 @@ model = distilled(
     weights=os.path.join(_folder, "deep_pcb_teacher.safetensors"),
 )
 
-_labeled = dataloader.train.dataset
-dataloader.train.dataset = L(mix)(
-    labeled=_labeled,
-    rest=L(exclude_images)(dataset=L(load_unlabeled)(name="deep_pcb_train"), images=_labeled),
-    shares=[1, 1],
-)
+dataloader.train.dataset = add_unlabeled(dataloader.train.dataset, "deep_pcb_train")
 dataloader.train.mapper = with_partial_labels(dataloader.train.mapper)
 
 train.output_dir = "output/real/deep_pcb/fifth_distill"

@@ -2,19 +2,13 @@
 
 from detectron2.config import LazyCall as L
 
-from d2kd.data import exclude_images, load_unlabeled, mix
 from d2kd.pseudo import DistributionThresholds, Fusion, MeanTeacher
 
-from ..common import with_two_views
+from ..common import add_unlabeled, with_two_views
 from .fifth import dataloader
 from .fifth_pseudo import lr_multiplier, model, optimizer, train
 
-_labeled = dataloader.train.dataset
-dataloader.train.dataset = L(mix)(
-    labeled=_labeled,
-    rest=L(exclude_images)(dataset=L(load_unlabeled)(name="deep_pcb_train"), images=_labeled),
-    shares=[1, 1],
-)
+dataloader.train.dataset = add_unlabeled(dataloader.train.dataset, "deep_pcb_train")
 dataloader.train.mapper = with_two_views(dataloader.train.mapper)
 # Blurring and erasing would remove small defects, and make new ones.
 dataloader.train.mapper.strong = dataloader.train.mapper.strong[:2]
