@@ -22,18 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.engine import HookBase
-from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..ema import EMA
-from ..matching import Detections, GroundTruth
+from ..matching import Detections
 from ..partial_labels import mask_partial_labels
 from ..targets import Targets
 from ..values import check_number
-from .coco import MIN_SIDE, is_kept
+from .coco import is_kept
 from .collapse import CollapseWatch, agreement, divergence
-from .fuse import Fusion, Labels
+from .fuse import Fusion
+from .online_labels import detections, take_weak_view, truth, with_labels, without_slivers
 from .refit import ThresholdFits
 from .teachers import set_output_limits
 from .thresholds import FixedThresholds, ThresholdRule
@@ -158,7 +158,7 @@ class MeanTeacher(HookBase):
 
     def _label(self, batch: list[dict]) -> list[dict]:
         batch = [dict(x) for x in batch]
-        weak = [_take_weak_view(x) for x in batch]
+        weak = [take_weak_view(x) for x in batch]
         missing = np.stack([self._missing(x) for x in batch])  # (N, K)
         for x, lacks in zip(batch, missing, strict=True):
             if not lacks.any():
@@ -176,7 +176,7 @@ class MeanTeacher(HookBase):
         thresholds = self.fits.update(
             self.trainer.iter,
             [found[i] for i in unlabeled],
-            [(found[i], _truth(batch[i])) for i in labeled if i in found],
+            [(found[i], truth(batch[i])) for i in labeled if i in found],
         )
         if thresholds is None:
             return batch
@@ -185,12 +185,12 @@ class MeanTeacher(HookBase):
             own = found[i][missing[i][found[i].classes]]
             size = weak[i].shape[-2:]
             labels = self.fusion([own], missing[i][None], [thresholds], size)
-            labels = _without_slivers(labels)
+            labels = without_slivers(labels)
             self._images += 1
             self._boxes += int((~labels.ignore).sum())
             self._ignored += int(labels.ignore.sum())
             if is_kept(labels):
-                batch[i] = _with_labels(batch[i], labels)
+                batch[i] = with_labels(batch[i], labels)
         return batch
 
     def _missing(self, x: dict) -> np.ndarray:
@@ -221,7 +221,7 @@ class MeanTeacher(HookBase):
                 f"NaN or infinite ones. The training diverged. Lower optimizer.lr, or lengthen the "
                 f"warm-up."
             ) from e
-        found = [_detections(y["instances"]) for y in outputs]
+        found = [detections(y["instances"]) for y in outputs]
         # A detector without such limits, such as DETR, returns a fixed number of boxes.
         return [x[x.scores > self.score_floor][: self.max_detections] for x in found]
 
@@ -314,54 +314,3 @@ def _nothing_known(num_classes: int) -> Targets:
         counts=(0,),
         annotated=torch.zeros(1, num_classes, dtype=torch.bool),
     )
-
-
-def _take_weak_view(x: dict) -> Tensor:
-    if "weak_image" not in x:
-        raise ValueError(
-            f"dataloader.train.mapper: expected d2kd.data.TwoViewMapper, whose weak view "
-            f"train.mean_teacher labels, found inputs with {', '.join(sorted(x))}."
-        )
-    return x.pop("weak_image")
-
-
-def _truth(x: dict) -> GroundTruth:
-    instances = x["instances"]
-    return GroundTruth(instances.gt_boxes.tensor.double().numpy(), instances.gt_classes.numpy())
-
-
-def _detections(instances: Instances) -> Detections:
-    found = Detections(
-        boxes=instances.pred_boxes.tensor.float().cpu().numpy(),
-        scores=instances.scores.float().cpu().numpy(),
-        classes=instances.pred_classes.cpu().numpy().astype(np.int64),
-    )
-    return found[np.argsort(-found.scores, kind="stable")]
-
-
-def _without_slivers(labels: Labels) -> Labels:
-    """Without boxes that have a side below `MIN_SIDE`, as in labels that are made once."""
-    kept = (labels.boxes[:, 2:] - labels.boxes[:, :2] >= MIN_SIDE).all(1)
-    return Labels(**{name: value[kept] for name, value in vars(labels).items()})
-
-
-def _with_labels(x: dict, labels: Labels) -> dict:
-    """An input of the student with the teacher's labels of the classes that were missing.
-
-    Masks and keypoints are left out, because the teacher's labels are boxes.
-    """
-    old = x["instances"][:0] if x.get("relabel") else x["instances"]
-    regions = torch.as_tensor(labels.boxes[labels.ignore])
-    if not x.get("relabel") and "ignore_boxes" in x:
-        regions = torch.cat([x["ignore_boxes"], regions])
-    objects = ~labels.ignore
-    boxes = torch.as_tensor(labels.boxes[objects])
-    instances = Instances(old.image_size)
-    instances.gt_boxes = Boxes(torch.cat([old.gt_boxes.tensor, boxes]))
-    instances.gt_classes = torch.cat([old.gt_classes, torch.as_tensor(labels.classes[objects])])
-    weights = torch.as_tensor(labels.weights[objects])
-    if old.has("gt_weights") or (weights != 1).any():
-        own = old.gt_weights if old.has("gt_weights") else torch.ones(len(old))
-        instances.gt_weights = torch.cat([own, weights])
-    rest = {k: v for k, v in x.items() if k != "annotated_classes"}
-    return {**rest, "instances": instances, "ignore_boxes": regions}
