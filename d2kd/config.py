@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -161,7 +161,7 @@ def check_config(
 
 
 def check_files(
-    cfg: DictConfig, *, training: bool, initial_weights: bool, coming: Iterable[str] = ()
+    cfg: DictConfig, *, training: bool, initial_weights: bool, coming: Collection[str] = ()
 ) -> None:
     """Check that the files that a run reads are there: checkpoints, and labels by teachers.
 

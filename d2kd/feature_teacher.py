@@ -138,7 +138,7 @@ def _check_statistics(mean: Sequence[float], std: Sequence[float]) -> None:
         check_number("FeatureTeacher.pixel_mean", x, most=255)
     for x in std:
         check_number("FeatureTeacher.pixel_std", x, above=0)
-    # A std of 1 is usual beside a mean of 103 and more.
+    # A std of 1 is usual with a mean of 103 and more.
     if max(std) < 1 or (max(mean) <= 1 and (max(mean) > 0 or max(std) == 1)):
         raise ValueError(
             f"FeatureTeacher.pixel_mean, pixel_std: expected values for pixels in [0, 255], found "

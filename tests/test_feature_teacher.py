@@ -152,7 +152,7 @@ def test_statistics_of_pixels_from_0_to_1_are_refused(fields):
         FeatureTeacher(VIT, None, **fields)
 
 
-def test_a_std_of_1_beside_a_mean_of_255_levels_is_fine():
+def test_a_std_of_1_with_a_mean_of_255_levels_is_fine():
     FeatureTeacher(VIT, None, pixel_mean=[123.7, 116.3, 103.5], pixel_std=[1, 1, 1])
 
 

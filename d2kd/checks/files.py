@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["check_models", "check_weights"]
 def check_weights(
     field: str,
     path: Any,
-    coming: Iterable[str] = (),
+    coming: Collection[str] = (),
     expected: str = "a file or a URL",
     fix: str = "A path is relative to the current folder.",
 ) -> None:
@@ -39,13 +39,13 @@ def check_weights(
         raise FileNotFoundError(f"{field}: expected {expected}, found no file at {path!r}. {fix}")
 
 
-def _is_coming(path: str, coming: Iterable[str]) -> bool:
+def _is_coming(path: str, coming: Collection[str]) -> bool:
     place = Path(os.path.abspath(path))
     return any(place.is_relative_to(os.path.abspath(folder)) for folder in coming)
 
 
 def check_models(
-    model: DictConfig, *, evaluates_teacher: bool = False, coming: Iterable[str] = ()
+    model: DictConfig, *, evaluates_teacher: bool = False, coming: Collection[str] = ()
 ) -> None:
     """Check the files of student and teacher, and that a teacher that is evaluated can detect.
 
@@ -72,7 +72,7 @@ def check_models(
         check_weights("model.teacher.weights", weights, coming)
 
 
-def _check_config(source: Any, setup: Any, coming: Iterable[str]) -> None:
+def _check_config(source: Any, setup: Any, coming: Collection[str]) -> None:
     if isinstance(source, str) and not os.path.isfile(source) and not _is_coming(source, coming):
         load_detector_config(source, setup)  # of Detectron2's model zoo; else an error
 

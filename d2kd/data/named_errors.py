@@ -63,7 +63,7 @@ class NamedErrors:
 
 
 def _find_damaged_file(image: Mapping) -> str | None:
-    """The first file of an image that cannot be read: its own, or that of its segmentation."""
+    """The first file of an image that cannot be read: the image itself, or its segmentation."""
     for key, path in image.items():
         if path and str(key).endswith("file_name"):
             try:

@@ -175,7 +175,7 @@ def _truth_parts(truth: Mapping[str, Any]) -> list[str]:
         _table(["edges of correct labels", *edges], [["mean", *places[0]], ["std", *places[1]]])
     )
     parts.append(
-        "How far the edges of correct labels are from those of their objects, in shares of the "
+        "How far the edges of correct labels are from their objects' edges, in shares of the "
         "object's width or height. Right and down are positive.\n"
     )
     return parts
