@@ -262,6 +262,11 @@ def test_the_way_is_the_mean_over_seeds_where_all_were_evaluated():
     assert way_of([]) == []
 
 
+def test_the_picture_is_drawn_while_a_row_of_a_curve_has_no_result():
+    results = {"alone": {1: {"AP": 3.0, "steps": 7}, 2: {"AP": 4.0, "steps": 7}}}
+    assert picture_of_curves(results, {"alone": ["alone", "alone 2x"]}, {}, {})
+
+
 def test_the_picture_is_drawn_for_trainings_of_known_length_only():
     assert picture_of_curves({"a": {1: {"AP": 3.0}}}, {"a": ["a"]}, {}, {}) is None
     results = {"_$a": {1: {"AP": 3.0, "steps": 7}}, "teacher": {None: {"AP": 5.0}}}

@@ -133,7 +133,7 @@ def picture_of_curves(
             panel.spines[side].set_visible(False)
     panels[0].set_ylabel("AP")
     panels[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
-    seeds = max(len(results[row]) for name in drawn for row in curves[name])
+    seeds = max(len(results.get(row, {})) for name in drawn for row in curves[name])
     final = "Final AP, mean ± standard deviation" if seeds > 1 else "Final AP, one seed"
     figure.suptitle(f"{final}; thin: AP during a training", fontsize=10)
     image = io.BytesIO()
